@@ -1,0 +1,49 @@
+"""The seam between the pipeline and the engines: five names, no tensors of any framework."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..packing import PackedTokens
+from ..spec import ModelSpec
+from ..weights import Weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run: what a back end is asked for by name it runs, or it refuses."""
+
+    precision: str = "auto"  # "auto" | "fp32" | "fp64" | ...
+    device: str | None = None  # None or "cpu"
+    threads: int | None = None  # None: env.threads()
+
+
+class Encoder(Protocol):
+    """A loaded model. ``encode`` may be called from one thread at a time."""
+
+    precision: str  # what runs, never "auto"
+    provenance: dict[str, Any]  # what a store should record, e.g. {"isa": "avx2"}
+
+    def encode(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
+        """Write the first ``out.shape[1]`` embedding dimensions of every pixel.
+
+        ``out``: (P, E) float32 (the reference back end also takes float64), E at most the model's
+        ``saved_dim``. A pixel without a token in either stream becomes a row of NaN; one without
+        tokens in a single stream gets that stream's constant.
+        """
+
+    def close(self) -> None:
+        """Free what is held; the encoder is not used again."""
+
+
+class Backend(Protocol):
+    """A module-level object of backends/<name>.py."""
+
+    name: str
+
+    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+        """None if ``load`` would run here, else the reason as a sentence."""
+
+    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> Encoder:
+        """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""

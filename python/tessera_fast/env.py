@@ -1,0 +1,37 @@
+"""Every environment variable that the package reads, in one place.
+
+TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
+TESSERA_FAST_THREADS  default number of threads of the cpu back end
+TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
+                      without network works from files copied there
+The hub's own variables (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) are honoured by
+huggingface_hub.
+"""
+
+import os
+from pathlib import Path
+
+from .errors import InputError
+
+
+def isa() -> str | None:
+    """Name of the forced instruction set, or None."""
+    return os.environ.get("TESSERA_FAST_ISA") or None
+
+
+def threads() -> int:
+    """Threads to use by default: TESSERA_FAST_THREADS, else the CPUs this process may use."""
+    text = os.environ.get("TESSERA_FAST_THREADS")
+    if not text:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def weights_dir() -> Path | None:
+    """Folder of local checkpoints, or None."""
+    text = os.environ.get("TESSERA_FAST_WEIGHTS")
+    return Path(text) if text else None

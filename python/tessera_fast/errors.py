@@ -1,0 +1,23 @@
+"""The exceptions of the package: every message says what, expected, got, and what to do."""
+
+__all__ = ["BackendUnavailable", "InputError", "StoreError", "TesseraError", "WeightsError"]
+
+
+class TesseraError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class InputError(TesseraError, ValueError):
+    """The observations given are not what the model expects; nothing was written."""
+
+
+class WeightsError(TesseraError, ValueError):
+    """A checkpoint is unsafe, truncated, mismatched or not the one that was asked for."""
+
+
+class BackendUnavailable(TesseraError, RuntimeError):
+    """A back end, instruction set, precision or device asked for by name cannot run here."""
+
+
+class StoreError(TesseraError, RuntimeError):
+    """An output cannot be written, or would mix models, weights or precisions."""

@@ -1,0 +1,267 @@
+"""What a TESSERA model is: shapes, statistics and rules, as data. No code path per model.
+
+Sizes follow docs/data_flow.md: D width, H heads, F feed-forward width, E embedding width, C bands.
+The released shapes and statistics are those of ucam-eo/tessera at commit ef4f0ac.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .errors import InputError
+
+S2_BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
+S1_BANDS = ("VV", "VH")
+MAX_DOY = 366
+MAX_SEQUENCE = 256  # the longest sequence any v1.1 or v2 model reads; more dates are cut to it
+
+Row = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Normalisation (x - mean) / (std + 1e-9), computed in float32.
+
+    ``s1_mean`` and ``s1_std`` have one row per orbit, ascending then descending; a model with
+    pooled statistics repeats the row.
+    """
+
+    s2_mean: Row
+    s2_std: Row
+    s1_mean: tuple[Row, Row]
+    s1_std: tuple[Row, Row]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that turns packed tokens and a set of named tensors into an embedding."""
+
+    name: str
+    d_model: int
+    num_layers: int
+    num_heads: int
+    ff_dim: int
+    out_dim: int  # width of the reducer's output
+    saved_dim: int  # leading dimensions that are the embedding
+    statistics: Statistics
+    sampling: str  # "v2" | "v1.1" | "v1.0": how dates become a sequence (packing.py)
+    pre_norm: bool = False
+    qk_norm: bool = False  # RMSNorm on q and k; q, k, v are then separate projections
+    pooling: str = "softmax"  # "softmax" | "custom_gru" | "torch_gru"
+    reducer: str = "mlp"  # "mlp": Linear LayerNorm ReLU Linear | "linear"
+    final_norm: bool = True  # LayerNorm without parameters on the reducer's output
+    fusion_layers: int = 0  # transformer layers over the two tokens [S2, S1]
+    matryoshka: tuple[int, ...] = ()  # prefixes of the embedding that stand alone
+    absmax_floor: float = 0.0  # int8: scale = max(max|e|, absmax_floor) / 127 ...
+    scale_floor: float = 0.0  # ... and at least scale_floor
+    dummy_orbit: bool = False  # an orbit without dates becomes one (0, 0) row of day 180
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def needs_steps(self) -> bool:
+        """A recurrent pooling reads the padded sequence in order, fillers included."""
+        return self.pooling != "softmax"
+
+    @property
+    def empty_steps(self) -> int:
+        """Length of the all-zero sequence that stands for a stream without observations."""
+        return 8 if self.sampling == "v1.1" else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that :meth:`from_json` reads back exactly."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ModelSpec":
+        """Inverse of :meth:`to_json`; raises TypeError or KeyError on a foreign dict."""
+        stats = data["statistics"]
+        rows = {k: tuple(tuple(r) if isinstance(r, list) else r for r in v) for k, v in stats.items()}
+        plain = {**data, "matryoshka": tuple(data["matryoshka"]), "statistics": Statistics(**rows)}
+        return cls(**plain)
+
+    def prefixes(self) -> tuple[int, ...]:
+        """Output widths that may be asked for by ``dims``."""
+        return tuple(sorted({*self.matryoshka, self.saved_dim}))
+
+    def check(self) -> "ModelSpec":
+        """Raise InputError where sizes contradict each other; return self."""
+        for what, value in (("d_model", self.d_model), ("num_heads", self.num_heads),
+                            ("num_layers", self.num_layers), ("ff_dim", self.ff_dim),
+                            ("out_dim", self.out_dim)):  # fmt: skip
+            if value < 1:
+                raise InputError(f"model {self.name}: {what} must be positive, got {value}")
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise InputError(
+                f"model {self.name}: d_model {self.d_model} must be even and a multiple of its "
+                f"{self.num_heads} heads"
+            )
+        if not 1 <= self.saved_dim <= self.out_dim:
+            raise InputError(
+                f"model {self.name}: saved_dim {self.saved_dim} must be 1..{self.out_dim}"
+            )
+        return self
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The official parameter names (without ``_orig_mod.``) and their shapes."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for stream, bands in (("s2_backbone", S2_BANDS), ("s1_backbone", S1_BANDS)):
+            shapes |= self._stream_shapes(stream, len(bands))
+        d = self.d_model
+        if self.fusion_layers:
+            shapes["fusion_modality_embed"] = (2, d)
+            for i in range(self.fusion_layers):
+                shapes |= _layer_shapes(f"fusion_transformer.layers.{i}", d, 2 * d, d // 4)
+        if self.reducer == "linear":
+            return shapes | _linear_shapes("dim_reducer.0", 2 * d, self.out_dim)
+        shapes |= _linear_shapes("dim_reducer.0", 2 * d, 4 * d)
+        shapes |= _norm_shapes("dim_reducer.1", 4 * d)
+        return shapes | _linear_shapes("dim_reducer.4", 4 * d, self.out_dim)
+
+    def layer_name(self, stream: str, i: int) -> str:
+        """Official prefix of encoder layer ``i``: QK-norm students have no ``layers``."""
+        plain_list = self.qk_norm and not self.pre_norm
+        return f"{stream}.transformer_encoder.{'' if plain_list else 'layers.'}{i}"
+
+    def _stream_shapes(self, stream: str, bands: int) -> dict[str, tuple[int, ...]]:
+        d = self.d_model
+        shapes = _linear_shapes(f"{stream}.embedding.0", bands, d)
+        shapes |= _linear_shapes(f"{stream}.embedding.2", d, d)
+        for i in range(self.num_layers):
+            head_dim = self.head_dim if self.qk_norm else None
+            shapes |= _layer_shapes(self.layer_name(stream, i), d, self.ff_dim, head_dim)
+        pool = f"{stream}.attn_pool"
+        shapes |= _linear_shapes(f"{pool}.query", d, 1)
+        if self.pooling == "custom_gru":
+            cell = f"{pool}.temporal_context.gru_cell"
+            shapes |= {f"{cell}.W_{g}.weight": (d, d) for g in ("ir", "iz", "ih", "hr", "hz", "hh")}
+            shapes |= {f"{cell}.b_{g}": (d,) for g in "rzh"}
+            shapes |= _norm_shapes(f"{pool}.layer_norm", d)
+        elif self.pooling == "torch_gru":
+            cell = f"{pool}.temporal_context"
+            shapes |= {f"{cell}.weight_{k}_l0": (3 * d, d) for k in ("ih", "hh")}
+            shapes |= {f"{cell}.bias_{k}_l0": (3 * d,) for k in ("ih", "hh")}
+        return shapes
+
+
+def _linear_shapes(name: str, n_in: int, n_out: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
+
+
+def _norm_shapes(name: str, n: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (n,), f"{name}.bias": (n,)}
+
+
+def _layer_shapes(name: str, d: int, f: int, qk_head_dim: int | None) -> dict[str, tuple[int, ...]]:
+    """One transformer layer; ``qk_head_dim`` None means the joint in_proj of torch's layer."""
+    if qk_head_dim is None:
+        attn = f"{name}.self_attn"
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{attn}.in_proj_weight": (3 * d, d),
+            f"{attn}.in_proj_bias": (3 * d,),
+        }
+        shapes |= _linear_shapes(f"{attn}.out_proj", d, d)
+    else:
+        shapes = {}
+        for proj in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear_shapes(f"{name}.{proj}", d, d)
+        shapes |= {f"{name}.{q}_norm.weight": (qk_head_dim,) for q in "qk"}
+    shapes |= _linear_shapes(f"{name}.linear1", d, f) | _linear_shapes(f"{name}.linear2", f, d)
+    return shapes | _norm_shapes(f"{name}.norm1", d) | _norm_shapes(f"{name}.norm2", d)
+
+
+_V2_S2 = (
+    (1633.0042, 1341.1090, 1539.5536, 3054.8269, 3117.4658,
+     2004.1648, 2694.7275, 2945.1504, 2266.6079, 1657.3094),
+    (1999.4603, 2014.7549, 1929.2201, 1754.2493, 1649.9807,
+     1936.8988, 1748.6041, 1708.6991, 1207.5250, 1108.6046),
+)  # fmt: skip
+STATISTICS = {
+    "v2": Statistics(
+        *_V2_S2,
+        s1_mean=((5909.3921, 3405.0322), (5816.1382, 3277.7576)),
+        s1_std=((1507.1750, 1531.2615), (1554.6475, 1546.4733)),
+    ),
+    "v2-teacher": Statistics(
+        *_V2_S2,
+        s1_mean=((5862.7652, 3341.3949),) * 2,
+        s1_std=((1531.8051, 1540.2014),) * 2,
+    ),
+    "v1.1-mpc": Statistics(
+        s2_mean=(2683.4553, 2223.3630, 2432.0950, 3633.1970, 3602.1755,
+                 3006.4324, 3400.2710, 3515.6392, 2456.9163, 1983.8783),
+        s2_std=(2739.5217, 2846.2993, 2690.8250, 2290.0439, 2088.8970,
+                2673.1106, 2381.4521, 2229.5225, 1601.0942, 1495.3545),
+        s1_mean=((5588.3291, 3025.6270), (5552.9683, 2955.0520)),
+        s1_std=((1713.4646, 1693.0471), (1685.5857, 1677.6414)),
+    ),
+    "v1.1-aws": Statistics(
+        s2_mean=(2793.6589, 2356.7776, 2551.0496, 3741.9229, 3713.7844,
+                 3120.1997, 3516.3342, 3637.0342, 2501.0283, 2038.1504),
+        s2_std=(2810.0093, 2933.8835, 2755.6360, 2344.5027, 2145.7986,
+                2743.9019, 2438.8601, 2286.5977, 1680.7367, 1585.5529),
+        s1_mean=((5697.0859, 2838.6687), (5759.1367, 2873.2854)),
+        s1_std=((1671.3737, 1789.4116), (1583.2858, 1747.8390)),
+    ),
+    "v1.0": Statistics(
+        s2_mean=(1711.0938, 1308.8511, 1546.4543, 3010.1293, 3106.5083,
+                 2068.3044, 2685.0845, 2931.5889, 2514.6928, 1899.4922),
+        s2_std=(1926.1026, 1862.9751, 1803.1792, 1741.7837, 1677.4543,
+                1888.7862, 1736.3090, 1715.8104, 1514.5199, 1398.4779),
+        s1_mean=((5484.0407, 3003.7812),) * 2,
+        s1_std=((1871.2334, 1726.0670),) * 2,
+    ),
+}  # fmt: skip
+
+
+def _v2(name: str, d: int, layers: int, f: int) -> ModelSpec:
+    return ModelSpec(
+        name, d, layers, 4, f, 128, 128, STATISTICS["v2"], "v2",
+        matryoshka=(16, 32, 64, 128), absmax_floor=1e-12,
+    )  # fmt: skip
+
+
+def _v1_1(name: str) -> ModelSpec:
+    return ModelSpec(
+        name, 768, 4, 4, 2048, 192, 128, STATISTICS[name], "v1.1",
+        pooling="custom_gru", final_norm=False, scale_floor=1e-8,
+    )  # fmt: skip
+
+
+def _v1_0(name: str, layers: int, heads: int, pooling: str) -> ModelSpec:
+    return ModelSpec(
+        name, 512, layers, heads, 4096, 128, 128, STATISTICS["v1.0"], "v1.0",
+        pooling=pooling, reducer="linear", final_norm=False, scale_floor=1e-8,
+        dummy_orbit=name == "v1.0-qat",
+    )  # fmt: skip
+
+
+_RELEASED = (
+    _v2("v2-nano", 144, 2, 384),
+    _v2("v2-small", 256, 4, 1024),
+    _v2("v2-medium", 440, 4, 1792),
+    _v2("v2-large", 640, 4, 2560),
+    ModelSpec(
+        "v2-teacher", 4096, 4, 4, 16384, 1024, 1024, STATISTICS["v2-teacher"], "v2",
+        pre_norm=True, qk_norm=True, fusion_layers=2, absmax_floor=1e-12,
+    ),
+    _v1_1("v1.1-mpc"),
+    _v1_1("v1.1-aws"),
+    _v1_0("v1.0-qat", 4, 4, "custom_gru"),
+    _v1_0("v1.0", 8, 8, "torch_gru"),
+)  # fmt: skip
+
+RELEASED: dict[str, ModelSpec] = {s.name: s for s in _RELEASED}
+
+
+def released(name: str) -> ModelSpec:
+    """The released model ``name``; InputError lists the names there are."""
+    if name not in RELEASED:
+        raise InputError(f"model: expected one of {', '.join(RELEASED)}, got {name!r}")
+    return RELEASED[name]
+
+
+def variant(base: str, **changes: Any) -> ModelSpec:
+    """A checked copy of a released spec with other sizes, e.g. ``variant("v2-nano", ff_dim=80)``."""
+    return replace(released(base), **changes).check()
