@@ -8,6 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import env
+from .errors import InputError
+from .spec import ModelSpec
+
+MAX_DATES = 65_535  # of one stream
+DUMMY_DOY = 180
+
 
 @dataclass(frozen=True)
 class Orbit:
@@ -52,3 +59,72 @@ class PackedTokens:
     @property
     def pixels(self) -> int:
         return len(self.offsets) - 1
+
+
+def pack(
+    observations: Observations,
+    spec: ModelSpec,
+    *,
+    row0: int = 0,
+    seed: int = 0,
+    binary_masks: bool = False,
+    threads: int | None = None,
+) -> tuple[PackedTokens, PackedTokens, np.ndarray]:
+    """Pack a window by the rule of ``spec.sampling``: Sentinel-2, Sentinel-1, observed dates.
+
+    The third result is (P, 3) uint16: the observed dates of Sentinel-2, ascending and descending
+    Sentinel-1, before any cut. ``row0`` is the window's first row in its tile and ``seed`` the seed
+    of v1.0's random draws, which depend on (seed, row, column) alone. ``binary_masks`` refuses mask
+    values beyond 0 and 1. Raises InputError for such masks, for values that are not finite and for
+    more than 65,535 dates in a stream.
+    """
+    from . import _cpu
+
+    window = observations.shape
+    orbits = [(o.bands, _days(o.doys, o.bands), o.index) for o in observations.orbits]
+    _check_dates("Sentinel-2", observations.s2_bands.shape[0])
+    _check_dates("Sentinel-1", sum(len(bands) for bands, _, _ in orbits))
+    if spec.sampling == "v1.0" and not orbits and not spec.dummy_orbit:
+        raise InputError(
+            f"model {spec.name} draws from a pixel's Sentinel-1 dates and there are none: give at "
+            "least one orbit, or use v1.0-qat or a later model"
+        )
+    counted = [o.index for o in observations.orbits]
+    if spec.dummy_orbit:
+        orbits += [_dummy_orbit(i, window, orbits) for i in (0, 1) if i not in counted]
+        orbits.sort(key=lambda orbit: orbit[2])
+    s2 = observations.s2_bands
+    s2_parts = (s2, observations.s2_masks, _days(observations.s2_doys, s2))
+    optical, radar, observed = _cpu.pack(
+        s2_parts, orbits, spec.sampling, spec.needs_steps, binary_masks, row0, seed,
+        threads or env.threads(),
+    )  # fmt: skip
+    counts = np.zeros((len(observed), 3), np.uint16)
+    counts[:, 0] = observed[:, 0]
+    for column, (_, _, index) in enumerate(orbits, start=1):
+        if index in counted:
+            counts[:, 1 + index] = observed[:, column]
+    flag = observations.standardized
+    return PackedTokens(*optical, flag), PackedTokens(*radar, flag), counts
+
+
+def _days(doys: np.ndarray, bands: np.ndarray) -> np.ndarray:
+    """(T,) or (T, H, W) days as a (T, H, W) int32 view."""
+    days = np.asarray(doys, np.int32)
+    if days.ndim == 1:
+        days = days[:, None, None]
+    return np.broadcast_to(days, bands.shape[:3])
+
+
+def _check_dates(what: str, dates: int) -> None:
+    if dates > MAX_DATES:
+        raise InputError(f"{what}: expected at most {MAX_DATES:,} dates, got {dates:,}")
+
+
+def _dummy_orbit(
+    index: int, window: tuple[int, int], orbits: list[tuple[np.ndarray, np.ndarray, int]]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """What v1.0-qat reads for an orbit without dates: one (0, 0) row of day 180."""
+    dtype = orbits[0][0].dtype if orbits else np.dtype(np.int16)
+    zeros = np.broadcast_to(np.zeros(2, dtype), (1, *window, 2))
+    return zeros, np.broadcast_to(np.int32(DUMMY_DOY), (1, *window)), index
