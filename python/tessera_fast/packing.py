@@ -81,7 +81,12 @@ def pack(
     from . import _cpu
 
     window = observations.shape
-    orbits = [(o.bands, _days(o.doys, o.bands), o.index) for o in observations.orbits]
+    dtypes = {o.bands.dtype for o in observations.orbits}
+    common = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    orbits = [
+        (o.bands.astype(common, copy=False), _days(o.doys, o.bands), o.index)
+        for o in observations.orbits
+    ]
     _check_dates("Sentinel-2", observations.s2_bands.shape[0])
     _check_dates("Sentinel-1", sum(len(bands) for bands, _, _ in orbits))
     if spec.sampling == "v1.0" and not orbits and not spec.dummy_orbit:

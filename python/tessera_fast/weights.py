@@ -1,18 +1,157 @@
-"""placeholder"""
-from dataclasses import dataclass
+"""From a model's name or a file to checked parameters, and from those to safetensors."""
+
+import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
-from .spec import ModelSpec
+
+from . import checkpoint, env, hub
+from .checkpoint import StoredTensor
+from .errors import InputError, WeightsError
+from .recognise import SPEC_KEY, match
+from .spec import RELEASED, ModelSpec
+from .untrained import untrained
+
+_BLOCK = 1 << 22  # values tested for finiteness at once
+_SOURCE_KEY = "tessera_fast.source"
+
 
 @dataclass(frozen=True)
 class Weights:
     """A model's parameters, checked against its spec."""
 
     spec: ModelSpec
-    tensors: Mapping[str, np.ndarray]  # exactly spec.parameter_shapes(), float32, C-contiguous, possibly memory-mapped
+    tensors: Mapping[str, np.ndarray]  # exactly spec.parameter_shapes(): float32, C-contiguous,
+    # aligned, finite, perhaps read-only views of a mapped file, or drawn anew on every access
     sha256: str  # of the checkpoint file; of the recipe for untrained weights
-    source: str  # path, "hub:<repo>/<file>@<revision>" or "untrained:<seed>"
+    source: str  # path, "hub:<repo>/<file>@<revision>" or "untrained:<seed>", perhaps "in <path>"
 
     @property
     def trained(self) -> bool:
         return not self.source.startswith("untrained:")
+
+
+def load_weights(
+    model: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None
+) -> Weights:
+    """Parameters of a released model, or of a checkpoint file.
+
+    ``model``: a name in ``spec.RELEASED``, or a path to a .pt, .pth or .safetensors file, whose
+    family and sizes are recognised. ``weights``, with a released name only: a path that must match
+    that model, or "untrained" or "untrained:<seed>". Without it, the folder TESSERA_FAST_WEIGHTS
+    is searched for the official file name and <name>.safetensors, then the hub is asked.
+
+    Raises WeightsError for a file that is absent, unsafe, truncated or mismatched, and InputError
+    for an unknown model name.
+    """
+    name = os.fspath(model)
+    if name not in RELEASED:
+        if weights is not None:
+            raise WeightsError(
+                f"weights={os.fspath(weights)!r} goes with a released name, got model={name!r}"
+            )
+        if not Path(name).exists() and Path(name).suffix not in (".pt", ".pth", ".safetensors"):
+            raise InputError(
+                f"model: expected one of {', '.join(RELEASED)}, or the path of a .pt or "
+                f".safetensors file, got {name!r}"
+            )
+        return _from_file(Path(name), None)
+    spec = RELEASED[name]
+    if weights is None:
+        return _find_released(spec)
+    text = os.fspath(weights)
+    if text == "untrained" or text.startswith("untrained:"):
+        seed = text.partition(":")[2] if ":" in text else "1"
+        if not (seed.isascii() and seed.isdigit()):
+            raise WeightsError(f"weights: expected untrained:<seed>, a number >= 0, got {text!r}")
+        return untrained_weights(spec, int(seed))
+    return _from_file(Path(text), spec)
+
+
+def untrained_weights(spec: ModelSpec, seed: int = 1) -> Weights:
+    """Seeded random parameters of any spec; ``tensors`` are drawn on every access."""
+    tensors = untrained(spec, seed)
+    return Weights(spec, tensors, tensors.sha256, f"untrained:{seed}")
+
+
+def save_safetensors(
+    path: str | os.PathLike[str], weights: Weights, overwrite: bool = False
+) -> None:
+    """Write float32 safetensors with the spec inside, so that the file needs no other word.
+
+    The file appears whole or not at all; StoreError if it exists and ``overwrite`` is False, or
+    cannot be written.
+    """
+    source = weights.source.partition(" in ")[0] if not weights.trained else weights.source
+    if not source.startswith(("hub:", "untrained:")):
+        source = Path(source).name  # a user's folders do not belong in a file that may be shared
+    metadata = {
+        SPEC_KEY: json.dumps(weights.spec.to_json()),
+        _SOURCE_KEY: source,
+        f"{_SOURCE_KEY}_sha256": weights.sha256,
+    }
+    shapes = weights.spec.parameter_shapes()
+    checkpoint.write_safetensors(Path(path), weights.tensors, shapes, metadata, overwrite)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    model: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Checkpoint (or released name) to safetensors; ``model`` is the released name it must match.
+
+    Raises as :func:`load_weights` and :func:`save_safetensors` do.
+    """
+    loaded = load_weights(source) if model is None else load_weights(model, source)
+    save_safetensors(destination, loaded, overwrite)
+
+
+def _find_released(spec: ModelSpec) -> Weights:
+    official = hub.RELEASES[spec.name].file
+    folder = env.weights_dir()
+    if folder is not None:
+        if not folder.is_dir():
+            raise WeightsError(f"TESSERA_FAST_WEIGHTS: {folder} is not a folder")
+        for file in (official, f"{spec.name}.safetensors"):
+            if (folder / file).is_file():
+                return _from_file(folder / file, spec, pinned=file == official)
+    path = hub.locate(spec.name)
+    return _from_file(path, spec, pinned=True, source=hub.source(spec.name, path))
+
+
+def _from_file(
+    path: Path, expected: ModelSpec | None, pinned: bool = False, source: str | None = None
+) -> Weights:
+    """Read and check one file; ``pinned``: its bytes must be those that were released."""
+    sha256 = checkpoint.digest(path)
+    if pinned and expected is not None:
+        hub.verify(expected.name, path, sha256)
+    file = checkpoint.read(path)
+    spec, stored = match(file, expected)
+    tensors = {name: _values(path, name, stored[name]) for name in spec.parameter_shapes()}
+    origin = file.metadata.get(_SOURCE_KEY, "")
+    if origin.startswith("untrained:"):
+        source = f"{origin} in {path}"
+    return Weights(spec, tensors, sha256, source or str(path))
+
+
+def _values(path: Path, name: str, tensor: StoredTensor) -> np.ndarray:
+    try:
+        array = tensor.read()
+    except ValueError as error:
+        raise WeightsError(f"{path}: {name}: {error}") from error
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        bad = np.flatnonzero(~np.isfinite(flat[start : start + _BLOCK]))
+        if bad.size:
+            index = start + int(bad[0])
+            raise WeightsError(
+                f"{path}: {name}: expected finite float32 values, got {flat[index]} at "
+                f"{tuple(int(i) for i in np.unravel_index(index, array.shape))}"
+            )
+    return array

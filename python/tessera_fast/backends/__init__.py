@@ -1,0 +1,39 @@
+"""The engines behind one seam (base.py). Peers do not import each other."""
+
+import importlib
+import logging
+
+from ..errors import BackendUnavailable, InputError
+from ..spec import ModelSpec
+from ..weights import Weights
+from .base import Backend, Encoder, Plan
+
+BEST_FIRST = ("cpu", "reference")
+AUTOMATIC = ("cpu",)  # the reference is slow on purpose and runs only when named
+
+_log = logging.getLogger("tessera_fast")
+
+
+def get(name: str) -> Backend:
+    """The back end ``name``; InputError lists the names there are."""
+    if name not in BEST_FIRST:
+        raise InputError(f"backend: expected auto, {', '.join(BEST_FIRST)}, got {name!r}")
+    backend: Backend = getattr(importlib.import_module(f".{name}", __name__), name)
+    return backend
+
+
+def load(name: str, spec: ModelSpec, weights: Weights, plan: Plan) -> tuple[str, Encoder]:
+    """Load a model on the named back end, or on the first automatic one that can ("auto").
+
+    Raises BackendUnavailable with every reason; a back end asked for by name runs or raises.
+    """
+    if name != "auto":
+        return name, get(name).load(spec, weights, plan)
+    reasons = []
+    for candidate in AUTOMATIC:
+        reason = get(candidate).why_not(spec, plan)
+        if reason is None:
+            return candidate, get(candidate).load(spec, weights, plan)
+        _log.info("back end %s passed over: %s", candidate, reason)
+        reasons.append(f"{candidate}: {reason}")
+    raise BackendUnavailable("no back end can run this: " + "; ".join(reasons))

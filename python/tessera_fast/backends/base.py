@@ -1,5 +1,6 @@
 """The seam between the pipeline and the engines: five names, no tensors of any framework."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ from ..weights import Weights
 class Plan:
     """How to run: what a back end is asked for by name it runs, or it refuses."""
 
-    precision: str = "auto"  # "auto" | "fp32" | "fp64" | ...
-    device: str | None = None  # None or "cpu"
+    precision: str = "auto"  # "auto" | "fp32" | "fp64"
+    device: str | None = None  # None: the back end's own choice
     threads: int | None = None  # None: env.threads()
 
 
@@ -23,14 +24,21 @@ class Encoder(Protocol):
     """A loaded model. ``encode`` may be called from one thread at a time."""
 
     precision: str  # what runs, never "auto"
-    provenance: dict[str, Any]  # what a store should record, e.g. {"isa": "avx2"}
+    provenance: dict[str, Any]  # what else a store should record, e.g. {"isa": "avx2"}
 
-    def encode(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
+    def encode(
+        self,
+        s2: PackedTokens,
+        s1: PackedTokens,
+        out: np.ndarray,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Write the first ``out.shape[1]`` embedding dimensions of every pixel.
 
         ``out``: (P, E) float32 (the reference back end also takes float64), E at most the model's
         ``saved_dim``. A pixel without a token in either stream becomes a row of NaN; one without
-        tokens in a single stream gets that stream's constant.
+        tokens in a single stream gets that stream's constant. ``progress`` is called in this
+        thread, now and then and at the end, with the number of pixels done.
         """
 
     def close(self) -> None:

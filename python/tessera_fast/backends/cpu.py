@@ -45,7 +45,7 @@ class CpuEncoder:
             config, positional_table(spec.d_model), weights.tensors, isa
         )
         self._threads = threads
-        self.provenance: dict[str, Any] = {"backend": "cpu", "isa": self._engine.isa}
+        self.provenance: dict[str, Any] = {"isa": self._engine.isa}
 
     def encode(
         self,

@@ -1,0 +1,157 @@
+"""The command line: `tessera-fast embed | demo | convert | info`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and then a failure, 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import TesseraError
+from .pipeline import DEFAULT_MEMORY
+from .spec import RELEASED
+
+OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s"
+    )
+    try:
+        code: int = args.run(args)
+    except TesseraError as error:
+        print(f"tessera-fast: {error}", file=sys.stderr)
+        code = getattr(args, "failure", FAILED)
+    except KeyboardInterrupt:
+        print("tessera-fast: interrupted; finished tiles are kept", file=sys.stderr)
+        code = INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tessera-fast", description="TESSERA embeddings of Sentinel-1 and Sentinel-2, fast."
+    )
+    parser.add_argument("--version", action="version", version=f"tessera-fast {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is chosen and why")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    embed = commands.add_parser("embed", help="embed tiles into a Zarr store or .npy files")
+    embed.add_argument("tiles", nargs="+", metavar="TILE", help="folder in the d-pixel layout")
+    embed.add_argument(
+        "-o", "--out", required=True,
+        help="NAME.zarr for a store in geotessera's layout, else a folder of .npy files",
+    )  # fmt: skip
+    _add_model_options(embed)
+    embed.add_argument("--dims", type=int, help="keep a Matryoshka prefix (v2: 16, 32, 64, 128)")
+    embed.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
+    embed.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
+    embed.add_argument(
+        "--memory", default=DEFAULT_MEMORY, help="bound on working memory (default %(default)s)"
+    )
+    embed.add_argument(
+        "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
+    )
+    embed.add_argument("--seed", type=int, default=0, help="of v1.0's random dates (default 0)")
+    embed.add_argument("--repeats", type=int, default=1, help="v1.0: draws to average (default 1)")
+    embed.set_defaults(run=_embed)
+
+    demo = commands.add_parser("demo", help="a synthetic tile, end to end and offline")
+    demo.add_argument("-o", "--out", default="demo_output", help="folder (default %(default)s)")
+    demo.add_argument("--size", type=int, default=128, help="tile side in pixels (default 128)")
+    demo.add_argument("--seed", type=int, default=0, help="of the tile (default 0)")
+    demo.add_argument("--threads", type=int, help="default: all CPUs")
+    demo.set_defaults(run=_demo)
+
+    convert = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
+    convert.add_argument("source", help="official .pt or .safetensors file")
+    convert.add_argument("destination", help="NAME.safetensors, with the model's spec inside")
+    convert.add_argument("--model", choices=list(RELEASED), help="what the file must be")
+    convert.add_argument("--overwrite", action="store_true")
+    convert.set_defaults(run=_convert)
+
+    info = commands.add_parser("info", help="versions, instruction sets, back ends, models")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="v2-medium",
+        help=f"{', '.join(RELEASED)}, or a checkpoint's path (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
+    )
+    parser.add_argument("--backend", default="auto", help="auto, cpu or reference")
+    parser.add_argument("--precision", default="auto", help="auto, fp32 (reference also: fp64)")
+    parser.add_argument("--threads", type=int, help="default: TESSERA_FAST_THREADS or all CPUs")
+    parser.add_argument("--device", help="default: the back end's own")
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from .job import TileReport, embed_tiles, open_tiles
+    from .model import load_model
+
+    tiles = open_tiles(args.tiles, year=args.year, allow_missing_s1=args.allow_missing_s1)
+    model = load_model(
+        args.model, args.device, weights=args.weights, backend=args.backend,
+        precision=args.precision, threads=args.threads,
+    )  # fmt: skip
+    if not model.trained:
+        print("untrained weights: these embeddings mean nothing", file=sys.stderr)
+
+    def report(tile: TileReport) -> None:
+        args.failure = PARTLY
+        if tile.state == "skipped":
+            print(f"{tile.name}: already done")
+        else:
+            rate = tile.pixels / max(tile.seconds, 1e-9)
+            missing = f", {tile.no_data:,} without data" if tile.no_data else ""
+            print(f"{tile.name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
+                  f"{missing}")  # fmt: skip
+
+    started = time.perf_counter()
+    reports = embed_tiles(
+        tiles, args.out, model, dims=args.dims, int8=args.int8, memory=args.memory,
+        seed=args.seed, repeats=args.repeats, report=report,
+    )  # fmt: skip
+    done = sum(r.state == "done" for r in reports)
+    print(
+        f"{done} of {len(reports)} tiles embedded with {model.label} "
+        f"({model.backend}, {model.precision}) in {time.perf_counter() - started:.1f} s -> {args.out}"
+    )
+    return OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    run_demo(args.out, size=args.size, seed=args.seed, threads=args.threads)
+    return OK
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .weights import convert, load_weights
+
+    convert(args.source, args.destination, args.model, args.overwrite)
+    weights = load_weights(args.destination)
+    print(f"{args.destination}: {weights.spec.name}, {len(weights.tensors)} tensors")
+    return OK
+
+
+def _info(args: argparse.Namespace) -> int:
+    from .info import describe
+
+    print(describe())
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The reference back end: the oracle of reference/ behind the seam, for tests and doubt.
+
+Slow and dense on purpose. float64 is its own: every other back end is judged against it.
+Results of a pixel may differ in the last bits with its neighbours, as torch picks a matrix
+product by its shape.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import env
+from ..errors import BackendUnavailable, InputError
+from ..packing import PackedTokens
+from ..spec import ModelSpec
+from ..weights import Weights
+from .base import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DTYPES = {"fp32": "float32", "fp64": "float64"}
+
+
+class ReferenceEncoder:
+    """A loaded model, parameters as torch tensors of the precision."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, plan: Plan) -> None:
+        import torch
+
+        from ..reference.model import to_tensors
+
+        self.precision = _precision(plan)
+        self.provenance: dict[str, Any] = {"torch": torch.__version__}
+        self._spec = spec
+        self._dtype = getattr(torch, _DTYPES[self.precision])
+        self._threads = plan.threads or env.threads()
+        self._tensors: dict[str, Tensor] = to_tensors(
+            weights.tensors, self._dtype, plan.device or "cpu"
+        )
+
+    def encode(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
+        """As ``Encoder.encode``; ``out`` (P, E) float32 or float64."""
+        import torch
+
+        from ..reference.model import forward
+
+        self._check(s2, s1, out)
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            out[:] = forward(self._spec, self._tensors, s2, s1, self._dtype)[:, : out.shape[1]]
+        finally:
+            torch.set_num_threads(threads_before)
+
+    def close(self) -> None:
+        """Free the parameters."""
+        self._tensors = {}
+
+    def _check(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
+        if s2.pixels != s1.pixels:
+            raise InputError(
+                f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
+                f"got {s1.pixels}"
+            )
+        widest = self._spec.saved_dim
+        if out.ndim != 2 or len(out) != s2.pixels or not 1 <= out.shape[1] <= widest:
+            raise InputError(
+                f"out: expected ({s2.pixels}, 1..{widest}) for {s2.pixels} pixels of model "
+                f"{self._spec.name}, got {out.shape}"
+            )
+        if out.dtype not in (np.float32, np.float64):
+            raise InputError(f"out: expected float32 or float64, got {out.dtype}")
+        if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
+            raise InputError(
+                f"packed tokens: model {self._spec.name} reads the padded sequence in order, "
+                "got tokens without steps; pack them with this model's spec"
+            )
+
+
+class ReferenceBackend:
+    """PyTorch in float32 or float64."""
+
+    name = "reference"
+
+    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+        """None if ``load`` would run here, else the reason as a sentence."""
+        if importlib.util.find_spec("torch") is None:
+            return "torch is not installed: pip install 'tessera_fast[torch]'"
+        if plan.precision != "auto" and plan.precision not in _DTYPES:
+            return f"precision {plan.precision} is not one of auto, {', '.join(_DTYPES)}"
+        device = plan.device or "cpu"
+        if device == "cpu":
+            return None
+        kind, _, index = device.partition(":")
+        if kind != "cuda" or not (index or "0").isdigit():
+            return f"device {device} is not cpu, cuda or cuda:N"
+        import torch
+
+        found = torch.cuda.device_count()
+        if int(index or 0) >= found:
+            return f"device {device} was asked for, and torch finds {found} CUDA devices"
+        return None
+
+    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> ReferenceEncoder:
+        """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""
+        reason = self.why_not(spec, plan)
+        if reason is not None:
+            raise BackendUnavailable(f"back end {self.name}: {reason}")
+        return ReferenceEncoder(spec, weights, plan)
+
+
+def _precision(plan: Plan) -> str:
+    return "fp32" if plan.precision == "auto" else plan.precision
+
+
+reference = ReferenceBackend()

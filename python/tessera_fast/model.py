@@ -1,0 +1,149 @@
+"""A loaded model: what `load_model` returns and every `model=` accepts."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import backends
+from .backends.base import Encoder, Plan
+from .errors import InputError
+from .packing import Observations, pack
+from .spec import ModelSpec
+from .weights import Weights, load_weights
+
+
+class Model:
+    """Weights prepared on one back end. Use as a context manager, or leave it to the collector."""
+
+    def __init__(self, weights: Weights, backend: str, encoder: Encoder, plan: Plan) -> None:
+        self.weights = weights
+        self.backend = backend
+        self.plan = plan
+        self._encoder = encoder
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.weights.spec
+
+    @property
+    def repr_dim(self) -> int:
+        """Width E of the embedding, under the official name."""
+        return self.spec.saved_dim
+
+    @property
+    def precision(self) -> str:
+        return self._encoder.precision
+
+    @property
+    def trained(self) -> bool:
+        """False for seeded random weights: the embeddings then mean nothing."""
+        return self.weights.trained
+
+    @property
+    def label(self) -> str:
+        return self.spec.name + ("" if self.trained else " (untrained)")
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the numbers: back end, precision and the back end's own facts."""
+        return {
+            "backend": self.backend,
+            "precision": self.precision,
+            **self._encoder.provenance,
+        }
+
+    def width(self, dims: int | None) -> int:
+        """The output width for ``dims``; InputError unless that prefix stands alone."""
+        if dims is None:
+            return self.repr_dim
+        if dims not in self.spec.prefixes():
+            allowed = ", ".join(map(str, self.spec.prefixes()))
+            raise InputError(
+                f"dims: model {self.spec.name} can be cut to {allowed} dimensions, got {dims}"
+            )
+        return dims
+
+    def encode(
+        self,
+        observations: Observations,
+        out: np.ndarray,
+        *,
+        row0: int = 0,
+        seed: int = 0,
+        repeats: int = 1,
+        binary_masks: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Pack a window and write ``out`` (P, E); returns the (P, 3) uint16 observed dates.
+
+        ``repeats`` averages that many random draws of a v1.0 model (its ``repeat_times``), with
+        seeds ``seed``, ``seed + 1``, ...
+        """
+        if repeats < 1 or (repeats > 1 and self.spec.sampling != "v1.0"):
+            raise InputError(
+                f"repeats: expected 1, or more with a v1.0 model, which draws dates at random; "
+                f"got {repeats} with {self.spec.name}"
+            )
+        threads = self.plan.threads
+        total = np.zeros_like(out) if repeats > 1 else out
+        for i in range(repeats):
+            s2, s1, counts = pack(
+                observations, self.spec, row0=row0, seed=seed + i, binary_masks=binary_masks,
+                threads=threads,
+            )  # fmt: skip
+            self._encoder.encode(s2, s1, out, progress if i == repeats - 1 else None)
+            if repeats > 1:
+                total += out
+        if repeats > 1:
+            np.divide(total, out.dtype.type(repeats), out=out)
+        return counts
+
+    def close(self) -> None:
+        """Free the weights; the model is not used again."""
+        self._encoder.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Model({self.label}, backend={self.backend}, precision={self.precision})"
+
+
+def load_model(
+    model: "str | os.PathLike[str] | Model" = "v2-medium",
+    device: Any = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Model:
+    """Load a TESSERA model once, to be passed as ``model=`` many times.
+
+    ``model``: a released name (v2-nano, v2-small, v2-medium, v2-large, v2-teacher, v1.1-mpc,
+    v1.1-aws, v1.0-qat, v1.0) or the path of a .pt or .safetensors checkpoint, whose family and
+    sizes are recognised. ``weights``: where a released model's parameters come from instead of the
+    hub: a path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
+    embeddings mean nothing. ``device``: None, "cpu" or a torch.device, as the official loader
+    takes. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all CPUs.
+
+    Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and
+    BackendUnavailable where the back end, precision or device asked for cannot run here.
+    """
+    if isinstance(model, Model):
+        if (weights, device, backend, precision, threads) != (None, None, "auto", "auto", None):
+            raise InputError(
+                "model: a loaded model was given together with weights, device, backend, precision "
+                "or threads; pass those to load_model"
+            )
+        return model
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: expected a positive integer, got {threads}")
+    plan = Plan(precision, None if device is None else str(device), threads)
+    loaded = load_weights(model, weights)
+    name, encoder = backends.load(backend, loaded.spec, loaded, plan)
+    return Model(loaded, name, encoder, plan)

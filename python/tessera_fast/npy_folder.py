@@ -1,0 +1,101 @@
+"""A folder of official-style .npy files: ``<tile>.npy``, and ``<tile>_scales.npy`` with int8.
+
+float32 (H, W, E) with NaN where there is no data; or int8 (H, W, E) and float32 scales (H, W),
+value = code x scale, code 0 and scale +inf where there is no data. Observation counts are not
+part of that layout and are not kept: the Zarr store keeps them. The state of the build is in
+``.tessera_fast`` within the folder, on the same file system, so that files appear by renaming.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from .errors import StoreError
+from .output import Provenance, SpooledTile, TileKey, TileWriter, check_names
+from .output_state import BuildState
+
+STATE = ".tessera_fast"
+
+
+class NpyFolder:
+    """Output into a folder; see :class:`tessera_fast.output.Output`."""
+
+    def __init__(self, path: Path, tiles: Iterable[TileKey], provenance: Provenance) -> None:
+        self.path = path
+        self._provenance = provenance
+        self._guard = threading.Lock()
+        tiles = list(tiles)
+        check_names(path, (f for t in tiles for f in self._files(t).values()))
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: expected a folder or a name ending in .zarr, got a file")
+        self._record = path / STATE / "provenance.json"
+        self._state = BuildState(path / STATE, path, lambda: None)
+        try:
+            self._check(tiles)
+        except StoreError:
+            self.close()
+            raise
+
+    def is_done(self, tile: TileKey) -> bool:
+        marker = self._state.marker(tile.name)
+        return (
+            marker is not None
+            and marker["fingerprint"] == tile.fingerprint
+            and all((self.path / f).exists() for f in self._files(tile).values())
+        )
+
+    def begin(self, tile: TileKey) -> TileWriter:
+        self._check([tile])
+        return SpooledTile(tile, self._provenance, self._state.spool(tile.name), self._publish)
+
+    def close(self) -> None:
+        self._state.close()
+        with suppress(OSError):  # holds something
+            self.path.rmdir()
+
+    def _files(self, tile: TileKey) -> dict[str, str]:
+        """File name of each array, in the order in which they appear: embeddings last."""
+        files = {"scales": f"{tile.name}_scales.npy"} if self._provenance.dtype == "int8" else {}
+        return {**files, "embeddings": f"{tile.name}.npy"}
+
+    def _check(self, tiles: list[TileKey]) -> None:
+        if self._record.exists():
+            self._provenance.refuse_mixing(self.path, json.loads(self._record.read_text()))
+        for tile in tiles:
+            check_names(self.path, [tile.name])
+            if self._state.marker(tile.name) is None:
+                for file in self._files(tile).values():
+                    if (self.path / file).exists():
+                        raise StoreError(
+                            f"{self.path / file}: exists and was not written by tessera_fast as "
+                            f"tile {tile.name}; move it away or write to another folder"
+                        )
+
+    def _publish(self, spooled: SpooledTile) -> None:
+        tile = spooled.tile
+        with self._guard:
+            self._state.finish(lambda: None)
+            with self._state.staging() as staging:
+                moves = []
+                if not self._record.exists():
+                    staged = staging / "provenance.json"
+                    staged.write_text(json.dumps(self._provenance.to_json(), indent=1))
+                    moves.append((staged, self._record))
+                for array, file in self._files(tile).items():
+                    staged = staging / f"{array}.npy"
+                    spooled.file(array).rename(staged)
+                    moves.append((staged, self.path / file))
+                record = {
+                    "tile": tile.name,
+                    "year": tile.year,
+                    "fingerprint": tile.fingerprint,
+                    "crs": tile.crs,
+                    "transform": tile.transform,
+                    "provenance": self._provenance.to_json(),
+                }
+                moves.append(self._state.stage_marker(staging, tile.name, record))
+                self._state.promote(moves, lambda: None)

@@ -1,0 +1,173 @@
+"""Drop-in for the official package's `encode_tile` and `encode_pixels`: same names, same arguments.
+
+Like upstream, any numeric dtype is taken, a missing mask means that every date is clear, and a
+missing or empty orbit is absent. Unlike upstream, a pixel that was never observed is NaN.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .model import Model
+from .packing import Observations, Orbit
+from .spec import MAX_DOY, S1_BANDS, S2_BANDS
+
+
+def encode_tile(
+    model: Model,
+    s2_bands: np.ndarray,
+    s2_doys: np.ndarray,
+    s2_masks: np.ndarray | None = None,
+    s1_asc_bands: np.ndarray | None = None,
+    s1_asc_doys: np.ndarray | None = None,
+    s1_desc_bands: np.ndarray | None = None,
+    s1_desc_doys: np.ndarray | None = None,
+    batch_pixels: int = 1024,
+    device: Any = None,
+    standardize: bool = True,
+    autocast_dtype: Any = None,
+) -> np.ndarray:
+    """Encode a tile held in memory: (H, W, E) float32.
+
+    ``s2_bands`` (T, H, W, 10), ``s2_doys`` (T,), ``s2_masks`` (T, H, W) with not 0 = clear or None
+    = all clear; ``s1_*_bands`` (T, H, W, 2), ``s1_*_doys`` (T,) or None. Days are 1..366. With
+    ``standardize=False`` the bands are already (x - mean) / std. ``batch_pixels`` is accepted and
+    has no effect: nothing is batched by length here. ``device`` must be where the model was loaded.
+    Raises InputError where shapes, days or values cannot be what the model expects.
+    """
+    _accept(model, device, autocast_dtype, batch_pixels)
+    bands = _bands("s2_bands", s2_bands, 4, len(S2_BANDS), "(T, H, W, 10)", standardize, np.uint16)
+    window = bands.shape[1:3]
+    masks = _masks(s2_masks, bands.shape[:3])
+    doys = _days("s2_doys", s2_doys, [bands.shape[:1]])
+    orbits = []
+    for index, kind, raw, days in _orbits(s1_asc_bands, s1_asc_doys, s1_desc_bands, s1_desc_doys):
+        name = f"s1_{kind}_bands"
+        sar = _bands(name, raw, 4, len(S1_BANDS), "(T, H, W, 2)", standardize, np.int16)
+        if sar.shape[1:3] != window:
+            raise InputError(f"{name}: expected (T, {window[0]}, {window[1]}, 2), got {sar.shape}")
+        orbits.append(Orbit(index, sar, _days(f"s1_{kind}_doys", days, [sar.shape[:1]])))
+    observations = Observations(bands, masks, doys, tuple(orbits), not standardize)
+    return _encode(model, observations).reshape(*window, model.repr_dim)
+
+
+def encode_pixels(
+    model: Model,
+    s2_bands: np.ndarray,
+    s2_doys: np.ndarray,
+    s1_asc_bands: np.ndarray | None = None,
+    s1_asc_doys: np.ndarray | None = None,
+    s1_desc_bands: np.ndarray | None = None,
+    s1_desc_doys: np.ndarray | None = None,
+    s2_masks: np.ndarray | None = None,
+    batch_pixels: int = 1024,
+    device: Any = None,
+    standardize: bool = True,
+    autocast_dtype: Any = None,
+) -> np.ndarray:
+    """Encode independent pixel series: (P, E) float32.
+
+    ``s2_bands`` (P, T, 10), ``s2_doys`` (P, T) or (T,), ``s2_masks`` (P, T); ``s1_*_bands``
+    (P, T, 2), ``s1_*_doys`` (P, T) or (T,). Everything else as in `encode_tile`.
+    """
+    _accept(model, device, autocast_dtype, batch_pixels)
+    bands = _bands("s2_bands", s2_bands, 3, len(S2_BANDS), "(P, T, 10)", standardize, np.uint16)
+    pixels = len(bands)
+    if pixels == 0:
+        return np.empty((0, model.repr_dim), np.float32)
+    masks = _masks(s2_masks, bands.shape[:2])
+    doys = _days("s2_doys", s2_doys, [bands.shape[:2], bands.shape[1:2]])
+    orbits = []
+    for index, kind, raw, days in _orbits(s1_asc_bands, s1_asc_doys, s1_desc_bands, s1_desc_doys):
+        name = f"s1_{kind}_bands"
+        sar = _bands(name, raw, 3, len(S1_BANDS), "(P, T, 2)", standardize, np.int16)
+        if len(sar) != pixels:
+            raise InputError(f"{name}: expected ({pixels}, T, 2), got {sar.shape}")
+        sar_days = _days(f"s1_{kind}_doys", days, [sar.shape[:2], sar.shape[1:2]])
+        orbits.append(Orbit(index, _as_window(sar), _as_window(sar_days)))
+    observations = Observations(
+        _as_window(bands), None if masks is None else _as_window(masks), _as_window(doys),
+        tuple(orbits), not standardize,
+    )  # fmt: skip
+    return _encode(model, observations)
+
+
+def _encode(model: Model, observations: Observations) -> np.ndarray:
+    height, width = observations.shape
+    out = np.full((height * width, model.repr_dim), np.nan, np.float32)
+    model.encode(observations, out)
+    return out
+
+
+def _as_window(array: np.ndarray) -> np.ndarray:
+    """(P, T, ...) as a view (T, P, 1, ...): a window of P x 1 pixels; (T,) days stay."""
+    return array if array.ndim == 1 else np.moveaxis(array, 1, 0)[:, :, None]
+
+
+def _accept(model: Any, device: Any, autocast_dtype: Any, batch_pixels: int) -> None:
+    if not isinstance(model, Model):
+        raise InputError(
+            f"model: expected what tessera_fast.load_model returns, got {type(model).__name__}"
+        )
+    if device is not None and str(device) != (model.plan.device or "cpu"):
+        raise InputError(
+            f"device: this model was loaded on {model.plan.device or 'cpu'!r}, got {str(device)!r};"
+            " pass the device to load_model"
+        )
+    if autocast_dtype is not None:
+        raise InputError("autocast_dtype: choose the precision in load_model(precision=...)")
+    if batch_pixels < 1:
+        raise InputError(f"batch_pixels: expected a positive integer, got {batch_pixels}")
+
+
+def _orbits(
+    asc: Any, asc_doys: Any, desc: Any, desc_doys: Any
+) -> list[tuple[int, str, np.ndarray, Any]]:
+    """The orbits that are there: None or empty bands mean an absent one, as upstream."""
+    given = [(0, "asc", asc, asc_doys), (1, "desc", desc, desc_doys)]
+    return [
+        (i, kind, np.asarray(bands), days)
+        for i, kind, bands, days in given
+        if bands is not None and np.size(bands) > 0
+    ]
+
+
+def _bands(
+    name: str, array: Any, ndim: int, channels: int, form: str, standardize: bool, raw: type
+) -> np.ndarray:
+    """``array`` checked; the raw integer type and float32 pass as they are, others as float32."""
+    a = np.asarray(array)
+    if a.ndim != ndim or a.shape[-1] != channels or (a.dtype.kind not in "uif"):
+        raise InputError(f"{name}: expected numbers {form}, got {a.dtype} {a.shape}")
+    if ndim == 4 and 0 in a.shape:
+        raise InputError(f"{name}: expected at least one date and one pixel, got shape {a.shape}")
+    keep = a.dtype == np.float32 or (standardize and a.dtype == raw)
+    a = a if keep else a.astype(np.float32)
+    return a if a.strides[-1] == a.itemsize else np.ascontiguousarray(a)
+
+
+def _masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    if masks is None:
+        return None
+    m = np.asarray(masks)
+    if m.shape != shape:
+        raise InputError(f"s2_masks: expected {shape} to match s2_bands, got {m.shape}")
+    if m.dtype == np.uint8:
+        return m
+    clear = m if m.dtype == np.bool_ else m != 0
+    return clear.view(np.uint8)
+
+
+def _days(name: str, doys: Any, shapes: list[tuple[int, ...]]) -> np.ndarray:
+    if doys is None:
+        raise InputError(f"{name}: expected the days of year of the bands given, got None")
+    d = np.asarray(doys)
+    if d.shape not in shapes:
+        raise InputError(f"{name}: expected {' or '.join(map(str, shapes))}, got {d.shape}")
+    days = d.astype(np.int32)
+    bad = (days != d) | (days < 1) | (days > MAX_DOY)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"{name}: expected whole days 1..{MAX_DOY}, got {d[index]} at {index}")
+    return days

@@ -1,0 +1,243 @@
+"""What the pipeline writes to: one protocol for a Zarr store and for a folder of .npy files.
+
+A tile arrives row band by row band, is spooled to disk, and appears whole or not at all. H, W are
+the tile's rows and columns, h the rows of a band, E the embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import StoreError
+from .output_state import RowFile, remove_tree
+
+COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
+# What must agree within one output: anything else may change without changing what values mean.
+IDENTITY = (
+    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TileKey:
+    """Which tile an output is for, where it lies and what it was made from."""
+
+    name: str  # file name of the .npy output, and of the marker
+    height: int
+    width: int
+    fingerprint: str  # of the inputs; another value means the tile is to be made again
+    year: int | None = None
+    crs: str | None = None  # "EPSG:32631" or anything pyproj reads
+    transform: tuple[float, float, float, float, float, float] | None = None
+    # (a, b, c, d, e, f) in rasterio's order: x = a col + b row + c, origin at the pixel corner
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the values. Fields named in ``IDENTITY`` may not differ within one output."""
+
+    model: str
+    weights_sha256: str
+    weights_source: str
+    trained: bool
+    precision: str
+    dims: int  # E
+    dtype: str = "int8"  # "int8": codes and scales | "float32": values
+    prefixes: tuple[int, ...] = ()  # Matryoshka widths below E that stand alone
+    seed: int | None = None  # of v1.0's random draws, and how many are averaged
+    repeats: int | None = None
+    backend: str = ""
+    isa: str | None = None
+    package_version: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "prefixes": list(self.prefixes)}
+
+    def refuse_mixing(self, path: Path, recorded: dict[str, Any]) -> None:
+        """Raise StoreError, showing both sides, if ``recorded`` (from ``to_json``) differs."""
+        ours = self.to_json()
+        differing = [k for k in IDENTITY if recorded.get(k) != ours[k]]
+        if differing:
+            sides = "; ".join(
+                f"{k}: it holds {recorded.get(k)!r}, this run has {ours[k]!r}" for k in differing
+            )
+            raise StoreError(
+                f"{path}: will not mix embeddings that cannot be compared ({sides}). "
+                "Write to another output, or run with what the output holds"
+            )
+
+
+class TileWriter(Protocol):
+    """One tile on its way to the output; used from one thread at a time."""
+
+    def write_rows(
+        self, start: int, values: np.ndarray, scales: np.ndarray | None, counts: np.ndarray
+    ) -> None:
+        """Spool rows ``start .. start + h`` in any order; each row must come once at least.
+
+        ``values`` (h, W, E) int8 codes with ``scales`` (h, W) float32, +inf = no data; or
+        ``values`` float32 with ``scales`` None, NaN = no data. ``counts`` (h, W, 3) uint16:
+        observations of Sentinel-2, Sentinel-1 ascending, descending. Raises StoreError on a wrong
+        shape or dtype and when the disk refuses, after removing what was spooled.
+        """
+
+    def commit(self) -> None:
+        """Make the whole tile appear, its marker last. StoreError: the tile did not appear."""
+
+    def abort(self) -> None:
+        """Remove every temporary file of this tile; does nothing after commit."""
+
+
+class Output(Protocol):
+    """An open output, locked for this process until ``close``: use ``contextlib.closing``."""
+
+    def is_done(self, tile: TileKey) -> bool:
+        """True if a run with the same inputs, model, weights and precision finished the tile."""
+
+    def begin(self, tile: TileKey) -> TileWriter:
+        """Start a tile. Tiles may be open side by side; commits follow one another."""
+
+    def close(self) -> None:
+        """Release the lock. Tiles that were begun and not committed leave nothing."""
+
+
+def open_output(
+    path: str | os.PathLike[str], tiles: Iterable[TileKey], provenance: Provenance
+) -> Output:
+    """Open ``path`` for writing: a Zarr store if it ends in .zarr, else a folder of .npy files.
+
+    ``tiles`` are all the tiles of the job: they set the extent of a new store, and are checked
+    before anything is computed. Nothing appears at ``path`` before the first commit. Raises
+    StoreError if a tile cannot be placed, the output holds something else, or is in use.
+    """
+    target = Path(path).expanduser().resolve()
+    if target.suffix == ".zarr":
+        from .store import ZarrOutput
+
+        return ZarrOutput(target, tiles, provenance)
+    from .npy_folder import NpyFolder
+
+    return NpyFolder(target, tiles, provenance)
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """StoreError unless every name is a plain file name and none occurs twice."""
+    seen: set[str] = set()
+    for name in names:
+        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+            raise StoreError(f"{path}: a tile's name must be a plain file name, got {name!r}")
+        if name in seen:
+            raise StoreError(
+                f"{path}: two tiles of this job would both write {name!r}. Rename one input "
+                "folder, or write them to two outputs"
+            )
+        seen.add(name)
+
+
+class SpooledTile:
+    """The TileWriter of both outputs: rows go to .npy files, ``publish`` makes them appear."""
+
+    def __init__(
+        self,
+        tile: TileKey,
+        provenance: Provenance,
+        folder: Path,
+        publish: Callable[[SpooledTile], None],
+    ) -> None:
+        self.tile = tile
+        self.folder = folder
+        self._publish = publish
+        self._dims = provenance.dims
+        self._dtype = np.dtype(provenance.dtype)
+        h, w = tile.height, tile.width
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "embeddings": ((h, w, self._dims), self._dtype),
+            "counts": ((h, w, len(COUNT_NAMES)), np.dtype(np.uint16)),
+        }
+        if self._dtype == np.int8:
+            shapes["scales"] = ((h, w), np.dtype(np.float32))
+        self._written = np.zeros(h, bool)
+        self._open = True
+        self._files: dict[str, RowFile] = {}
+        try:
+            for name, (shape, dtype) in shapes.items():
+                self._files[name] = RowFile(self.file(name), shape, dtype)
+        except OSError as error:
+            self._fail(error)
+
+    def file(self, name: str) -> Path:
+        """Spool file of ``embeddings``, ``scales`` or ``counts``."""
+        return self.folder / f"{name}.npy"
+
+    def write_rows(
+        self, start: int, values: np.ndarray, scales: np.ndarray | None, counts: np.ndarray
+    ) -> None:
+        self._check_open()
+        rows = {"embeddings": values, "counts": counts}
+        if scales is not None:
+            rows["scales"] = scales
+        if rows.keys() != self._files.keys():
+            raise StoreError(
+                f"tile {self.tile.name}: {self._dtype} rows come "
+                f"{'with' if 'scales' in self._files else 'without'} scales"
+            )
+        stop = start + len(values)
+        if not 0 <= start <= stop <= self.tile.height:
+            raise StoreError(
+                f"tile {self.tile.name}: rows {start}..{stop} are outside 0..{self.tile.height}"
+            )
+        for name, array in rows.items():
+            file = self._files[name]
+            expected = (stop - start, *file.shape[1:])
+            if array.shape != expected or array.dtype != file.dtype:
+                raise StoreError(
+                    f"tile {self.tile.name}, rows {start}..{stop}: expected {name} {expected} "
+                    f"{file.dtype}, got {array.shape} {array.dtype}"
+                )
+        try:
+            for name, array in rows.items():
+                self._files[name].write(start, array)
+        except OSError as error:
+            self._fail(error)
+        self._written[start:stop] = True
+
+    def commit(self) -> None:
+        self._check_open()
+        if not self._written.all():
+            missing = int(np.flatnonzero(~self._written)[0])
+            self.abort()
+            raise StoreError(
+                f"tile {self.tile.name}: row {missing} of {self.tile.height} was never written"
+            )
+        try:
+            for file in self._files.values():
+                file.close()
+            self._publish(self)
+        except OSError as error:
+            self._fail(error)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        if self._open:
+            self._open = False
+            for file in self._files.values():
+                file.discard()
+            remove_tree(self.folder)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreError(f"tile {self.tile.name}: already committed or aborted")
+
+    def _fail(self, error: OSError) -> None:
+        self.abort()
+        raise StoreError(
+            f"tile {self.tile.name}: could not be written: {error} (spooled in {self.folder}). Its "
+            "temporary files were removed and finished tiles are intact; make room and run again"
+        ) from error

@@ -1,0 +1,169 @@
+"""The order of things: tile -> row bands -> packed tokens -> embedding -> int8. Start here.
+
+A tile is worked through in bands of whole rows, so that memory is set by `memory` and not by the
+tile. H, W rows and columns of the tile, h rows of a band, E embedding width.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+from .model import Model, load_model
+from .progress import Progress, progress_bar
+from .quantize import QuantizedEmbeddings
+from .tile import Tile, open_tile
+
+DEFAULT_MEMORY = "1GiB"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
+# Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
+# measured), and a thread's workspace (25 MB at most, v1.x) with its share of allocator slack.
+_FIXED_BYTES = 128 << 20
+_THREAD_BYTES = 32 << 20
+
+
+class Band(NamedTuple):
+    """Rows ``start``.. of a tile, encoded."""
+
+    start: int
+    values: np.ndarray  # (h, W, E) float32, NaN where a pixel was never observed
+    counts: np.ndarray  # (h, W, 3) uint16 observed dates of Sentinel-2, S1 ascending, descending
+
+
+def embed_rows(
+    tile: Tile,
+    model: Model,
+    *,
+    dims: int | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    seed: int = 0,
+    repeats: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Band]:
+    """Encode ``tile`` band by band, top to bottom. Results do not depend on the bands."""
+    width = model.width(dims)
+    step = band_rows(tile, model, memory)
+    for start in range(0, tile.height, step):
+        stop = min(start + step, tile.height)
+        values = np.full(((stop - start) * tile.width, width), np.nan, np.float32)
+        before = start * tile.width
+        counts = model.encode(
+            tile.rows(start, stop), values, row0=start, seed=seed, repeats=repeats,
+            binary_masks=True, progress=progress and (lambda done, b=before: progress(b + done)),
+        )  # fmt: skip
+        shape = (stop - start, tile.width)
+        yield Band(start, values.reshape(*shape, width), counts.reshape(*shape, 3))
+
+
+def band_rows(tile: Tile, model: Model, memory: int | str) -> int:
+    """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
+    limit = parse_bytes(memory)
+    threads = model.plan.threads or 1
+    room = limit - _FIXED_BYTES - threads * _THREAD_BYTES
+    dates = sum(tile.dates)
+    per_pixel = dates * 12 + 4 * 4 * model.repr_dim  # days, orbit, multiplicity, steps; out, codes
+    per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # mapped pages and packed tokens
+    rows = room // per_row
+    if rows < 1:
+        least = (limit - room + per_row + (1 << 20)) >> 20
+        raise InputError(
+            f"memory: {limit >> 20} MiB cannot hold one row of {tile.name} ({tile.width} pixels, "
+            f"{dates} dates); give at least {least} MiB"
+        )
+    return int(min(rows, tile.height))
+
+
+def quantize_band(values: np.ndarray, model: Model) -> QuantizedEmbeddings:
+    """(h, W, E) float32 to int8 codes and scales by the model's floors, in native code."""
+    from . import _cpu
+
+    codes, scales = _cpu.quantize(
+        values.reshape(-1, values.shape[-1]), model.spec.absmax_floor, model.spec.scale_floor
+    )
+    return QuantizedEmbeddings(codes.reshape(values.shape), scales.reshape(values.shape[:-1]))
+
+
+def embed(
+    tile: Any = None,
+    model: str | os.PathLike[str] | Model = "v2-medium",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    precision: str = "auto",
+    output: str = "float32",
+    dims: int | None = None,
+    device: Any = None,
+    threads: int | None = None,
+    progress: Progress = None,
+    memory: int | str = DEFAULT_MEMORY,
+    seed: int = 0,
+    repeats: int = 1,
+    allow_missing_s1: bool = False,
+    **arrays: Any,
+) -> Any:
+    """TESSERA embeddings of a tile: (H, W, E) float32, NaN where a pixel was never observed.
+
+    ``tile``: a folder in the official d-pixel layout, a dict of arrays, an xarray.Dataset with
+    named bands, or a Tile; or give the arrays as keywords ``bands`` (T, H, W, 10), ``masks``,
+    ``doys``, ``sar_ascending``, ``sar_ascending_doy``, ``sar_descending``, ``sar_descending_doy``,
+    all in raw units (digital numbers, and Sentinel-1 on the official int16 scale).
+    ``model``: a name, a checkpoint's path, or what `load_model` returned; ``weights``, ``backend``,
+    ``precision``, ``device`` and ``threads`` are those of `load_model`.
+    ``output="int8"`` returns QuantizedEmbeddings(codes (H, W, E) int8, scales (H, W) float32).
+    ``dims`` keeps a Matryoshka prefix (v2: 16, 32, 64, 128). ``memory`` bounds what the bands take
+    ("1GiB" or bytes) beside the model's weights and the result. ``seed`` and ``repeats`` concern
+    v1.0, which draws dates at random. ``allow_missing_s1`` accepts a tile without Sentinel-1.
+    ``progress``: None shows a bar on a terminal; True, False, or a function of (done, total).
+
+    A Dataset gives a DataArray (y, x, band) with the Dataset's coordinates for float32 output.
+    Raises InputError, WeightsError or BackendUnavailable; nothing is written anywhere.
+    """
+    if output not in ("float32", "int8"):
+        raise InputError(f"output: expected 'float32' or 'int8', got {output!r}")
+    if (tile is None) == (not arrays):
+        raise InputError(
+            "embed: give either a tile (a folder, dict, Dataset or Tile) or the arrays as keywords "
+            f"(bands=, masks=, ...), got {'neither' if tile is None else 'both'}"
+        )
+    source = open_tile(arrays if tile is None else tile, allow_missing_s1=allow_missing_s1)
+    loaded = load_model(
+        model, device, weights=weights, backend=backend, precision=precision, threads=threads
+    )
+    shape = (source.height, source.width)
+    dtype = np.int8 if output == "int8" else np.float32
+    values = np.zeros((*shape, loaded.width(dims)), dtype)
+    scales = np.full(shape, np.inf, np.float32)
+    with progress_bar(shape[0] * shape[1], f"{source.name} {loaded.label}", progress) as done:
+        for band in embed_rows(
+            source, loaded, dims=dims, memory=memory, seed=seed, repeats=repeats, progress=done
+        ):
+            rows = slice(band.start, band.start + len(band.values))
+            if output == "int8":
+                values[rows], scales[rows] = quantize_band(band.values, loaded)
+            else:
+                values[rows] = band.values
+    if output == "int8":
+        return QuantizedEmbeddings(values, scales)
+    if type(tile).__module__.partition(".")[0] == "xarray":
+        from .tile_xarray import as_data_array
+
+        return as_data_array(values, tile)
+    return values
+
+
+def parse_bytes(size: int | str) -> int:
+    """``"1GiB"``, ``"500MB"`` or a number of bytes; InputError for anything else."""
+    if isinstance(size, int):
+        number, unit = float(size), ""
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
+        if match is None or match[2].upper() not in _UNITS:
+            raise InputError(f"memory: expected a size such as 512MiB or 2GB, got {size!r}")
+        number, unit = float(match[1]), match[2].upper()
+    if number <= 0:
+        raise InputError(f"memory: expected a positive size, got {size!r}")
+    return int(number * _UNITS[unit])

@@ -1,0 +1,92 @@
+"""The arrays of a tile, read one band of rows at a time. Axes (T, H, W) or (T, H, W, C)."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .errors import InputError
+
+
+class RowArray(Protocol):
+    """An array on disk, in memory or behind xarray, that is never read whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype  # in native byte order
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Image rows ``start..stop`` of every date, (T, stop - start, W[, C]).
+
+        Native byte order and C-contiguous in the last two axes; a view where the source is so.
+        """
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The K image rows (dates[k], rows[k]) as (K, W[, C])."""
+
+
+def packable(array: np.ndarray) -> np.ndarray:
+    """``array`` as the packer reads it: a view if it can be, else a native row-major copy."""
+    inner = array[(0,) * (array.ndim - 2)]
+    if inner.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return np.asarray(array)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+class MemoryArray:
+    """A numpy array that the caller holds."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype = array.dtype.newbyteorder("=")
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return packable(self._array[:, start:stop])
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self._array[dates, rows].astype(self.dtype, copy=False)
+
+
+class NpyArray:
+    """A .npy file, mapped anew for every band.
+
+    A map kept open would keep every page it has touched, and resident memory would grow to the
+    size of the tile; one per band is unmapped with the last view of the band.
+    """
+
+    def __init__(self, path: Path) -> None:
+        array = map_npy(path)
+        self.path = path
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype = array.dtype.newbyteorder("=")
+
+    def _map(self) -> np.ndarray:
+        array = map_npy(self.path)
+        if array.shape != self.shape or array.dtype.newbyteorder("=") != self.dtype:
+            raise InputError(
+                f"{self.path}: expected {self.shape} {self.dtype} as when the tile was opened, got "
+                f"{array.shape} {array.dtype}; open the tile again once the file is final"
+            )
+        return array
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return packable(self._map()[:, start:stop])
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._map()[dates, rows]).astype(self.dtype, copy=False)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """Map a .npy file read-only; InputError if it is truncated, pickled or not a .npy file."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, OverflowError) as error:
+        reason = str(error).partition(". ")[0]  # numpy goes on to advise loading pickles
+        raise InputError(
+            f"{path}: expected a complete .npy file of plain numbers, got {path.stat().st_size} "
+            f"bytes that cannot be read as one ({reason}); copy or write the file again"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path}: expected one array as np.save writes it, got an .npz archive")
+    return array

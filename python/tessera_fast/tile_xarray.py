@@ -1,0 +1,256 @@
+"""A tile behind an xarray.Dataset: bands by name in any order, dimensions in any order, lazy.
+
+Two forms, stream by stream:
+  stacked     bands (time, y, x, band) with a coordinate ``band``; sar_ascending and sar_descending
+              (time, y, x, polarization) with a coordinate ``polarization``
+  by variable B02 ... B12 (time, y, x); sar_ascending_VV, sar_ascending_VH and so on
+and in both ``masks`` (or ``mask``) and the days of year, from variables with the official names or
+from the datetime64 coordinate of the stream's time dimension, which may have any name.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .errors import InputError
+from .georeference import Georeference
+from .spec import S1_BANDS, S2_BANDS
+from .tile_arrays import RowArray, packable
+from .tile_fields import DAYS, ORBITS, Fields
+
+MASKS = ("masks", "mask")
+
+
+class DatasetArray:
+    """One stream: DataArrays of (time, y, x), or one of (time, y, x, channel), in any order."""
+
+    def __init__(self, parts: Sequence[xr.DataArray], time: str, channel: "Channel | None") -> None:
+        self._parts = parts
+        self._time = time
+        self._channel = channel
+        sizes = parts[0].sizes
+        self.shape: tuple[int, ...] = (sizes[time], sizes["y"], sizes["x"])
+        if channel is not None:
+            self.shape += (sizes[channel.dim] if channel.dim else len(parts),)
+        self.dtype: np.dtype = np.result_type(*(p.dtype for p in parts)).newbyteorder("=")
+
+    def _read(self, index: dict[str, Any], *leading: str) -> np.ndarray:
+        """The picked part with dimensions (leading, x[, channel]); read only after picking."""
+        channel = self._channel
+        dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
+        values = [part.isel(index).transpose(*dims).values for part in self._parts]
+        if channel is None:
+            return values[0]
+        if not channel.dim:
+            return np.stack(values, axis=-1)
+        # Indexing by a list copies, so it is left out where the order is already the model's.
+        if channel.order == tuple(range(len(channel.order))):
+            return values[0]
+        return values[0][..., list(channel.order)]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return packable(self._read({"y": slice(start, stop)}, self._time, "y"))
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        line = "line of the fingerprint"  # no dimension of a Dataset has this name
+        picks = {self._time: xr.DataArray(dates, dims=line), "y": xr.DataArray(rows, dims=line)}
+        return self._read(picks, line).astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How the bands of a stream are held: a dimension ``dim`` (positions of the model's bands in
+    ``order``), or one DataArray per band in the model's order (``dim`` empty)."""
+
+    dim: str
+    order: tuple[int, ...]
+
+
+def read_dataset(dataset: Any) -> Fields:
+    """The arrays, days, year and georeference of ``dataset``; InputError lists what is wrong."""
+    if not isinstance(dataset, xr.Dataset):
+        raise InputError(
+            f"tile: expected an xarray.Dataset, got xarray.{type(dataset).__name__}; name its "
+            "variables, e.g. array.to_dataset(name='bands')"
+        )
+    arrays: dict[str, RowArray] = {}
+    times: dict[str, str] = {}
+    streams = (("bands", "band", S2_BANDS), *((o, "polarization", S1_BANDS) for o in ORBITS))
+    for name, dim, members in streams:
+        found = _stream(dataset, name, dim, members)
+        if found is not None:
+            arrays[name], times[name] = found
+    masks = [name for name in MASKS if name in dataset.variables]
+    if len(masks) == 2:
+        raise InputError("Dataset: expected one of masks and mask, got both; drop one")
+    if masks:
+        mask = dataset[masks[0]]
+        arrays["masks"] = DatasetArray([mask], _time_dim(mask, masks[0], ()), None)
+    days = {DAYS[n]: d for n, time in times.items() if (d := _days(dataset, n, time)) is not None}
+    return Fields(
+        "Dataset", arrays, days, year=_year(dataset, list(times.values())),
+        georeference=_georeference(dataset),
+    )  # fmt: skip
+
+
+def _stream(
+    dataset: xr.Dataset, name: str, dim: str, members: tuple[str, ...]
+) -> tuple[DatasetArray, str] | None:
+    if name in dataset.variables:
+        array = dataset[name]
+        if dim not in array.dims or dim not in array.coords:
+            raise InputError(
+                f"{name}: expected a dimension '{dim}' with a coordinate of names "
+                f"({', '.join(members)}), got dimensions {array.dims}"
+            )
+        names = [str(v).upper() for v in array.coords[dim].values]
+        _check_names(name, members, names)
+        order = tuple(names.index(member) for member in members)
+        time = _time_dim(array, name, (dim,))
+        return DatasetArray([array], time, Channel(dim, order)), time
+    prefix = "" if name == "bands" else f"{name}_"
+    pattern = r"B\d{1,2}A?" if name == "bands" else rf"{name}_(?!doy$).+"
+    variables = [str(v) for v in dataset.data_vars if re.fullmatch(pattern, str(v))]
+    if not variables:
+        return None
+    _check_names(name, members, [v.removeprefix(prefix) for v in variables])
+    parts = [dataset[prefix + member] for member in members]
+    time = _time_dim(parts[0], prefix + members[0], ())
+    for member, part in zip(members, parts, strict=True):
+        if set(part.dims) != {time, "y", "x"}:
+            raise InputError(
+                f"{prefix}{member}: expected dimensions ({time}, y, x) as {prefix}{members[0]} "
+                f"has, got {part.dims}; put all bands on one grid and time axis"
+            )
+    return DatasetArray(parts, time, Channel("", ())), time
+
+
+def _check_names(name: str, expected: tuple[str, ...], found: list[str]) -> None:
+    if sorted(found) == sorted(expected):
+        return
+    missing = [n for n in expected if n not in found]
+    unknown = [n for n in found if n not in expected]
+    twice = sorted({n for n in found if found.count(n) > 1})
+    what = [
+        f"{label} {', '.join(names)}"
+        for label, names in (("missing", missing), ("unknown", unknown), ("repeated", twice))
+        if names
+    ]
+    raise InputError(
+        f"{name}: expected {', '.join(expected)} in any order, got {', '.join(found)} "
+        f"({'; '.join(what)}); rename or drop what does not belong"
+    )
+
+
+def _time_dim(array: xr.DataArray, name: str, others: tuple[str, ...]) -> str:
+    """The one dimension that is not y, x or in ``others``."""
+    left = [str(d) for d in array.dims if d not in ("y", "x", *others)]
+    if len(left) != 1 or not {"y", "x"} <= set(array.dims):
+        raise InputError(
+            f"{name}: expected one time dimension and {', '.join(('y', 'x', *others))}, got "
+            f"{array.dims}; rename the dimensions"
+        )
+    return left[0]
+
+
+def _datetimes(dataset: xr.Dataset, dim: str) -> np.ndarray | None:
+    if dim not in dataset.coords or dataset.coords[dim].dtype.kind != "M":
+        return None
+    return dataset.coords[dim].values
+
+
+def _days(dataset: xr.Dataset, stream: str, dim: str) -> np.ndarray | None:
+    name = DAYS[stream]
+    if name in dataset.variables:
+        return dataset[name].values
+    dates = _datetimes(dataset, dim)
+    if dates is None:
+        return None
+    if np.isnat(dates).any():
+        raise InputError(f"{dim}: expected a date everywhere, got NaT; drop those dates")
+    return (dates.astype("M8[D]") - dates.astype("M8[Y]").astype("M8[D]")).astype(np.int64) + 1
+
+
+def _year(dataset: xr.Dataset, dims: list[str]) -> int | None:
+    dates = [d for dim in dims if (d := _datetimes(dataset, dim)) is not None]
+    years = {int(y) for d in dates for y in d[~np.isnat(d)].astype("M8[Y]").astype(np.int64)}
+    return 1970 + years.pop() if len(years) == 1 else None
+
+
+def as_data_array(values: np.ndarray, dataset: xr.Dataset) -> xr.DataArray:
+    """Embeddings (H, W, E) as a DataArray (y, x, band) with the spatial coordinates of ``dataset``.
+
+    Coordinates over time are dropped; a CRS that ``dataset`` carries is still found by rioxarray.
+    """
+    coords = {
+        name: coord.variable
+        for name, coord in dataset.coords.items()
+        if set(coord.dims) <= {"y", "x"} and name != "band"
+    }
+    out = xr.DataArray(values, coords, dims=("y", "x", "band"), name="embeddings")
+    mapping = _grid_mapping(dataset)
+    if mapping in out.coords:
+        out.encoding["grid_mapping"] = mapping
+    return out
+
+
+def _grid_mapping(dataset: xr.Dataset) -> str:
+    """Name of the variable that holds the CRS."""
+    mappings = {str(m) for v in dataset.variables.values()
+                if (m := v.attrs.get("grid_mapping", v.encoding.get("grid_mapping")))}  # fmt: skip
+    return mappings.pop() if len(mappings) == 1 else "spatial_ref"
+
+
+def _georeference(dataset: xr.Dataset) -> Georeference:
+    name = _grid_mapping(dataset)
+    attrs = dataset.variables[name].attrs if name in dataset.variables else {}
+    crs = attrs.get("crs_wkt") or attrs.get("spatial_ref") or dataset.attrs.get("proj:code")
+    transform = _transform_of_centres(dataset) or _transform_of_attribute(attrs)
+    return Georeference(_short_crs(crs or dataset.attrs.get("crs")), transform)
+
+
+def _short_crs(crs: Any) -> str | None:
+    if not crs:
+        return None
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        parsed = CRS.from_user_input(crs)
+    except CRSError as error:
+        raise InputError(
+            f"Dataset: expected a CRS that pyproj reads, got {crs!r} ({error})"
+        ) from error
+    code = parsed.to_epsg()
+    return f"EPSG:{code}" if code else parsed.to_wkt()
+
+
+def _transform_of_centres(dataset: xr.Dataset) -> tuple[float, ...] | None:
+    """From regular x and y coordinates. They come before the GeoTransform attribute, which xarray
+    leaves as it was when a Dataset is cropped."""
+    steps, origins = [], []
+    for dim in ("x", "y"):
+        if dim not in dataset.coords or dataset.coords[dim].dtype.kind not in "iuf":
+            return None
+        centres = dataset.coords[dim].values.astype(np.float64)
+        if centres.size < 2:
+            return None
+        step = (centres[-1] - centres[0]) / (centres.size - 1)
+        # A thousandth of a pixel: coordinates stored as float32 are no more regular than this.
+        if step == 0 or np.abs(np.diff(centres) - step).max() > abs(step) / 1000:
+            return None
+        steps.append(float(step))
+        origins.append(float(centres[0] - step / 2))
+    return steps[0], 0.0, origins[0], 0.0, steps[1], origins[1]
+
+
+def _transform_of_attribute(attrs: dict[str, Any]) -> tuple[float, ...] | None:
+    """From GDAL's GeoTransform: x0, a, b, y0, d, e."""
+    if "GeoTransform" not in attrs:
+        return None
+    x0, a, b, y0, d, e = (float(v) for v in str(attrs["GeoTransform"]).split())
+    return a, b, x0, d, e, y0

@@ -1,0 +1,1 @@
+GOLDEN_ATOL = 2e-5

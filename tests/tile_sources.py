@@ -1,0 +1,88 @@
+"""Tiles as dicts, folders and both forms of Dataset, shared by the tests of the ways in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tessera_fast.spec import S1_BANDS, S2_BANDS
+from tessera_fast.tile import Tile
+
+T, H, W = 5, 7, 6
+NAMES = ("sar_ascending", "sar_descending")
+
+
+def arrays() -> dict[str, np.ndarray]:
+    r = np.random.RandomState(3)
+    out = {
+        "bands": r.randint(1, 9000, (T, H, W, 10)).astype(np.uint16),
+        "masks": r.randint(0, 2, (T, H, W)).astype(np.uint8),
+        "doys": np.array([1, 40, 41, 200, 366], np.int32),
+    }
+    for i, name in enumerate(NAMES):
+        out[name] = r.randint(0, 9000, (3 + i, H, W, 2)).astype(np.int16)
+        out[f"{name}_doy"] = np.arange(3 + i, dtype=np.int32) * 50 + 7
+    return out
+
+
+def save(folder: Path, data: dict[str, np.ndarray]) -> Path:
+    folder.mkdir(parents=True)
+    for name, array in data.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def flat(tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+    band = tile.rows(start, tile.height if stop is None else stop)
+    assert band.s2_masks is not None
+    out = {"bands": band.s2_bands, "masks": band.s2_masks, "doys": band.s2_doys}
+    for orbit in band.orbits:
+        out[NAMES[orbit.index]] = orbit.bands
+        out[f"{NAMES[orbit.index]}_doy"] = orbit.doys
+    return out
+
+
+def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def stacked(data, s2_order=None, s1_order=(1, 0), dims=("band", "x", "time", "y")):
+    xr = pytest.importorskip("xarray")
+    s2_order = list(np.random.RandomState(0).permutation(10)) if s2_order is None else s2_order
+    names = [S2_BANDS[i] for i in s2_order]
+    bands = xr.DataArray(
+        data["bands"][..., s2_order], dims=("time", "y", "x", "band"), coords={"band": names}
+    ).transpose(*dims)
+    variables = {
+        "bands": bands,
+        "masks": (("y", "x", "time"), data["masks"].transpose(1, 2, 0)),
+        "doys": ("time", data["doys"]),
+    }
+    for name in NAMES:
+        time = f"time_{name}"
+        variables[name] = xr.DataArray(
+            data[name][..., list(s1_order)],
+            dims=(time, "y", "x", "polarization"),
+            coords={"polarization": [S1_BANDS[i] for i in s1_order]},
+        )
+        variables[f"{name}_doy"] = (time, data[f"{name}_doy"])
+    return xr.Dataset(variables)
+
+
+def by_variable(data):
+    xr = pytest.importorskip("xarray")
+    variables = {
+        name: (("x", "y", "time"), data["bands"][..., i].transpose(2, 1, 0))
+        for i, name in sorted(enumerate(S2_BANDS), key=lambda item: item[1])
+    }
+    variables["mask"] = (("time", "y", "x"), data["masks"])
+    coords = {"time": np.datetime64("2024-01-01") + (data["doys"] - 1).astype("m8[D]")}
+    for name in NAMES:
+        days = (data[f"{name}_doy"] - 1).astype("m8[D]")
+        coords[f"t_{name}"] = np.datetime64("2024-01-01") + days
+        for k, band in enumerate(S1_BANDS):
+            variables[f"{name}_{band}"] = ((f"t_{name}", "y", "x"), data[name][..., k])
+    return xr.Dataset(variables, coords)
