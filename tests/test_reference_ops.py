@@ -61,10 +61,11 @@ def test_qk_norm_layer_equals_its_torch_parts(generator):
         expected = torch.nn.functional.linear(
             attended.transpose(1, 2).reshape(3, 7, d), w["out_proj.weight"], w["out_proj.bias"]
         )
-        torch.testing.assert_close(ops.self_attention(x, w, heads, False, None), expected)
+        in_float64 = ops.self_attention(x, w, heads, False, None)
+        torch.testing.assert_close(in_float64, expected)
         in_float32 = ops.self_attention(x, w, heads, True, None)
     assert in_float32.dtype == torch.float64
-    assert not torch.equal(in_float32, expected), "a pre-norm layer normalises q, k in float32"
+    assert not torch.equal(in_float32, in_float64), "a pre-norm layer normalises q, k in float32"
     torch.testing.assert_close(in_float32.float(), expected.float())
 
 

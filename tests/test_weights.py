@@ -187,9 +187,9 @@ def test_something_that_is_no_tessera(tmp_path):
 
 
 def test_names_that_are_not_known(tmp_path):
-    with pytest.raises(InputError, match="expected one of v2-nano, .*, got 'v2-nan'"):
+    with pytest.raises(InputError, match=r"expected one of v2-nano, .*, got 'v2-nan'"):
         load_weights("v2-nan")
-    with pytest.raises(WeightsError, match="goes with a released name, got model='x.pt'"):
+    with pytest.raises(WeightsError, match=r"goes with a released name, got model='x\.pt'"):
         load_weights("x.pt", "untrained")
     for text in ("untrained:", "untrained:-1", "untrained:one", "untrained:²"):
         with pytest.raises(WeightsError, match="untrained:<seed>"):
@@ -205,7 +205,7 @@ def test_v1_weights_must_be_given(name, monkeypatch):
 
 def test_the_folder_of_local_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setenv("TESSERA_FAST_WEIGHTS", str(tmp_path / "no"))
-    with pytest.raises(WeightsError, match="TESSERA_FAST_WEIGHTS: .* is not a folder"):
+    with pytest.raises(WeightsError, match=r"TESSERA_FAST_WEIGHTS: .* is not a folder"):
         load_weights("v2-nano")
 
     monkeypatch.setenv("TESSERA_FAST_WEIGHTS", str(tmp_path))
