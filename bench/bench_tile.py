@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import official
-import timing
 
+import official
 import tessera_fast as tf
+import timing
 from tessera_fast.synthetic import synthetic_tile, write_tile
 
 ATOL = 2e-5  # the golden gate: float32 engines differ from each other by less

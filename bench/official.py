@@ -38,7 +38,9 @@ def load(checkout: Path, weights: Weights, tile: Path, batch: int) -> Callable[[
         return _v2(checkout / "tessera_infer_v2", spec, weights, tile, batch)
     if spec.sampling == "v1.1":
         return _v1_1(checkout / "tessera_infer_QAT" / "src", spec, weights, tile, batch)
-    raise SystemExit(f"{spec.name}: the official code draws dates unseeded, nothing can be compared")
+    raise SystemExit(
+        f"{spec.name}: the official code draws dates unseeded, nothing can be compared"
+    )
 
 
 def _state(weights: Weights) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model)
+        model = next(
+            (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model
+        )
         flags = next((x for x in lines if x.startswith("flags")), "")
         wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni") if f in flags.split()]
         model += f" ({', '.join(wide)})"

@@ -14,8 +14,8 @@ import pytest
 
 from tessera_fast.packing import Observations, Orbit, PackedTokens
 from tessera_fast.spec import STATISTICS, ModelSpec, released, variant
-from tessera_fast.untrained import untrained
 from tessera_fast.weights import Weights
+from tessera_fast.weights.untrained import untrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"

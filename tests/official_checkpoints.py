@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tessera_fast.spec import ModelSpec, variant
-from tessera_fast.untrained import untrained
+from tessera_fast.weights.untrained import untrained
 
 MINI = {
     "v2": variant(

@@ -12,12 +12,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from official_checkpoints import MINI, arrays, payload, save, save_model
 
-from tessera_fast import checkpoint
+from official_checkpoints import MINI, arrays, payload, save, save_model
 from tessera_fast.errors import StoreError, WeightsError
-from tessera_fast.unpickle import unpickle
-from tessera_fast.weights import convert, load_weights, save_safetensors, untrained_weights
+from tessera_fast.weights import (
+    checkpoint,
+    convert,
+    load_weights,
+    save_safetensors,
+    untrained_weights,
+)
+from tessera_fast.weights.unpickle import unpickle
 
 SPEC = MINI["v2"]
 FIRST = "s2_backbone.embedding.0.weight"

@@ -14,7 +14,8 @@ if importlib.util.find_spec("geotessera") is None:
 
 from geotessera import GeoTesseraZarr
 from pyproj import Transformer
-from tessera_fast.output import Provenance, TileKey, open_output
+
+from tessera_fast.store.output import Provenance, TileKey, open_output
 
 PROVENANCE = Provenance(
     model="v2-nano", weights_sha256="ab" * 32, weights_source="untrained:1", trained=False,

@@ -10,13 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from official_checkpoints import arrays, save_model
 
-from tessera_fast import hub
-from tessera_fast.checkpoint import digest
+from official_checkpoints import arrays, save_model
 from tessera_fast.errors import WeightsError
 from tessera_fast.spec import RELEASED
-from tessera_fast.weights import load_weights
+from tessera_fast.weights import hub, load_weights
+from tessera_fast.weights.checkpoint import digest
 
 NANO = RELEASED["v2-nano"]
 URL = "/geotessera/TESSERA-V-2.0-2B-N/resolve/main/ckpt/student_nano.pt"
@@ -26,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # those of the test instead of the released ones.
 CLIENT = """
 import dataclasses, json, sys
-from tessera_fast import hub
+from tessera_fast.weights import hub
 from tessera_fast.errors import WeightsError
 from tessera_fast.weights import load_weights
 sha256, action = sys.argv[1:]

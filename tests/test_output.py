@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fake_tiles import FLOAT, PROVENANCE, X0, check, fake, listing, spool, tile, write
-from tessera_fast import output_state
 from tessera_fast.errors import StoreError
-from tessera_fast.output import open_output
+from tessera_fast.store import state as output_state
+from tessera_fast.store.output import open_output
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
 pytest.importorskip("pyproj", reason="the store needs pyproj")
@@ -216,7 +217,7 @@ KILLED = """
     from contextlib import closing
     sys.path.insert(0, sys.argv[2])
     import fake_tiles as t
-    from tessera_fast import output_state
+    from tessera_fast.store import state as output_state
 
     def die(*_args, **_kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -233,7 +234,7 @@ KILLED = """
         os.replace = replace
     elif moment == "sync":
         output_state._fsync = die
-    from tessera_fast.output import open_output
+    from tessera_fast.store.output import open_output
     out = open_output(sys.argv[1], [second], t.PROVENANCE)
     writer = out.begin(second)
     t.spool(writer, t.fake(second, seed=1))

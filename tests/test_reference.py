@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, crop, golden_weights
 from oracle import GOLDEN_ATOL
-from test_reference_packing import small_window
-
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.reference import reference
 from tessera_fast.errors import BackendUnavailable, InputError
 from tessera_fast.packing import Observations, Orbit
 from tessera_fast.reference import packing
 from tessera_fast.spec import released
+from test_reference_packing import small_window
 
 torch = pytest.importorskip("torch")
 ops = pytest.importorskip("tessera_fast.reference.ops")

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, tile, window, write
 from tessera_fast.errors import StoreError
-from tessera_fast.output import open_output
+from tessera_fast.store.output import open_output
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
 pytest.importorskip("pyproj", reason="the store needs pyproj")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tessera_fast import synthetic
+from tessera_fast.synthetic import tile as synthetic_files
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.spec import S2_BANDS
 from tessera_fast.synthetic import (
@@ -132,7 +132,7 @@ def test_too_narrow():
 
 @pytest.mark.parametrize("write_bytes", [1, 256 << 20])
 def test_written_tile_reads_back(tmp_path, tile, monkeypatch, write_bytes):
-    monkeypatch.setattr(synthetic, "_WRITE_BYTES", write_bytes)
+    monkeypatch.setattr(synthetic_files, "_WRITE_BYTES", write_bytes)
     folder = write_tile(tile, tmp_path / "deep" / "farm_2024")
     again = open_tile(folder)
     assert again.fingerprint() == tile.fingerprint()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tessera_fast.errors import InputError, TesseraError
-from tessera_fast.tile import open_tile, year_in
+from tessera_fast.tile import open_tile
+from tessera_fast.tile.tile import year_in
 from tile_sources import NAMES, H, T, W, arrays, assert_same, by_variable, flat, save, stacked
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

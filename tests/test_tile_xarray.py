@@ -47,7 +47,7 @@ def test_embeddings_keep_the_place_of_the_dataset():
     x, y = 500_025 + 10.0 * np.arange(W), 95 - 10.0 * np.arange(H)
     dataset = stacked(arrays()).assign_coords(x=x, y=y).rio.write_crs("EPSG:32631")
     values = np.random.RandomState(0).standard_normal((H, W, 16)).astype(np.float32)
-    from tessera_fast.tile_xarray import as_data_array
+    from tessera_fast.tile.dataset import as_data_array
 
     out = as_data_array(values, dataset)
     assert out.dims == ("y", "x", "band") and out.rio.crs.to_epsg() == 32631

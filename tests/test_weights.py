@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_checkpoints import MINI, arrays, save, save_model
 
-from tessera_fast import hub
-from tessera_fast.checkpoint import Checkpoint, StoredTensor, digest
+from official_checkpoints import MINI, arrays, save, save_model
 from tessera_fast.errors import InputError, WeightsError
-from tessera_fast.recognise import match
 from tessera_fast.spec import RELEASED, ModelSpec, variant
-from tessera_fast.untrained import untrained
-from tessera_fast.weights import convert, load_weights, save_safetensors, untrained_weights
+from tessera_fast.weights import convert, hub, load_weights, save_safetensors, untrained_weights
+from tessera_fast.weights.checkpoint import Checkpoint, StoredTensor, digest
+from tessera_fast.weights.recognise import match
+from tessera_fast.weights.untrained import untrained
 
 RECIPE = Path(__file__).parents[2] / "shared" / "golden" / "recipe.py"
 SPEC = MINI["v2"]

@@ -1,7 +1,7 @@
 """TESSERA embeddings of Sentinel-1 and Sentinel-2 time series, fast.
 
-    import tessera_fast as tf
-    embeddings = tf.embed("path/to/tile", model="v2-medium")  # (H, W, 128) float32
+import tessera_fast as tf
+embeddings = tf.embed("path/to/tile", model="v2-medium")  # (H, W, 128) float32
 """
 
 from .errors import BackendUnavailable, InputError, StoreError, TesseraError, WeightsError

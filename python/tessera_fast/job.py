@@ -10,9 +10,9 @@ from typing import Any
 from . import __version__
 from .errors import InputError, StoreError
 from .model import Model
-from .output import Provenance, TileKey, open_output
 from .pipeline import DEFAULT_MEMORY, band_rows, embed_rows, quantize_band
 from .progress import Progress, progress_bar
+from .store import Provenance, TileKey, open_output
 from .tile import Tile, open_tile
 
 

@@ -77,8 +77,13 @@ class ModelSpec:
     def from_json(cls, data: dict[str, Any]) -> "ModelSpec":
         """Inverse of :meth:`to_json`; raises TypeError or KeyError on a foreign dict."""
         stats = data["statistics"]
-        rows = {k: tuple(tuple(r) if isinstance(r, list) else r for r in v) for k, v in stats.items()}
-        plain = {**data, "matryoshka": tuple(data["matryoshka"]), "statistics": Statistics(**rows)}
+        statistics = Statistics(
+            tuple(stats["s2_mean"]),
+            tuple(stats["s2_std"]),
+            _two_rows(stats["s1_mean"]),
+            _two_rows(stats["s1_std"]),
+        )
+        plain = {**data, "matryoshka": tuple(data["matryoshka"]), "statistics": statistics}
         return cls(**plain)
 
     def prefixes(self) -> tuple[int, ...]:
@@ -143,6 +148,11 @@ class ModelSpec:
             shapes |= {f"{cell}.weight_{k}_l0": (3 * d, d) for k in ("ih", "hh")}
             shapes |= {f"{cell}.bias_{k}_l0": (3 * d,) for k in ("ih", "hh")}
         return shapes
+
+
+def _two_rows(rows: Any) -> tuple[Row, Row]:
+    ascending, descending = rows
+    return tuple(ascending), tuple(descending)
 
 
 def _linear_shapes(name: str, n_in: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -263,5 +273,5 @@ def released(name: str) -> ModelSpec:
 
 
 def variant(base: str, **changes: Any) -> ModelSpec:
-    """A checked copy of a released spec with other sizes, e.g. ``variant("v2-nano", ff_dim=80)``."""
+    """A checked copy of a released spec with other sizes: ``variant("v2-nano", ff_dim=80)``."""
     return replace(released(base), **changes).check()

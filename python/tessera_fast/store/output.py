@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import StoreError
-from .output_state import RowFile, remove_tree
+from ..errors import StoreError
+from .state import RowFile, remove_tree
 
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
@@ -118,7 +118,7 @@ def open_output(
     """
     target = Path(path).expanduser().resolve()
     if target.suffix == ".zarr":
-        from .store import ZarrOutput
+        from .zarr_store import ZarrOutput
 
         return ZarrOutput(target, tiles, provenance)
     from .npy_folder import NpyFolder

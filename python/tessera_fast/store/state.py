@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StoreError
+from ..errors import StoreError
 
 # A file system without locks (some network mounts): one process at a time is then up to the user.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .georeference import Georeference, affine, crs_name, read_roi
-from .packing import Observations, Orbit
-from .tile_arrays import MemoryArray, NpyArray, RowArray, map_npy
-from .tile_fields import ARRAYS, DAYS, ORBITS, Fields, TileOrbit
+from ..errors import InputError
+from ..packing import Observations, Orbit
+from .arrays import MemoryArray, NpyArray, RowArray, map_npy
+from .fields import ARRAYS, DAYS, ORBITS, Fields, TileOrbit
+from .georeference import UNKNOWN, Georeference, affine, crs_name, read_roi
 
 FINGERPRINT_LINES = 64  # image rows hashed per array: 640 KB of a 500 x 500 tile's bands
 
@@ -34,7 +34,7 @@ class Tile:
     s2_doys: np.ndarray  # (T,) int32
     orbits: tuple[TileOrbit, ...]  # ascending before descending; an absent orbit is left out
     year: int | None = None
-    georeference: Georeference = Georeference()
+    georeference: Georeference = UNKNOWN
     masks_label: str = "masks"  # how a message calls s2_masks
 
     @property
@@ -129,7 +129,7 @@ def open_tile(
     georeference = Georeference(crs_name(crs), affine(transform))
     changes: dict[str, Any] = {"name": name, "year": year}
     changes = {key: value for key, value in changes.items() if value is not None}
-    if georeference != Georeference():
+    if georeference != UNKNOWN:
         changes["georeference"] = georeference.over(tile.georeference)
     return replace(tile, **changes) if changes else tile
 
@@ -145,7 +145,7 @@ def _read(source: Any) -> Fields:
         return _read_folder(Path(source))
     # xarray is heavy, and whoever holds a Dataset has imported it: its name is enough to tell.
     if type(source).__module__.partition(".")[0] == "xarray":
-        from .tile_xarray import read_dataset
+        from .dataset import read_dataset
 
         return read_dataset(source)
     if isinstance(source, Mapping):

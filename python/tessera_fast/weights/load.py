@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checkpoint, env, hub
+from .. import env
+from ..errors import InputError, WeightsError
+from ..spec import RELEASED, ModelSpec
+from . import checkpoint, hub
 from .checkpoint import StoredTensor
-from .errors import InputError, WeightsError
 from .recognise import SPEC_KEY, match
-from .spec import RELEASED, ModelSpec
 from .untrained import untrained
 
 _BLOCK = 1 << 22  # values tested for finiteness at once

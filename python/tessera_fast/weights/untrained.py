@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from .spec import ModelSpec
+from ..spec import ModelSpec
 
 _BLOCK = 1 << 20  # values drawn at once: bounds the float64 temporaries to 8 MiB
 _SEED_SPREAD = 2654435761  # 2^32 / golden ratio (Knuth): neighbouring seeds get far-apart keys

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from ..errors import WeightsError
 from .checkpoint import digest
-from .errors import WeightsError
 
 
 @dataclass(frozen=True)

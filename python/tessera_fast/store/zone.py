@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StoreError
+from ..errors import StoreError
 from .output import COUNT_NAMES, TileKey
 
 PIXEL = 10.0  # metres
@@ -223,7 +223,7 @@ def _band_name(array: str) -> str:
 
 
 def _chunk_side(dims: int) -> int:
-    """A prefix has fewer bytes per pixel: its chunks are wider, to stay near the full one's size."""
+    """A prefix has fewer bytes per pixel: wider chunks keep them near the full one's size."""
     side = CHUNK
     while side < SHARD and dims * (2 * side) ** 2 <= 128 * CHUNK**2:
         side *= 2

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .georeference import Georeference
-from .spec import MAX_DOY, S1_BANDS, S2_BANDS
-from .tile_arrays import RowArray
+from ..errors import InputError
+from ..spec import MAX_DOY, S1_BANDS, S2_BANDS
+from .arrays import RowArray
+from .georeference import UNKNOWN, Georeference
 
 ORBITS = ("sar_ascending", "sar_descending")
 DAYS = {"bands": "doys", **{orbit: f"{orbit}_doy" for orbit in ORBITS}}
@@ -36,7 +36,7 @@ class Fields:
     prefix: str = ""  # messages call an array prefix + name + suffix
     suffix: str = ""
     year: int | None = None
-    georeference: Georeference = Georeference()
+    georeference: Georeference = UNKNOWN
 
     def label(self, name: str) -> str:
         """``name`` as the user knows it, e.g. "tiles/a/bands.npy"."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .errors import InputError
+from ..errors import InputError
+from ..spec import S1_BANDS, S2_BANDS
+from .arrays import RowArray, packable
+from .fields import DAYS, ORBITS, Fields
 from .georeference import Georeference
-from .spec import S1_BANDS, S2_BANDS
-from .tile_arrays import RowArray, packable
-from .tile_fields import DAYS, ORBITS, Fields
 
 MASKS = ("masks", "mask")
 

@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, WeightsError
+from ..spec import RELEASED, ModelSpec
 from .checkpoint import Checkpoint, StoredTensor
-from .errors import InputError, WeightsError
-from .spec import RELEASED, ModelSpec
 
 SPEC_KEY = "tessera_fast.spec"  # metadata of our own safetensors files: JSON of the ModelSpec
 

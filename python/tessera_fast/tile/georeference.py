@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, TesseraError
+from ..errors import InputError, TesseraError
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Georeference:
             other.transform if self.transform is None else self.transform,
             other.unreadable,
         )
+
+
+UNKNOWN = Georeference()
 
 
 def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:

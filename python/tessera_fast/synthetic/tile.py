@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import InputError, StoreError
-from .spec import S1_BANDS, S2_BANDS
-from .synthetic_landscape import CLASSES, Landscape, landscape, rng, smooth_noise
-from .tile import Tile, open_tile
-from .tile_fields import DAYS, ORBITS
+from ..errors import InputError, StoreError
+from ..spec import S1_BANDS, S2_BANDS
+from ..tile import Tile, open_tile
+from ..tile.fields import DAYS, ORBITS
+from .landscape import CLASSES, Landscape, landscape, rng, smooth_noise
 
 __all__ = ["CLASSES", "EDGE_PIXELS", "synthetic_classes", "synthetic_tile", "write_tile"]
 

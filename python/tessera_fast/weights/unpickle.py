@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 
 @dataclass(frozen=True)

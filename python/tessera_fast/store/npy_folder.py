@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import StoreError
+from ..errors import StoreError
 from .output import Provenance, SpooledTile, TileKey, TileWriter, check_names
-from .output_state import BuildState
+from .state import BuildState
 
 STATE = ".tessera_fast"
 
 
 class NpyFolder:
-    """Output into a folder; see :class:`tessera_fast.output.Output`."""
+    """Output into a folder; see :class:`tessera_fast.store.Output`."""
 
     def __init__(self, path: Path, tiles: Iterable[TileKey], provenance: Provenance) -> None:
         self.path = path

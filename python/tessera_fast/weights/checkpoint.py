@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StoreError, WeightsError
+from ..errors import StoreError, WeightsError
 from .unpickle import Opaque, TensorRecord, unpickle
 
 _TORCH_DTYPES = {

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
 from . import zone
-from .errors import StoreError
 from .output import COUNT_NAMES, Provenance, SpooledTile, TileKey, TileWriter, check_names
-from .output_state import BuildState
+from .state import BuildState
 from .zone import SHARD, Grid
 
 PROVENANCE = "tessera_fast:provenance"
@@ -27,7 +27,7 @@ STORE_ID = "tessera_fast:store_id"
 
 
 class ZarrOutput:
-    """Output into a store; see :class:`tessera_fast.output.Output`. int8 only."""
+    """Output into a store; see :class:`tessera_fast.store.Output`. int8 only."""
 
     def __init__(self, path: Path, tiles: Iterable[TileKey], provenance: Provenance) -> None:
         if provenance.dtype != "int8":
