@@ -1,4 +1,4 @@
-"""Every tolerance of the test suite, with its reason. Nothing else in tests/ or bench/ may write one.
+"""Every tolerance of tests/ and bench/, with its reason: no other file may write one.
 
 Gates come from docs/correctness.md: when two runs count as the same embedding.
 """

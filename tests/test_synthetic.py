@@ -165,7 +165,7 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic, "_write_band", full)
+    monkeypatch.setattr(synthetic_files, "_write_band", full)
     with pytest.raises(StoreError, match="No space left"):
         write_tile(synthetic_tile(2, 6), tmp_path / "t")
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,7 @@ namespace py = pybind11;
 
 inline std::string describe(const py::array& a) {
   std::string text = "(";
-  for (py::ssize_t i = 0; i < a.ndim(); ++i)
-    text += (i ? ", " : "") + std::to_string(a.shape(i));
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
   return text + ") " + std::string(py::str(a.dtype()));
 }
 
@@ -29,8 +28,7 @@ py::array_t<T> expect(const py::handle& object, const char* name, std::vector<py
   auto array = py::reinterpret_borrow<py::array>(object);
   bool ok = py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) &&
             array.ndim() == py::ssize_t(shape.size());
-  for (size_t i = 0; ok && i < shape.size(); ++i)
-    ok = shape[i] < 0 || array.shape(i) == shape[i];
+  for (size_t i = 0; ok && i < shape.size(); ++i) ok = shape[i] < 0 || array.shape(i) == shape[i];
   if (!ok) {
     std::string wanted = "(";
     for (size_t i = 0; i < shape.size(); ++i)

@@ -148,8 +148,14 @@ py::tuple quantize(const py::object& values, float absmax_floor, float scale_flo
   const KernelTable& table = select_isa(isa);
   py::array_t<int8_t> codes({x.shape(0), x.shape(1)});
   py::array_t<float> scales(x.shape(0));
-  const QuantizeArgs args{x.shape(0),   static_cast<int>(x.shape(1)), x.data(), x.shape(1),
-                          absmax_floor, scale_floor, codes.mutable_data(), scales.mutable_data()};
+  const QuantizeArgs args{x.shape(0),
+                          static_cast<int>(x.shape(1)),
+                          x.data(),
+                          x.shape(1),
+                          absmax_floor,
+                          scale_floor,
+                          codes.mutable_data(),
+                          scales.mutable_data()};
   {
     py::gil_scoped_release release;
     table.quantize(args);

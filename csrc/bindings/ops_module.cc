@@ -17,8 +17,9 @@ struct Rows {
 };
 
 Rows rows(const py::array& a, const char* name, py::ssize_t M = -1, py::ssize_t D = -1) {
-  if (!py::isinstance<py::array_t<float>>(a) || a.ndim() != 2 || (a.shape(1) > 1 && a.strides(1) != 4) ||
-      (M >= 0 && a.shape(0) != M) || (D >= 0 && a.shape(1) != D))
+  if (!py::isinstance<py::array_t<float>>(a) || a.ndim() != 2 ||
+      (a.shape(1) > 1 && a.strides(1) != 4) || (M >= 0 && a.shape(0) != M) ||
+      (D >= 0 && a.shape(1) != D))
     throw InputError(std::string(name) + ": unexpected array " + describe(a));
   return {const_cast<float*>(static_cast<const float*>(a.data())), a.shape(0), a.shape(1),
           a.shape(0) > 1 ? a.strides(0) / 4 : a.shape(1)};
@@ -33,24 +34,26 @@ void linear(const std::string& isa, const py::array& x, const py::array& weight,
   packed.set_rows(0, N, w.data(), 1);
   if (const float* b = optional<float>(bias, "bias", {N})) packed.set_bias(0, N, b, 1);
   const Rows in = rows(x, "x", -1, K), out = rows(y, "y", in.M, N);
-  const Rows add = residual.is_none() ? Rows{} : rows(residual.cast<py::array>(), "residual", in.M, N);
-  table.linear({int(in.M), in.data, in.ld, packed.view(), add.data, add.ld, relu, out.data, out.ld});
+  const Rows add =
+      residual.is_none() ? Rows{} : rows(residual.cast<py::array>(), "residual", in.M, N);
+  table.linear(
+      {int(in.M), in.data, in.ld, packed.view(), add.data, add.ld, relu, out.data, out.ld});
 }
 
 void layer_norm(const std::string& isa, const py::array& x, const py::object& weight,
                 const py::object& bias, float eps, bool relu, const py::array& y) {
   const Rows in = rows(x, "x"), out = rows(y, "y", in.M, in.D);
-  cpu::select_isa(isa).layer_norm({int(in.M), int(in.D), in.data, in.ld,
-                                   optional<float>(weight, "weight", {in.D}),
-                                   optional<float>(bias, "bias", {in.D}), eps, relu, out.data,
-                                   out.ld});
+  cpu::select_isa(isa).layer_norm(
+      {int(in.M), int(in.D), in.data, in.ld, optional<float>(weight, "weight", {in.D}),
+       optional<float>(bias, "bias", {in.D}), eps, relu, out.data, out.ld});
 }
 
 void rms_norm(const std::string& isa, const py::array& x, int heads, const py::array& weight,
               float eps) {
   const Rows in = rows(x, "x");
   const auto w = expect<float>(weight, "weight", {in.D / heads});
-  cpu::select_isa(isa).rms_norm({int(in.M), heads, int(in.D / heads), in.data, in.ld, w.data(), eps});
+  cpu::select_isa(isa).rms_norm(
+      {int(in.M), heads, int(in.D / heads), in.data, in.ld, w.data(), eps});
 }
 
 void attention(const std::string& isa, const py::array& qkv, int heads,
@@ -60,8 +63,8 @@ void attention(const std::string& isa, const py::array& qkv, int heads,
   const auto bias = expect<float>(log_multiplicity, "log_multiplicity", {in.M});
   const int head_dim = int(in.D / 3 / heads);
   cpu::Buffer scratch(table.attention_scratch(int(in.M), head_dim));
-  table.attention({int(in.M), heads, head_dim, in.data, in.ld, bias.data(), out.data, out.ld,
-                   scratch.data()});
+  table.attention(
+      {int(in.M), heads, head_dim, in.data, in.ld, bias.data(), out.data, out.ld, scratch.data()});
 }
 
 void pool(const std::string& isa, const py::array& x, const py::array& query, float query_bias,
@@ -72,8 +75,8 @@ void pool(const std::string& isa, const py::array& x, const py::array& query, fl
   const auto bias = expect<float>(extra, "extra", {in.M});
   auto out = expect<float>(y, "y", {in.D});
   std::vector<float> scores(in.M), scratch(in.M + 16);
-  table.score({int(in.M), int(in.D), in.data, in.ld, q.data(), query_bias, bias.data(),
-               scores.data()});
+  table.score(
+      {int(in.M), int(in.D), in.data, in.ld, q.data(), query_bias, bias.data(), scores.data()});
   table.pool({int(in.M), int(in.D), scores.data(), nullptr, in.data, in.ld, out.mutable_data(),
               scratch.data()});
 }
@@ -90,7 +93,7 @@ void gru_step(const std::string& isa, const std::string& stage, const py::array&
   std::vector<const float*> inputs(in.M);
   for (py::ssize_t m = 0; m < in.M; ++m) inputs[m] = in.data + m * in.ld;
   const cpu::GateArgs args{int(state.M), int(state.D), inputs.data(), product.data, product.ld,
-                           state.data, state.ld, reset.data, update.data, reset.ld};
+                           state.data,   state.ld,     reset.data,    update.data,  reset.ld};
   if (stage == "custom_gates")
     table.custom_gru_gates(args);
   else if (stage == "custom_state")

@@ -45,10 +45,12 @@ Series series(const py::array& bands, const py::object& mask, const py::array& d
           "masks: expected (T, H, W) uint8");
     s.mask = static_cast<const uint8_t*>(m.data());
     copy_strides(m, s.mask_stride);
-    for (int i = 0; i < 3; ++i) check(m.shape(i) == bands.shape(i), "masks: shape differs from bands");
+    for (int i = 0; i < 3; ++i)
+      check(m.shape(i) == bands.shape(i), "masks: shape differs from bands");
     s.observed = Observed::kMasked;
   }
-  for (int i = 0; i < 3; ++i) check(doy.shape(i) == bands.shape(i), "doys: shape differs from bands");
+  for (int i = 0; i < 3; ++i)
+    check(doy.shape(i) == bands.shape(i), "doys: shape differs from bands");
   return s;
 }
 
@@ -78,9 +80,13 @@ py::tuple pack_stream(const std::vector<Series>& all, int stream, const Window& 
   py::array_t<uint16_t> doy(N), multiplicity(N);
   py::array_t<uint8_t> orbit(N);
   py::array_t<int32_t> steps(want_steps ? step_offsets.data()[P] : 0);
-  const Tokens out{static_cast<char*>(bands.mutable_data()), doy.mutable_data(),
-                   orbit.mutable_data(), multiplicity.mutable_data(), token_offsets.data(),
-                   want_steps ? steps.mutable_data() : nullptr, step_offsets.data()};
+  const Tokens out{static_cast<char*>(bands.mutable_data()),
+                   doy.mutable_data(),
+                   orbit.mutable_data(),
+                   multiplicity.mutable_data(),
+                   token_offsets.data(),
+                   want_steps ? steps.mutable_data() : nullptr,
+                   step_offsets.data()};
   {
     py::gil_scoped_release release;
     packer.fill(out);
@@ -103,8 +109,9 @@ py::tuple pack(const py::tuple& s2, const py::list& orbits, const std::string& s
                bool want_steps, bool binary_masks, int64_t row0, uint64_t seed, int threads) {
   const auto s2_bands = s2[0].cast<py::array>();
   const Series optical = series(s2_bands, s2[1], s2[2].cast<py::array>(), Observed::kAlways, 0);
-  const Window window{s2_bands.shape(1), s2_bands.shape(2), row0, sampling_of(sampling), seed,
-                      binary_masks, threads < 1 ? 1 : threads};
+  const Window window{
+      s2_bands.shape(1), s2_bands.shape(2),        row0, sampling_of(sampling), seed,
+      binary_masks,      threads < 1 ? 1 : threads};
   std::vector<Series> radar;
   py::dtype radar_dtype = py::dtype::of<int16_t>();
   for (const py::handle& item : orbits) {

@@ -1,4 +1,5 @@
-// Work shared among threads: items are taken one by one from a counter, so that uneven items balance.
+// Work shared among threads: items are taken one by one from a counter, so that uneven items
+// balance.
 #pragma once
 
 #include <atomic>

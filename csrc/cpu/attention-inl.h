@@ -6,7 +6,9 @@
 
 constexpr int kScoreRows = 48;  // a multiple of every kTileRows; 48 x 64 x 4 B = 12 KB
 
-TESSERA_INLINE int whole_panels(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
+TESSERA_INLINE int whole_panels(int n) {
+  return (n + kPanel - 1) / kPanel * kPanel;
+}
 
 size_t attention_scratch(int T, int head_dim) {
   const size_t keys = size_t(whole_panels(T)) * head_dim;
@@ -48,8 +50,7 @@ void attention(const AttentionArgs& a) {
     const float* v = k + D;
     for (int t = 0; t < ld_scores; ++t) {
       float* out = keys + ptrdiff_t(t / kPanel) * kPanel * a.head_dim + t % kPanel;
-      for (int d = 0; d < a.head_dim; ++d)
-        out[d * kPanel] = t < a.T ? k[t * a.ld_qkv + d] : 0.0f;
+      for (int d = 0; d < a.head_dim; ++d) out[d * kPanel] = t < a.T ? k[t * a.ld_qkv + d] : 0.0f;
     }
     for (int d0 = 0; d0 < a.head_dim; d0 += kPanel) {
       const int width = a.head_dim - d0 < kPanel ? a.head_dim - d0 : kPanel;
@@ -61,11 +62,25 @@ void attention(const AttentionArgs& a) {
     }
     for (int m = 0; m < a.T; m += kScoreRows) {
       const int rows = a.T - m < kScoreRows ? a.T - m : kScoreRows;
-      linear({rows, q + m * a.ld_qkv, a.ld_qkv, {a.head_dim, a.T, keys, bias}, nullptr, 0, false,
-              scores, ld_scores});
+      linear({rows,
+              q + m * a.ld_qkv,
+              a.ld_qkv,
+              {a.head_dim, a.T, keys, bias},
+              nullptr,
+              0,
+              false,
+              scores,
+              ld_scores});
       softmax_rows(scores, rows, a.T, ld_scores);
-      linear({rows, scores, ld_scores, {a.T, a.head_dim, values, nullptr}, nullptr, 0, false,
-              a.y + m * a.ld_y + h * a.head_dim, a.ld_y});
+      linear({rows,
+              scores,
+              ld_scores,
+              {a.T, a.head_dim, values, nullptr},
+              nullptr,
+              0,
+              false,
+              a.y + m * a.ld_y + h * a.head_dim,
+              a.ld_y});
     }
   }
 }

@@ -22,7 +22,9 @@ constexpr int kGroupTokens = 2048;
 constexpr float kNormEps = 1e-5f;
 constexpr float kRmsEps = std::numeric_limits<float>::epsilon();  // as torch's RMSNorm(eps=None)
 
-ptrdiff_t padded(int n) { return (n + 15) / 16 * 16; }
+ptrdiff_t padded(int n) {
+  return (n + 15) / 16 * 16;
+}
 
 }  // namespace
 
@@ -69,9 +71,9 @@ class Encoder::Workspace {
   }
 
   ptrdiff_t ld_d, ld_wide;
-  Buffer x, y;    // [block, D] each; x holds the whole group's tokens where a GRU reads them
-  Buffer wide;    // [block, max(3 D, F)] q k v, then the hidden layer
-  Buffer fused;   // [pixels, 2 D] pooled S2 | S1
+  Buffer x, y;     // [block, D] each; x holds the whole group's tokens where a GRU reads them
+  Buffer wide;     // [block, max(3 D, F)] q k v, then the hidden layer
+  Buffer fused;    // [pixels, 2 D] pooled S2 | S1
   Buffer reduced;  // [pixels, out_dim]
   Buffer attention;
   std::vector<float> log_multiplicity, scores, softmax;
@@ -92,8 +94,15 @@ Encoder::Encoder(const KernelTable& table, Model model) : table_(table), model_(
   const uint16_t doy = 0, multiplicity = static_cast<uint16_t>(n);
   const uint8_t orbit = 0;
   const int64_t offsets[] = {0, 1}, step_offsets[] = {0, n};
-  const TokensView tokens{reinterpret_cast<const char*>(zeros.data()), 2, &doy, &orbit,
-                          &multiplicity, offsets, steps.data(), step_offsets, true};
+  const TokensView tokens{reinterpret_cast<const char*>(zeros.data()),
+                          2,
+                          &doy,
+                          &orbit,
+                          &multiplicity,
+                          offsets,
+                          steps.data(),
+                          step_offsets,
+                          true};
   Sizes sizes;
   sizes.steps = n;
   Workspace ws(model_, table_, sizes);
@@ -171,7 +180,9 @@ void Encoder::run_stream(int stream, const TokensView& tokens, const Group& grou
   const Stream& s = model_.streams[stream];
   const int D = model_.config.d_model;
   const int64_t group_first = tokens.offsets[group.first];
-  auto count = [&](int64_t p) { return static_cast<int>(tokens.offsets[p + 1] - tokens.offsets[p]); };
+  auto count = [&](int64_t p) {
+    return static_cast<int>(tokens.offsets[p + 1] - tokens.offsets[p]);
+  };
   auto pooled = [&](int64_t p) { return ws.fused.data() + (p - group.first) * 2 * D + stream * D; };
 
   for (int64_t p = group.first; p < group.last;) {
@@ -219,8 +230,8 @@ void Encoder::embed(const Stream& s, const TokensView& tokens, int64_t first, in
     for (int m = 0; m < M; ++m)
       std::memcpy(standardized + m * ld, bands + m * C * size, C * sizeof(float));
   else
-    table_.standardize({M, C, bands, tokens.element, tokens.orbit + first, s.mean, s.std,
-                        standardized, ld});
+    table_.standardize(
+        {M, C, bands, tokens.element, tokens.orbit + first, s.mean, s.std, standardized, ld});
   for (int m = 0; m < M; ++m)
     std::memcpy(x + m * ws.ld_d, model_.positions.data() + size_t(tokens.doy[first + m]) * D,
                 D * sizeof(float));
@@ -292,14 +303,14 @@ void Encoder::pool_gru(const Stream& s, const TokensView& tokens, const Group& g
     while (running > 0 && length(ws.order[running - 1]) <= step) --running;
     for (int i = 0; i < running; ++i)
       ws.step_inputs[i] = ws.gru_input.data() + token(ws.order[i], step) * 3 * D;
-    const GateArgs gates{running, D, ws.step_inputs.data(), product, ld_recurrent,
-                         h,       ld, r_h, z, ld};
+    const GateArgs gates{running, D, ws.step_inputs.data(), product, ld_recurrent, h, ld, r_h,
+                         z,       ld};
     table_.linear({running, h, ld, gru.gates.view(), nullptr, 0, false, product, ld_recurrent});
     const float* states = h;
     if (custom) {
       table_.custom_gru_gates(gates);
-      table_.linear({running, r_h, ld, gru.candidate.view(), nullptr, 0, false, product,
-                     ld_recurrent});
+      table_.linear(
+          {running, r_h, ld, gru.candidate.view(), nullptr, 0, false, product, ld_recurrent});
       table_.custom_gru_state(gates);
       table_.layer_norm({running, D, h, ld, gru.norm.weight.data(), gru.norm.bias.data(), kNormEps,
                          false, r_h, ld});
@@ -307,8 +318,7 @@ void Encoder::pool_gru(const Stream& s, const TokensView& tokens, const Group& g
     } else {
       table_.torch_gru_state(gates);
     }
-    table_.score({running, D, states, ld, s.query.data(), s.query_bias, nullptr,
-                  ws.scores.data()});
+    table_.score({running, D, states, ld, s.query.data(), s.query_bias, nullptr, ws.scores.data()});
     for (int i = 0; i < running; ++i)
       ws.step_scores[size_t(ws.order[i]) * longest + step] = ws.scores[i];
   }
@@ -353,8 +363,8 @@ void Encoder::fuse(int pixels, Workspace& ws) const {
   }
   table_.linear({pixels, input, width, model_.reduce2.view(), nullptr, 0, false, reduced, ld});
   if (c.final_norm)
-    table_.layer_norm({pixels, c.out_dim, reduced, ld, nullptr, nullptr, kNormEps, false, reduced,
-                       ld});
+    table_.layer_norm(
+        {pixels, c.out_dim, reduced, ld, nullptr, nullptr, kNormEps, false, reduced, ld});
 }
 
 }  // namespace tessera::cpu

@@ -29,8 +29,8 @@ class Encoder {
   Encoder(const KernelTable& table, Model model);
 
   // out [P, E] float32, E <= out_dim: NaN where a pixel has no token in either stream.
-  void encode(const TokensView& s2, const TokensView& s1, int64_t P, float* out, int E,
-              int threads, const std::function<void(int64_t done)>& poll) const;
+  void encode(const TokensView& s2, const TokensView& s1, int64_t P, float* out, int E, int threads,
+              const std::function<void(int64_t done)>& poll) const;
 
   const KernelTable& table() const { return table_; }
 

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kLanes = TESSERA_LANES;
 
+// clang-format off: each file uses those before it
 #include "cpu/simd-inl.h"
 #include "cpu/linear-inl.h"
 #include "cpu/norm-inl.h"
@@ -30,6 +31,7 @@ constexpr int kLanes = TESSERA_LANES;
 #include "cpu/pool-inl.h"
 #include "cpu/gru-inl.h"
 #include "cpu/quantize-inl.h"
+// clang-format on
 
 constexpr KernelTable kTable = {TESSERA_STRING(TESSERA_ISA),
                                 kLanes,
@@ -49,6 +51,8 @@ constexpr KernelTable kTable = {TESSERA_STRING(TESSERA_ISA),
 
 }  // namespace
 
-const KernelTable& TESSERA_CONCAT(table_, TESSERA_ISA)() { return kTable; }
+const KernelTable& TESSERA_CONCAT(table_, TESSERA_ISA)() {
+  return kTable;
+}
 
 }  // namespace tessera::cpu

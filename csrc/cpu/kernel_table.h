@@ -63,8 +63,8 @@ struct AttentionArgs {
 
 struct StandardizeArgs {  // y = (bands - mean) / (std + 1e-9), float32
   int M, C;
-  const void* bands;  // [M, C]
-  int element;        // 0 uint16, 1 int16, 2 float32
+  const void* bands;     // [M, C]
+  int element;           // 0 uint16, 1 int16, 2 float32
   const uint8_t* orbit;  // [M] row of mean and std
   const float* mean;     // [2, C]
   const float* std;      // [2, C]
@@ -76,7 +76,7 @@ struct StandardizeArgs {  // y = (bands - mean) / (std + 1e-9), float32
 // weighted sum of the rows of x that the steps name.
 struct PoolArgs {
   int S, D;
-  const float* scores;  // [S]
+  const float* scores;   // [S]
   const int32_t* steps;  // [S] row of x, or null: step s is row s
   const float* x;        // [T, D]
   ptrdiff_t ld_x;
@@ -99,7 +99,7 @@ struct ScoreArgs {
 // of the step's token, `h` the state.
 struct GateArgs {
   int M, D;
-  const float* const* x;  // [M] pointers to [3 D]: r, z, candidate
+  const float* const* x;   // [M] pointers to [3 D]: r, z, candidate
   const float* recurrent;  // [M, *]: custom stage 1 [M, 2 D] r, z; stage 2 [M, D]; torch [M, 3 D]
   ptrdiff_t ld_recurrent;
   float* h;  // [M, D], updated by the last stage
@@ -131,9 +131,9 @@ struct KernelTable {
   void (*standardize)(const StandardizeArgs&);
   void (*score)(const ScoreArgs&);
   void (*pool)(const PoolArgs&);
-  void (*custom_gru_gates)(const GateArgs&);   // r, z -> r_h, z
-  void (*custom_gru_state)(const GateArgs&);   // candidate, z -> h
-  void (*torch_gru_state)(const GateArgs&);    // all gates -> h
+  void (*custom_gru_gates)(const GateArgs&);  // r, z -> r_h, z
+  void (*custom_gru_state)(const GateArgs&);  // candidate, z -> h
+  void (*torch_gru_state)(const GateArgs&);   // all gates -> h
   void (*quantize)(const QuantizeArgs&);
 };
 

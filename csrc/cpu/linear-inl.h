@@ -1,6 +1,6 @@
 // linear: y [M, N] = x [M, K] W^T + bias (+ residual), then ReLU if asked.
-// W is packed [N / kPanel][K][kPanel]; x and y are row-major. Panels outside, rows inside: one panel
-// (K x kPanel floats) stays in the cache while all M rows pass; x is broadcast, never packed.
+// W is packed [N / kPanel][K][kPanel]; x and y are row-major. Panels outside, rows inside: one
+// panel (K x kPanel floats) stays in the cache while all M rows pass; x is broadcast, never packed.
 // The accumulators start from bias + residual and take one fma per k, in order, whatever the tile.
 
 constexpr int kPanelVectors = 2;

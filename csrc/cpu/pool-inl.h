@@ -3,9 +3,8 @@
 void score(const ScoreArgs& a) {
   for (int m = 0; m < a.M; ++m) {
     F sum = {};
-    for_row(a.x + m * a.ld_x, a.D, [&](int d, F v, int n) {
-      sum = fma(v, load_some(a.query + d, n), sum);
-    });
+    for_row(a.x + m * a.ld_x, a.D,
+            [&](int d, F v, int n) { sum = fma(v, load_some(a.query + d, n), sum); });
     a.scores[m] = reduce_add(sum) + a.bias + (a.extra ? a.extra[m] : 0.0f);
   }
 }

@@ -24,7 +24,9 @@ TESSERA_INLINE F load(const float* p) {
   return v;
 }
 
-TESSERA_INLINE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+TESSERA_INLINE void store(float* p, F v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 
 // The first n < kLanes floats; the other lanes are 0.
 TESSERA_INLINE F load_first(const float* p, int n) {
@@ -38,7 +40,9 @@ TESSERA_INLINE void store_first(float* p, F v, int n) {
 }
 
 // x - 0 is x for every x, so this is a broadcast alone (0 + x would be an addition: -0 becomes 0).
-TESSERA_INLINE F set(float x) { return x - F{}; }
+TESSERA_INLINE F set(float x) {
+  return x - F{};
+}
 
 TESSERA_INLINE F fma(F a, F b, F c) {
 #if TESSERA_LANES == 16 && defined(__AVX512F__)
@@ -61,21 +65,31 @@ TESSERA_INLINE F fma(F a, F b, F c) {
 #endif
 }
 
-TESSERA_INLINE F max(F a, F b) { return a > b ? a : b; }
-TESSERA_INLINE F min(F a, F b) { return a < b ? a : b; }
-TESSERA_INLINE F abs(F a) { return a < 0 ? -a : a; }
+TESSERA_INLINE F max(F a, F b) {
+  return a > b ? a : b;
+}
+TESSERA_INLINE F min(F a, F b) {
+  return a < b ? a : b;
+}
+TESSERA_INLINE F abs(F a) {
+  return a < 0 ? -a : a;
+}
 
 // Reductions halve the vector down to four lanes: one fixed order for a given kLanes.
-#define TESSERA_REDUCE(name, op)                                        \
-  TESSERA_INLINE float name(F v) {                                      \
-    float t[kLanes];                                                    \
-    store(t, v);                                                        \
-    for (int half = kLanes / 2; half > 0; half /= 2)                    \
-      for (int i = 0; i < half; ++i) t[i] = op(t[i], t[i + half]);      \
-    return t[0];                                                        \
+#define TESSERA_REDUCE(name, op)                                   \
+  TESSERA_INLINE float name(F v) {                                 \
+    float t[kLanes];                                               \
+    store(t, v);                                                   \
+    for (int half = kLanes / 2; half > 0; half /= 2)               \
+      for (int i = 0; i < half; ++i) t[i] = op(t[i], t[i + half]); \
+    return t[0];                                                   \
   }
-TESSERA_INLINE float add2(float a, float b) { return a + b; }
-TESSERA_INLINE float max2(float a, float b) { return a > b ? a : b; }
+TESSERA_INLINE float add2(float a, float b) {
+  return a + b;
+}
+TESSERA_INLINE float max2(float a, float b) {
+  return a > b ? a : b;
+}
 TESSERA_REDUCE(reduce_add, add2)
 TESSERA_REDUCE(reduce_max, max2)
 #undef TESSERA_REDUCE
@@ -102,5 +116,9 @@ TESSERA_INLINE F exp(F x) {
   return x < lowest ? set(0.0f) : (F)bits;
 }
 
-TESSERA_INLINE F sigmoid(F x) { return set(1.0f) / (set(1.0f) + exp(-x)); }
-TESSERA_INLINE F tanh(F x) { return set(1.0f) - set(2.0f) / (set(1.0f) + exp(x + x)); }
+TESSERA_INLINE F sigmoid(F x) {
+  return set(1.0f) / (set(1.0f) + exp(-x));
+}
+TESSERA_INLINE F tanh(F x) {
+  return set(1.0f) - set(2.0f) / (set(1.0f) + exp(x + x));
+}

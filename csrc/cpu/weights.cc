@@ -156,8 +156,8 @@ Model build_model(const KernelTable& table, ModelConfig config, const float* pos
   if (c.fusion_layers) {
     m.modality_embed = build.vector("fusion_modality_embed", 2 * D);
     for (int i = 0; i < c.fusion_layers; ++i)  // always 4 heads, ff 2 D, QK-norm
-      m.fusion.push_back(build.layer("fusion_transformer.layers." + std::to_string(i), 2 * D, 4,
-                                     true));
+      m.fusion.push_back(
+          build.layer("fusion_transformer.layers." + std::to_string(i), 2 * D, 4, true));
   }
   if (c.mlp_reducer) {
     m.reduce1 = build.linear("dim_reducer.0", 2 * D, 4 * D);

@@ -1,4 +1,5 @@
-// A model's parameters in the layout of one KernelTable: packed once at load, shared by all threads.
+// A model's parameters in the layout of one KernelTable: packed once at load, shared by all
+// threads.
 #pragma once
 
 #include <array>

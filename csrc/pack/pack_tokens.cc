@@ -12,7 +12,9 @@
 namespace tessera::pack {
 namespace {
 
-size_t element_size(Element element) { return element == Element::kF32 ? 4 : 2; }
+size_t element_size(Element element) {
+  return element == Element::kF32 ? 4 : 2;
+}
 
 const char* at(const char* base, const ptrdiff_t* stride, int64_t t, int64_t row, int64_t column) {
   return base + t * stride[0] + row * stride[1] + column * stride[2];
@@ -83,10 +85,10 @@ int StreamPacker::sequence(int n, int64_t row, int64_t column, int32_t* ranks) c
 // What the rule made of one pixel.
 struct StreamPacker::Pixel {
   int64_t index, row, column;
-  const uint8_t* valid;  // [dates] with a stride of the window's columns
-  const int32_t* dates;  // [n] the positions that the ranks mean
-  int n, length;         // valid dates; length of the padded sequence
-  const int32_t* ranks;  // [length]
+  const uint8_t* valid;          // [dates] with a stride of the window's columns
+  const int32_t* dates;          // [n] the positions that the ranks mean
+  int n, length;                 // valid dates; length of the padded sequence
+  const int32_t* ranks;          // [length]
   const uint16_t* multiplicity;  // [n], 0 = the date is not read
 };
 
@@ -106,8 +108,15 @@ void StreamPacker::for_each_pixel(const Body& body) const {
     s.multiplicity.resize(dates_ + 1);
     observe_row(row, s.valid.data());
     for (int64_t column = 0; column < window_.columns; ++column) {
-      Pixel p{row * window_.columns + column, row, column, s.valid.data() + column,
-              s.dates.data(), 0, 0, s.ranks, s.multiplicity.data()};
+      Pixel p{row * window_.columns + column,
+              row,
+              column,
+              s.valid.data() + column,
+              s.dates.data(),
+              0,
+              0,
+              s.ranks,
+              s.multiplicity.data()};
       const bool skip = skip_ && skip_[p.index];
       for (int t = 0; t < dates_ && !skip; ++t)
         if (p.valid[t * window_.columns]) s.dates[p.n++] = t;
@@ -146,8 +155,8 @@ void StreamPacker::fill(const Tokens& out) const {
   const size_t size = element_size(series_[0].element) * series_[0].channels;
   for_each_pixel([&](const Pixel& p) {
     int64_t token = out.offsets[p.index];
-    size_t i = 0;            // series of date t
-    int first = 0;           // position of that series' first date
+    size_t i = 0;                            // series of date t
+    int first = 0;                           // position of that series' first date
     thread_local std::vector<int32_t> kept;  // [n] rank -> index among the pixel's tokens
     kept.resize(p.n);
     for (int rank = 0; rank < p.n; ++rank) {

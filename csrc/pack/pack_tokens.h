@@ -44,12 +44,12 @@ struct Counts {
 
 // Where `fill` writes; sizes from Counts. steps may be null.
 struct Tokens {
-  char* bands;             // [N, C]
-  uint16_t* doy;           // [N]
-  uint8_t* orbit;          // [N]
-  uint16_t* multiplicity;  // [N]
-  const int64_t* offsets;  // [P + 1]
-  int32_t* steps;          // [S]
+  char* bands;                  // [N, C]
+  uint16_t* doy;                // [N]
+  uint8_t* orbit;               // [N]
+  uint16_t* multiplicity;       // [N]
+  const int64_t* offsets;       // [P + 1]
+  int32_t* steps;               // [S]
   const int64_t* step_offsets;  // [P + 1]
 };
 

@@ -125,7 +125,8 @@ def _embed(args: argparse.Namespace) -> int:
     done = sum(r.state == "done" for r in reports)
     print(
         f"{done} of {len(reports)} tiles embedded with {model.label} "
-        f"({model.backend}, {model.precision}) in {time.perf_counter() - started:.1f} s -> {args.out}"
+        f"({model.backend}, {model.precision}) in {time.perf_counter() - started:.1f} s "
+        f"-> {args.out}"
     )
     return OK
 

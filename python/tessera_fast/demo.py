@@ -32,7 +32,7 @@ def run_demo(
         (report,) = embed_tiles([tile], folder / "demo.zarr", model)
         picture = quicklook(tile, embed(tile, model), model=MODEL, trained=model.trained)
         write_png(folder / "demo.png", picture)
-        clear = np.mean(tile.rows(0, size).s2_masks)
+        clear = float(np.mean(tile.s2_masks.rows(0, size)))
         t_s2, t_asc, t_desc = tile.dates
         print(f"tile       {tile.name}: {size} x {size} px, {tile.crs}, made in {made:.1f} s")
         print(f"           {t_s2} Sentinel-2 dates ({clear:.0%} clear), {t_asc} + {t_desc} "

@@ -110,7 +110,11 @@ def pack(
         if index in counted:
             counts[:, 1 + index] = observed[:, column]
     flag = observations.standardized
-    return PackedTokens(*optical, flag), PackedTokens(*radar, flag), counts
+    return (
+        PackedTokens(*optical, standardized=flag),
+        PackedTokens(*radar, standardized=flag),
+        counts,
+    )
 
 
 def _days(doys: np.ndarray, bands: np.ndarray) -> np.ndarray:

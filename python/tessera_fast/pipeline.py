@@ -50,13 +50,22 @@ def embed_rows(
     for start in range(0, tile.height, step):
         stop = min(start + step, tile.height)
         values = np.full(((stop - start) * tile.width, width), np.nan, np.float32)
-        before = start * tile.width
         counts = model.encode(
-            tile.rows(start, stop), values, row0=start, seed=seed, repeats=repeats,
-            binary_masks=True, progress=progress and (lambda done, b=before: progress(b + done)),
-        )  # fmt: skip
+            tile.rows(start, stop),
+            values,
+            row0=start,
+            seed=seed,
+            repeats=repeats,
+            binary_masks=True,
+            progress=_after(start * tile.width, progress),
+        )
         shape = (stop - start, tile.width)
         yield Band(start, values.reshape(*shape, width), counts.reshape(*shape, 3))
+
+
+def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """``progress`` of the whole tile for a band that ``pixels`` come before."""
+    return None if progress is None else lambda done: progress(pixels + done)
 
 
 def band_rows(tile: Tile, model: Model, memory: int | str) -> int:

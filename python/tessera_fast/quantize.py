@@ -29,7 +29,7 @@ def quantize(
     e = np.asarray(embeddings, np.float32)
     if e.ndim == 0 or e.shape[-1] == 0:
         raise InputError(f"embeddings: expected (..., E) with E >= 1, got shape {e.shape}")
-    no_data = np.isnan(e).any(-1)
+    no_data = np.asarray(np.isnan(e).any(-1))
     e = np.where(no_data[..., None], np.float32(0), e)
     absmax = np.maximum(np.abs(e).max(-1), np.float32(absmax_floor))
     scales = np.maximum(absmax / np.float32(127), np.float32(scale_floor))
