@@ -113,7 +113,8 @@ py::tuple pack(const py::tuple& s2, const py::list& orbits, const std::string& s
       s2_bands.shape(1), s2_bands.shape(2),        row0, sampling_of(sampling), seed,
       binary_masks,      threads < 1 ? 1 : threads};
   std::vector<Series> radar;
-  py::dtype radar_dtype = py::dtype::of<int16_t>();
+  const bool floats = optical.element == Element::kF32;  // the dtype of no orbit at all
+  py::dtype radar_dtype = floats ? py::dtype::of<float>() : py::dtype::of<int16_t>();
   for (const py::handle& item : orbits) {
     const auto orbit = item.cast<py::tuple>();
     const auto bands = orbit[0].cast<py::array>();

@@ -22,8 +22,10 @@ constexpr int kGroupTokens = 2048;
 constexpr float kNormEps = 1e-5f;
 constexpr float kRmsEps = std::numeric_limits<float>::epsilon();  // as torch's RMSNorm(eps=None)
 
+// Leading dimension of rows of n floats: an odd number of cache lines, so that the rows of a tile
+// do not fall into the same sets of L1 (a stride of 4 KB costs a quarter of the speed).
 ptrdiff_t padded(int n) {
-  return (n + 15) / 16 * 16;
+  return ((n + 15) / 16 | 1) * 16;
 }
 
 }  // namespace

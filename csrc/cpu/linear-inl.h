@@ -42,13 +42,27 @@ TESSERA_INLINE void linear_tile(const LinearArgs& a, int m, int n, const float* 
     }
 }
 
+// One tile of `rows` <= kRows rows.
+template <int kRows, int kVectors>
+TESSERA_INLINE void linear_rows(const LinearArgs& a, int rows, int m, int n, const float* panel) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      linear_tile<kRows, kVectors>(a, m, n, panel);
+    else
+      linear_rows<kRows - 1, kVectors>(a, rows, m, n, panel);
+  }
+}
+
+// Whole tiles, then the last kTileRows + 1 .. 2 kTileRows - 1 rows as two halves: a tile of one or
+// two rows would wait for each fma.
 template <int kVectors>
 TESSERA_INLINE void linear_panel(const LinearArgs& a, int n, const float* panel) {
   int m = 0;
-  for (; m + kTileRows <= a.M; m += kTileRows) linear_tile<kTileRows, kVectors>(a, m, n, panel);
-  for (; m + kTileRows / 2 <= a.M; m += kTileRows / 2)
-    linear_tile<kTileRows / 2, kVectors>(a, m, n, panel);
-  for (; m < a.M; ++m) linear_tile<1, kVectors>(a, m, n, panel);
+  for (; a.M - m >= 2 * kTileRows || a.M - m == kTileRows; m += kTileRows)
+    linear_tile<kTileRows, kVectors>(a, m, n, panel);
+  const int rest = a.M - m, first = rest > kTileRows ? (rest + 1) / 2 : rest;
+  linear_rows<kTileRows, kVectors>(a, first, m, n, panel);
+  linear_rows<kTileRows, kVectors>(a, rest - first, m + first, n, panel);
 }
 
 void linear(const LinearArgs& a) {

@@ -64,7 +64,8 @@ void StreamPacker::observe_row(int64_t row, uint8_t* valid) const {
           const auto clear = static_cast<uint8_t>(*at(base, s.mask_stride, t, row, w));
           if (clear > 1 && window_.binary_masks)
             throw InputError("masks: expected only 0 (cloud) and 1 (clear), got " +
-                             std::to_string(clear) + " at " + place(window_, t, row, w));
+                             std::to_string(clear) + " at " + place(window_, t, row, w) +
+                             "; turn classes into a mask first");
           valid[w] = clear != 0;
         } else {
           valid[w] = s.observed == Observed::kAlways || any_non_zero(s, t, row, w);
@@ -173,7 +174,9 @@ void StreamPacker::fill(const Tokens& out) const {
             throw InputError((stream_ ? "Sentinel-1" : "Sentinel-2") +
                              std::string(" bands: expected finite values where a date is observed, "
                                          "got NaN or infinity at ") +
-                             place(window_, t, p.row, p.column) + ", band " + std::to_string(c));
+                             place(window_, t, p.row, p.column) + ", band " + std::to_string(c) +
+                             (stream_ ? "; write 0 where nothing was observed"
+                                      : "; set the mask to 0 there"));
         }
       }
       std::memcpy(out.bands + token * size, bands, size);
