@@ -38,10 +38,14 @@ def assert_same_codes(got: np.ndarray, expected: np.ndarray) -> None:
     assert same >= SAME_CODES, f"only {float(same):.2%} of the codes are identical"
 
 
-def assert_op(got: np.ndarray, expected: np.ndarray) -> None:
-    """One float32 op against float64: error relative to the largest expected value."""
+def assert_op(got: np.ndarray, expected: np.ndarray, terms: float | None = None) -> None:
+    """One float32 op against float64: error relative to the largest expected value.
+
+    ``terms``: what the error is relative to instead, where the terms of a sum may cancel: the
+    largest sum of their absolute values.
+    """
     assert got.shape == expected.shape
     assert np.isfinite(got).all()
-    scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+    scale = max(terms or float(np.abs(expected).max()), np.finfo(np.float32).tiny)
     worst = float(np.abs(got.astype(np.float64) - expected).max()) / scale
     assert worst <= OP_RTOL, f"relative error {worst:.2e} > {OP_RTOL:.0e}"

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from . import __version__
-from .errors import TesseraError
-from .pipeline import DEFAULT_MEMORY
+from .errors import InputError, TesseraError
+from .pipeline import DEFAULT_MEMORY, parse_bytes
 from .spec import RELEASED
 
 OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
     embed.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
     embed.add_argument(
-        "--memory", default=DEFAULT_MEMORY, help="bound on working memory (default %(default)s)"
-    )
+        "--memory", type=_size, default=DEFAULT_MEMORY,
+        help="bound on working memory (default %(default)s)",
+    )  # fmt: skip
     embed.add_argument(
         "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
     )
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--out", default="demo_output", help="folder (default %(default)s)")
     demo.add_argument("--size", type=int, default=128, help="tile side in pixels (default 128)")
     demo.add_argument("--seed", type=int, default=0, help="of the tile (default 0)")
-    demo.add_argument("--threads", type=int, help="default: all CPUs")
+    demo.add_argument("--threads", type=_positive, help="default: all CPUs")
     demo.set_defaults(run=_demo)
 
     convert = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
@@ -91,8 +92,23 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference")
     parser.add_argument("--precision", default="auto", help="auto, fp32 (reference also: fp64)")
-    parser.add_argument("--threads", type=int, help="default: TESSERA_FAST_THREADS or all CPUs")
+    parser.add_argument(
+        "--threads", type=_positive, help="default: TESSERA_FAST_THREADS or all CPUs"
+    )
     parser.add_argument("--device", help="default: the back end's own")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
 
 
 def _embed(args: argparse.Namespace) -> int:

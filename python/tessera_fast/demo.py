@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import StoreError
 from .job import embed_tiles
 from .model import load_model
 from .pipeline import embed
@@ -24,7 +25,10 @@ def run_demo(
     about the land. Raises what `embed_tiles` raises.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: expected a folder that can be made ({error})") from error
     started = time.perf_counter()
     tile = synthetic_tile(size, size, seed=seed, year=YEAR)
     made = time.perf_counter() - started

@@ -26,7 +26,7 @@ def threads() -> int:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text!r}")
     return int(text)
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -57,8 +58,10 @@ def embed_tiles(
     ``report`` is called after each tile. Raises StoreError if ``out`` holds anything made
     differently, cannot be placed or cannot be written.
     """
-    quantized = int8 or str(out).endswith(".zarr")
+    in_store = Path(out).suffix == ".zarr"
+    quantized = int8 or in_store
     width = model.width(dims)
+    model.check_repeats(repeats)
     drawn = model.spec.sampling == "v1.0"
     provenance = Provenance(
         model=model.spec.name,
@@ -77,7 +80,7 @@ def embed_tiles(
     )
     for tile in tiles:
         band_rows(tile, model, memory)  # refuse a memory setting that is too small before writing
-    keys = [tile_key(tile, georeferenced=str(out).endswith(".zarr")) for tile in tiles]
+    keys = [tile_key(tile, georeferenced=in_store) for tile in tiles]
     reports = []
     with contextlib.closing(open_output(out, keys, provenance)) as output:
         for tile, key in zip(tiles, keys, strict=True):

@@ -1,6 +1,7 @@
 """A loaded model: what `load_model` returns and every `model=` accepts."""
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,17 @@ from .weights import Weights, load_weights
 
 
 class Model:
-    """Weights prepared on one back end. Use as a context manager, or leave it to the collector."""
+    """Weights prepared on one back end. Use as a context manager, or leave it to the collector.
+
+    Several threads may share a model: they pack side by side and take turns to encode.
+    """
 
     def __init__(self, weights: Weights, backend: str, encoder: Encoder, plan: Plan) -> None:
         self.weights = weights
         self.backend = backend
         self.plan = plan
         self._encoder = encoder
+        self._turn = threading.Lock()
 
     @property
     def spec(self) -> ModelSpec:
@@ -64,6 +69,14 @@ class Model:
             )
         return dims
 
+    def check_repeats(self, repeats: int) -> None:
+        """InputError unless this model can average ``repeats`` random draws."""
+        if repeats < 1 or (repeats > 1 and self.spec.sampling != "v1.0"):
+            raise InputError(
+                "repeats: expected 1, or more with a v1.0 model, which draws dates at random; "
+                f"got {repeats} with {self.spec.name}"
+            )
+
     def encode(
         self,
         observations: Observations,
@@ -80,11 +93,7 @@ class Model:
         ``repeats`` averages that many random draws of a v1.0 model (its ``repeat_times``), with
         seeds ``seed``, ``seed + 1``, ...
         """
-        if repeats < 1 or (repeats > 1 and self.spec.sampling != "v1.0"):
-            raise InputError(
-                f"repeats: expected 1, or more with a v1.0 model, which draws dates at random; "
-                f"got {repeats} with {self.spec.name}"
-            )
+        self.check_repeats(repeats)
         threads = self.plan.threads
         total = np.zeros_like(out) if repeats > 1 else out
         for i in range(repeats):
@@ -92,7 +101,8 @@ class Model:
                 observations, self.spec, row0=row0, seed=seed + i, binary_masks=binary_masks,
                 threads=threads,
             )  # fmt: skip
-            self._encoder.encode(s2, s1, out, progress if i == repeats - 1 else None)
+            with self._turn:
+                self._encoder.encode(s2, s1, out, progress if i == repeats - 1 else None)
             if repeats > 1:
                 total += out
         if repeats > 1:

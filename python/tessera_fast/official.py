@@ -110,10 +110,11 @@ def _accept(model: Any, device: Any, autocast_dtype: Any, batch_pixels: int) -> 
         raise InputError(
             f"model: expected what tessera_fast.load_model returns, got {type(model).__name__}"
         )
-    if device is not None and str(device) != (model.plan.device or "cpu"):
+    loaded_on = "cpu" if model.plan.device in (None, "auto") else model.plan.device
+    if device is not None and str(device) not in ("auto", loaded_on):
         raise InputError(
-            f"device: this model was loaded on {model.plan.device or 'cpu'!r}, got {str(device)!r};"
-            " pass the device to load_model"
+            f"device: this model was loaded on {loaded_on!r}, got {str(device)!r}; pass the device "
+            "to load_model"
         )
     if autocast_dtype is not None:
         raise InputError("autocast_dtype: choose the precision in load_model(precision=...)")

@@ -75,18 +75,17 @@ def pack(
     The third result is (P, 3) uint16: the observed dates of Sentinel-2, ascending and descending
     Sentinel-1, before any cut. ``row0`` is the window's first row in its tile and ``seed`` the seed
     of v1.0's random draws, which depend on (seed, row, column) alone. ``binary_masks`` refuses mask
-    values beyond 0 and 1. Raises InputError for such masks, for values that are not finite and for
-    more than 65,535 dates in a stream.
+    values beyond 0 and 1. Raises InputError for such masks, for values that are not finite, for
+    more than 65,535 dates in a stream and where v1.0 has no Sentinel-1 date to draw from.
     """
     from . import _cpu
 
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed: expected 0..2^64 - 1, got {seed}")
     window = observations.shape
-    dtypes = {o.bands.dtype for o in observations.orbits}
-    common = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    orbits = [
-        (o.bands.astype(common, copy=False), _days(o.doys, o.bands), o.index)
-        for o in observations.orbits
-    ]
+    seen = [o for o in observations.orbits if len(o.bands)]
+    dtype = _radar_dtype(observations, seen)
+    orbits = [(o.bands.astype(dtype, copy=False), _days(o.doys, o.bands), o.index) for o in seen]
     _check_dates("Sentinel-2", observations.s2_bands.shape[0])
     _check_dates("Sentinel-1", sum(len(bands) for bands, _, _ in orbits))
     if spec.sampling == "v1.0" and not orbits and not spec.dummy_orbit:
@@ -94,9 +93,9 @@ def pack(
             f"model {spec.name} draws from a pixel's Sentinel-1 dates and there are none: give at "
             "least one orbit, or use v1.0-qat or a later model"
         )
-    counted = [o.index for o in observations.orbits]
+    counted = [o.index for o in seen]
     if spec.dummy_orbit:
-        orbits += [_dummy_orbit(i, window, orbits) for i in (0, 1) if i not in counted]
+        orbits += [_dummy_orbit(i, window, dtype) for i in (0, 1) if i not in counted]
         orbits.sort(key=lambda orbit: orbit[2])
     s2 = observations.s2_bands
     s2_parts = (s2, observations.s2_masks, _days(observations.s2_doys, s2))
@@ -130,10 +129,19 @@ def _check_dates(what: str, dates: int) -> None:
         raise InputError(f"{what}: expected at most {MAX_DATES:,} dates, got {dates:,}")
 
 
+def _radar_dtype(observations: Observations, orbits: list[Orbit]) -> np.dtype:
+    """One dtype for both orbits: theirs if they agree, else float32; without an orbit the one that
+    goes with Sentinel-2's."""
+    dtypes = {o.bands.dtype for o in orbits}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    floats = bool(dtypes) or observations.s2_bands.dtype == np.float32
+    return np.dtype(np.float32 if floats else np.int16)
+
+
 def _dummy_orbit(
-    index: int, window: tuple[int, int], orbits: list[tuple[np.ndarray, np.ndarray, int]]
+    index: int, window: tuple[int, int], dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """What v1.0-qat reads for an orbit without dates: one (0, 0) row of day 180."""
-    dtype = orbits[0][0].dtype if orbits else np.dtype(np.int16)
     zeros = np.broadcast_to(np.zeros(2, dtype), (1, *window, 2))
     return zeros, np.broadcast_to(np.int32(DUMMY_DOY), (1, *window)), index

@@ -11,19 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import env
 from .errors import InputError
 from .model import Model, load_model
 from .progress import Progress, progress_bar
 from .quantize import QuantizedEmbeddings
+from .spec import MAX_SEQUENCE, ModelSpec
 from .tile import Tile, open_tile
 
 DEFAULT_MEMORY = "1GiB"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
 # Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
-# measured), and a thread's workspace (25 MB at most, v1.x) with its share of allocator slack.
+# measured), and a thread's share of allocator slack beside its workspace.
 _FIXED_BYTES = 128 << 20
-_THREAD_BYTES = 32 << 20
+_THREAD_BYTES = 4 << 20
 
 
 class Band(NamedTuple):
@@ -46,19 +48,24 @@ def embed_rows(
 ) -> Iterator[Band]:
     """Encode ``tile`` band by band, top to bottom. Results do not depend on the bands."""
     width = model.width(dims)
+    model.check_repeats(repeats)
     step = band_rows(tile, model, memory)
     for start in range(0, tile.height, step):
         stop = min(start + step, tile.height)
         values = np.full(((stop - start) * tile.width, width), np.nan, np.float32)
-        counts = model.encode(
-            tile.rows(start, stop),
-            values,
-            row0=start,
-            seed=seed,
-            repeats=repeats,
-            binary_masks=True,
-            progress=_after(start * tile.width, progress),
-        )
+        observations = tile.rows(start, stop)
+        try:
+            counts = model.encode(
+                observations,
+                values,
+                row0=start,
+                seed=seed,
+                repeats=repeats,
+                binary_masks=True,
+                progress=_after(start * tile.width, progress),
+            )
+        except InputError as error:
+            raise InputError(f"{tile.where}, {error}") from error
         shape = (stop - start, tile.width)
         yield Band(start, values.reshape(*shape, width), counts.reshape(*shape, 3))
 
@@ -71,8 +78,8 @@ def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int
 def band_rows(tile: Tile, model: Model, memory: int | str) -> int:
     """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
     limit = parse_bytes(memory)
-    threads = model.plan.threads or 1
-    room = limit - _FIXED_BYTES - threads * _THREAD_BYTES
+    threads = model.plan.threads or env.threads()
+    room = limit - _FIXED_BYTES - threads * _workspace_bytes(model.spec)
     dates = sum(tile.dates)
     per_pixel = dates * 12 + 4 * 4 * model.repr_dim  # days, orbit, multiplicity, steps; out, codes
     per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # mapped pages and packed tokens
@@ -81,9 +88,17 @@ def band_rows(tile: Tile, model: Model, memory: int | str) -> int:
         least = (limit - room + per_row + (1 << 20)) >> 20
         raise InputError(
             f"memory: {limit >> 20} MiB cannot hold one row of {tile.name} ({tile.width} pixels, "
-            f"{dates} dates); give at least {least} MiB"
+            f"{dates} dates) with {threads} threads; give at least {least} MiB, or fewer threads"
         )
     return int(min(rows, tile.height))
+
+
+def _workspace_bytes(spec: ModelSpec) -> int:
+    """Of one thread of the cpu back end (csrc/cpu/encoder.cc): tokens of a block, and with a GRU of
+    a group of pixels."""
+    block = MAX_SEQUENCE * (2 * spec.d_model + max(3 * spec.d_model, spec.ff_dim))
+    group = 2048 * 4 * spec.d_model if spec.needs_steps else 0
+    return _THREAD_BYTES + 4 * (block + group)
 
 
 def quantize_band(values: np.ndarray, model: Model) -> QuantizedEmbeddings:

@@ -6,6 +6,7 @@ product by its shape.
 """
 
 import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,14 @@ class ReferenceEncoder:
             weights.tensors, self._dtype, plan.device or "cpu"
         )
 
-    def encode(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
-        """As ``Encoder.encode``; ``out`` (P, E) float32 or float64."""
+    def encode(
+        self,
+        s2: PackedTokens,
+        s1: PackedTokens,
+        out: np.ndarray,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """As ``Encoder.encode``; ``out`` (P, E) float32 or float64. Reports progress at the end."""
         import torch
 
         from ..reference.model import forward
@@ -53,6 +60,8 @@ class ReferenceEncoder:
             out[:] = forward(self._spec, self._tensors, s2, s1, self._dtype)[:, : out.shape[1]]
         finally:
             torch.set_num_threads(threads_before)
+        if progress is not None:
+            progress(s2.pixels)
 
     def close(self) -> None:
         """Free the parameters."""

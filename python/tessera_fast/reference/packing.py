@@ -169,11 +169,17 @@ def _orbits(observations: Observations, dummy_orbit: bool) -> list[Orbit]:
     """The orbits that have dates; with ``dummy_orbit`` a (0, 0) row for each that has none."""
     found = {orbit.index: orbit for orbit in observations.orbits if len(orbit.bands)}
     if dummy_orbit:
-        dtype = next((o.bands.dtype for o in found.values()), np.dtype(np.int16))
+        dtype = next((o.bands.dtype for o in found.values()), _no_orbit_dtype(observations))
         for index in (0, 1):
             row = np.zeros((1, *observations.shape, len(S1_BANDS)), dtype)
             found.setdefault(index, Orbit(index, row, np.array([DUMMY_DOY], np.int32)))
     return [found[index] for index in sorted(found)]
+
+
+def _no_orbit_dtype(observations: Observations) -> np.dtype:
+    """float32 beside float32 Sentinel-2, which may be standardised; int16, as on disk, else."""
+    float_input = observations.s2_bands.dtype == np.float32
+    return np.dtype(np.float32 if float_input else np.int16)
 
 
 def _days(doys: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -192,10 +198,9 @@ def _s2_series(observations: Observations, row: int, column: int) -> _Series:
 
 def _s1_series(orbits: list[Orbit], observations: Observations, row: int, column: int) -> _Series:
     if not orbits:
-        float_input = observations.s2_bands.dtype == np.float32
-        dtype = np.float32 if float_input else np.int16
         none = np.zeros(0, np.int64)
-        return _Series(np.zeros((0, len(S1_BANDS)), dtype), none, none, none.astype(bool))
+        bands = np.zeros((0, len(S1_BANDS)), _no_orbit_dtype(observations))
+        return _Series(bands, none, none, none.astype(bool))
     bands = np.concatenate([o.bands[:, row, column] for o in orbits])
     doy = np.concatenate([_days(o.doys, row, column) for o in orbits])
     orbit = np.concatenate([np.full(len(o.bands), o.index) for o in orbits])

@@ -151,6 +151,15 @@ class BuildState:
             then()
         shutil.rmtree(commit)
 
+    def drop(self) -> None:
+        """Forget a promoted transaction that could not be applied to its end."""
+        remove_tree(self.folder / "commit")
+
+    def markers(self) -> Iterator[dict[str, Any]]:
+        """What was recorded for every finished tile."""
+        for path in sorted((self.folder / "done").glob("*.json")):
+            yield json.loads(path.read_text())
+
     def marker(self, key: str) -> dict[str, Any] | None:
         """What ``stage_marker`` recorded for this tile, or None if it is not finished."""
         path = self._marker_path(key)

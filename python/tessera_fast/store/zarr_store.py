@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import StoreError
 from . import zone
 from .output import COUNT_NAMES, Provenance, SpooledTile, TileKey, TileWriter, check_names
-from .state import BuildState
+from .state import BuildState, remove_tree
 from .zone import SHARD, Grid
 
 PROVENANCE = "tessera_fast:provenance"
@@ -39,6 +39,7 @@ class ZarrOutput:
         self._zarr = _import_zarr()
         self._provenance = provenance
         self._guard = threading.Lock()
+        self._created = False  # by this run
         self._id = ""  # of the store that is there; markers of another one do not count
         self._zones: dict[int, Grid] = {}
         self._job: dict[int, dict[Grid, None]] = {}  # tiles by zone, in order
@@ -72,6 +73,9 @@ class ZarrOutput:
         return SpooledTile(tile, self._provenance, self._state.spool(_key(tile)), self._publish)
 
     def close(self) -> None:
+        if self._created and all(m["store_id"] != self._id for m in self._state.markers()):
+            self._state.drop()  # the disk was full, say: an empty store would not be nothing
+            remove_tree(self.path)
         self._state.close()
 
     @property
@@ -163,6 +167,7 @@ class ZarrOutput:
 
     def _create_root(self) -> None:
         self._id = uuid.uuid4().hex
+        self._created = True
         attributes = _root_attributes(self._provenance) | {STORE_ID: self._id}
         self._zarr.create_group(str(self.path), zarr_format=3, attributes=attributes)
 

@@ -36,6 +36,7 @@ class Tile:
     year: int | None = None
     georeference: Georeference = UNKNOWN
     masks_label: str = "masks"  # how a message calls s2_masks
+    where: str = "tile"  # how a message calls the source, e.g. "folder tiles/a"
 
     @property
     def height(self) -> int:
@@ -125,6 +126,7 @@ def open_tile(
         tile = Tile(
             Path(source).resolve().name if isinstance(source, str | PathLike) else "tile",
             bands, masks, doys, orbits, fields.year, fields.georeference, fields.label("masks"),
+            fields.where,
         )  # fmt: skip
     georeference = Georeference(crs_name(crs), affine(transform))
     changes: dict[str, Any] = {"name": name, "year": year}
@@ -171,8 +173,9 @@ def _read_folder(folder: Path) -> Fields:
         else:
             fields.arrays[name] = NpyArray(path)
     roi = folder / "roi.tiff"
-    if roi.exists() and "bands" in fields.arrays:
-        fields.georeference = read_roi(roi, fields.arrays["bands"].shape[1:3])
+    shape = fields.arrays["bands"].shape if "bands" in fields.arrays else ()
+    if roi.exists() and len(shape) == 4 and 0 not in shape:  # others are refused for their shape
+        fields.georeference = read_roi(roi, shape[1:3])
     return fields
 
 

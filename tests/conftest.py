@@ -1,0 +1,85 @@
+"""What the user-level tests share: a tile in the official layout, tiny models, and the CLI."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tessera_fast
+from tessera_fast.__main__ import main
+from tessera_fast.spec import variant
+from tessera_fast.synthetic import synthetic_tile, write_tile
+from tessera_fast.weights import save_safetensors, untrained_weights
+
+PACKAGE = Path(tessera_fast.__file__).parents[1]
+FARM_SHAPE = (12, 9)
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A v2 model of one narrow layer, untrained, as a checkpoint file."""
+    spec = variant(
+        "v2-nano", name="v2-mini", d_model=16, num_layers=1, num_heads=2, ff_dim=16, out_dim=32,
+        saved_dim=32, matryoshka=(8, 16, 32),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("models") / "mini.safetensors"
+    save_safetensors(path, untrained_weights(spec))
+    return path
+
+
+@pytest.fixture(scope="session")
+def _farm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("rasterio", reason="a tile for a store needs a roi.tiff")
+    folder = tmp_path_factory.mktemp("tiles") / "farm_2024"
+    return write_tile(synthetic_tile(*FARM_SHAPE), folder)
+
+
+@pytest.fixture
+def farm(_farm: Path, tmp_path: Path) -> Path:
+    """A folder in the official layout with a roi.tiff, to be changed at will."""
+    return Path(shutil.copytree(_farm, tmp_path / "farm_2024"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process."""
+
+    def call(*args: object) -> Result:
+        capsys.readouterr()
+        code = main([str(a) for a in args])
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def spawn() -> Callable[..., "subprocess.Popen[str]"]:
+    """Start `python -m tessera_fast` with pipes; ``env`` adds to the environment."""
+    started = []
+
+    def start(*args: object, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "tessera_fast", *map(str, args)]
+        path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
