@@ -113,7 +113,7 @@ def random_spec(seed: int) -> ModelSpec:
     rng = np.random.default_rng(seed)
     head_dim = (36, 110, 20, 14, 2, 6)[seed % 6]
     fusion = seed % 4 == 1  # its four heads divide the width, so the encoder has four here
-    heads = 4 if fusion else int(rng.integers(1, 9 if head_dim < 50 else 4))
+    heads = 4 if fusion else min((8, 1, 3, 4, 2, 5, 7)[seed % 7], 300 // head_dim)
     out_dim = int(rng.integers(3, 70))
     return ModelSpec(
         name=f"random-{seed}",

@@ -301,7 +301,8 @@ def gate_inputs(M, D, recurrent):
     """x [M, 3 D], recurrent, h, r_h, z [M, D]; the widest inputs saturate every gate."""
     rng = np.random.default_rng(M * D)
     x, w = 3 * normal(rng, M, 3 * D), 3 * normal(rng, M, recurrent * D)
-    x[:, ::5] = rng.choice(np.float32([-1e30, -1e4, -90, -1e-40, 0, 90, 1e4, 1e30]), x[:, ::5].shape)
+    extreme = np.float32([-1e30, -1e4, -90, -1e-40, 0, 90, 1e4, 1e30])
+    x[:, ::5] = rng.choice(extreme, x[:, ::5].shape)
     return x, w, np.tanh(normal(rng, M, D)), normal(rng, M, D), sigmoid(normal(rng, M, D))
 
 

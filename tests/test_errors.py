@@ -284,6 +284,9 @@ def test_full_disk(name, pages, farm, mini, run, small_disk):
     assert list(disk.iterdir()) == []
 
 
+SLOW = {"TESSERA_FAST_ISA": "portable", "TESSERA_FAST_THREADS": "1"}  # some seconds a tile
+
+
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -299,7 +302,7 @@ def test_interrupt(name, farm, spawn, tmp_path, run):
     out = tmp_path / "out" / name
     arguments = ["embed", farm, big, "-o", out, "--model", "v2-nano", "--weights", "untrained:3"]
     state = out.with_name("x.zarr.state") if name == "x.zarr" else out / ".tessera_fast"
-    process = spawn(*arguments, env={"TESSERA_FAST_ISA": "portable", "TESSERA_FAST_THREADS": "1"})
+    process = spawn(*arguments, env=SLOW)
     wait_for(lambda: any((state / "spool").glob("big_2024*/embeddings.npy")), process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -328,8 +331,8 @@ def test_interrupt_of_the_only_tile_leaves_nothing(farm, spawn, tmp_path):
     big = write_tile(synthetic_tile(32, 32, seed=1), tmp_path / "big_2024")
     out = tmp_path / "out"
     out.mkdir()
-    process = spawn("embed", big, "-o", out / "x.zarr", "--model", "v2-nano", "--weights",
-                    "untrained", env={"TESSERA_FAST_ISA": "portable"})  # fmt: skip
+    arguments = ["embed", big, "-o", out / "x.zarr", "--model", "v2-nano", "--weights", "untrained"]
+    process = spawn(*arguments, env=SLOW)
     wait_for(lambda: any(out.glob("x.zarr.state/spool/*/embeddings.npy")), process)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)

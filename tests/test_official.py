@@ -187,6 +187,26 @@ def test_series(pair, shared_days):
         np.testing.assert_array_equal(tf.encode_pixels(pair[2], **spread), got)
 
 
+def test_padded_series(pair):
+    """Series of different lengths, padded with dates of day 0 that are not observed."""
+    series = dict(golden_file("series"))
+    padding = {"s2": ("s2_bands", "s2_masks", "s2_doys")}
+    padding |= {s: (f"s1_{s}_bands", f"s1_{s}_doys") for s in ORBITS}
+    padded = dict(series)
+    for names in padding.values():
+        for name in names:
+            a = series[name]
+            padded[name] = np.concatenate([a, np.zeros_like(a[:, :3])], axis=1)
+    got = compare(pair, "encode_pixels", padded)
+    np.testing.assert_array_equal(got, tf.encode_pixels(pair[2], **series))
+    for name in ("s2_doys", "s1_asc_doys"):
+        wrong = {**padded, name: padded[name].copy()}
+        observed_date = np.argwhere(series["s2_masks"][0])[0, 0] if name == "s2_doys" else 0
+        wrong[name][0, observed_date] = 0
+        with pytest.raises(tf.InputError, match=rf"{name}: expected whole days 1\.\.366, got 0 at"):
+            tf.encode_pixels(pair[2], **wrong)
+
+
 def test_standardized(pair):
     """Given standardised values: where a date is observed is decided by what is given."""
     ours = pair[2]

@@ -69,7 +69,9 @@ def encode_pixels(
     """Encode independent pixel series: (P, E) float32.
 
     ``s2_bands`` (P, T, 10), ``s2_doys`` (P, T) or (T,), ``s2_masks`` (P, T); ``s1_*_bands``
-    (P, T, 2), ``s1_*_doys`` (P, T) or (T,). Everything else as in `encode_tile`.
+    (P, T, 2), ``s1_*_doys`` (P, T) or (T,). Series of different lengths are padded with dates that
+    are not observed (mask 0, backscatter 0), whose days do not matter. Everything else as in
+    `encode_tile`.
     """
     _accept(model, device, autocast_dtype, batch_pixels)
     bands = _bands("s2_bands", s2_bands, 3, len(S2_BANDS), "(P, T, 10)", standardize, np.uint16)
@@ -77,14 +79,15 @@ def encode_pixels(
     if pixels == 0:
         return np.empty((0, model.repr_dim), np.float32)
     masks = _masks(s2_masks, bands.shape[:2])
-    doys = _days("s2_doys", s2_doys, [bands.shape[:2], bands.shape[1:2]])
+    doys = _days("s2_doys", s2_doys, [bands.shape[:2], bands.shape[1:2]], masks)
     orbits = []
     for index, kind, raw, days in _orbits(s1_asc_bands, s1_asc_doys, s1_desc_bands, s1_desc_doys):
         name = f"s1_{kind}_bands"
         sar = _bands(name, raw, 3, len(S1_BANDS), "(P, T, 2)", standardize, np.int16)
         if len(sar) != pixels:
             raise InputError(f"{name}: expected ({pixels}, T, 2), got {sar.shape}")
-        sar_days = _days(f"s1_{kind}_doys", days, [sar.shape[:2], sar.shape[1:2]])
+        shapes = [sar.shape[:2], sar.shape[1:2]]
+        sar_days = _days(f"s1_{kind}_doys", days, shapes, (sar != 0).any(-1))
         orbits.append(Orbit(index, _as_window(sar), _as_window(sar_days)))
     observations = Observations(
         _as_window(bands), None if masks is None else _as_window(masks), _as_window(doys),
@@ -160,13 +163,19 @@ def _masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return clear.view(np.uint8)
 
 
-def _days(name: str, doys: Any, shapes: list[tuple[int, ...]]) -> np.ndarray:
+def _days(
+    name: str, doys: Any, shapes: list[tuple[int, ...]], observed: np.ndarray | None = None
+) -> np.ndarray:
+    """``doys`` as int32, checked; those of single pixels only where a date is ``observed``."""
     if doys is None:
         raise InputError(f"{name}: expected the days of year of the bands given, got None")
     d = np.asarray(doys)
     if d.shape not in shapes:
         raise InputError(f"{name}: expected {' or '.join(map(str, shapes))}, got {d.shape}")
-    days = d.astype(np.int32)
+    if observed is not None and d.shape == observed.shape:
+        d = np.where(observed != 0, d, 1)
+    with np.errstate(invalid="ignore"):  # what is no number fails the comparison below
+        days = d.astype(np.int32)
     bad = (days != d) | (days < 1) | (days > MAX_DOY)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -66,6 +66,7 @@ def embed_rows(
             )
         except InputError as error:
             raise InputError(f"{tile.where}, {error}") from error
+        del observations  # before the next band is read
         shape = (stop - start, tile.width)
         yield Band(start, values.reshape(*shape, width), counts.reshape(*shape, 3))
 
@@ -82,7 +83,7 @@ def band_rows(tile: Tile, model: Model, memory: int | str) -> int:
     room = limit - _FIXED_BYTES - threads * _workspace_bytes(model.spec)
     dates = sum(tile.dates)
     per_pixel = dates * 12 + 4 * 4 * model.repr_dim  # days, orbit, multiplicity, steps; out, codes
-    per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # mapped pages and packed tokens
+    per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # as read, and as packed tokens
     rows = room // per_row
     if rows < 1:
         least = (limit - room + per_row + (1 << 20)) >> 20

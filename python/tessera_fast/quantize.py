@@ -43,7 +43,7 @@ def dequantize(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     Raises InputError where the shapes or dtypes do not belong together.
     """
     codes, scales = np.asarray(codes), np.asarray(scales, np.float32)
-    if codes.dtype != np.int8 or codes.shape[:-1] != scales.shape:
+    if codes.dtype != np.int8 or codes.ndim == 0 or codes.shape[:-1] != scales.shape:
         raise InputError(
             f"dequantize: expected int8 codes (..., E) and scales (...), got {codes.dtype} "
             f"{codes.shape} and {scales.shape}"
