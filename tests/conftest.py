@@ -1,5 +1,6 @@
 """What the user-level tests share: a tile in the official layout, tiny models, and the CLI."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,6 +19,11 @@ from tessera_fast.weights import save_safetensors, untrained_weights
 
 PACKAGE = Path(tessera_fast.__file__).parents[1]
 FARM_SHAPE = (12, 9)
+needs_zarr = pytest.mark.skipif(
+    importlib.util.find_spec("zarr") is None, reason="a store needs zarr >= 3 (Python >= 3.11)"
+)
+# Names of an output of each kind.
+OUTPUTS = (pytest.param("x.zarr", marks=needs_zarr), "x")
 
 
 class Result(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from conftest import FARM_SHAPE, PACKAGE
+from conftest import FARM_SHAPE, OUTPUTS, PACKAGE, needs_zarr
 from fake_tiles import listing
 from official_checkpoints import MINI, save_model
 from tessera_fast.__main__ import main
@@ -101,9 +101,9 @@ def check_store(path, folder, model):
     return found
 
 
+@needs_zarr
 def test_two_tiles_to_a_store(run, tmp_path, spawn):
     """Real tiles where they are at hand."""
-    pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
     folders = [DATA / "flanders_2018", DATA / "flanders_2019"]
     if not all(f.is_dir() for f in folders):
         folders = [
@@ -129,6 +129,7 @@ def test_two_tiles_to_a_store(run, tmp_path, spawn):
     assert listing(out) == before
 
 
+@needs_zarr
 def test_a_trailing_slash_does_not_change_the_output(farm, mini, run, tmp_path):
     assert run("embed", farm, "-o", tmp_path / "x.zarr", "--model", mini).code == 0
     again = run("embed", farm, "-o", f"{tmp_path / 'x.zarr'}/", "--model", mini)
@@ -136,7 +137,7 @@ def test_a_trailing_slash_does_not_change_the_output(farm, mini, run, tmp_path):
     assert "already done" in again.out
 
 
-@pytest.mark.parametrize("out", ["x.zarr", "x"])
+@pytest.mark.parametrize("out", OUTPUTS)
 def test_refuses_to_mix(out, farm, mini, run, tmp_path):
     other = write_tile(synthetic_tile(6, 6, seed=1), tmp_path / "other_2024")
     base = ["-o", tmp_path / out, "--model", "v2-nano", "--weights"]
@@ -188,6 +189,7 @@ def test_reference_backend(farm, mini, run, tmp_path):
     assert_golden(ours[seen], reference[seen])
 
 
+@needs_zarr
 def test_year_and_missing_sentinel1(farm, mini, run, tmp_path):
     for path in farm.glob("sar_*"):
         path.unlink()
@@ -215,7 +217,7 @@ def test_store_without_a_place(farm, mini, run, tmp_path):
     assert not (tmp_path / "x.zarr").exists()
 
 
-@pytest.mark.parametrize("out", ["x.zarr", "x"])
+@pytest.mark.parametrize("out", OUTPUTS)
 def test_second_of_three_tiles_fails(out, farm, mini, run, tmp_path):
     bad = Path(shutil.copytree(farm, tmp_path / "bad_2023"))
     last = Path(shutil.copytree(farm, tmp_path / "last_2022"))
@@ -301,6 +303,7 @@ def test_convert(farm, run, tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
+@needs_zarr
 def test_demo(run, tmp_path):
     out = tmp_path / "new" / "demo"
     result = run("demo", "--size", 32, "-o", out)

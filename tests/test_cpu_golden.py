@@ -208,6 +208,6 @@ def test_the_forced_instruction_set_runs_or_raises(force):
             with pytest.raises(BackendUnavailable, match=f"TESSERA_FAST_ISA.*{needs}"):
                 cpu.load(spec, untrained_weights(spec), Plan())
     force("avx1024")
-    with pytest.raises(BackendUnavailable, match="TESSERA_FAST_ISA.*avx1024"):
+    with pytest.raises(BackendUnavailable, match=r"TESSERA_FAST_ISA.*avx1024"):
         tf.load_model("v2-nano", weights="untrained")
     assert RUNNABLE and BEST in RUNNABLE

@@ -357,5 +357,5 @@ def test_select_isa():
         if not runs:
             with pytest.raises(BackendUnavailable, match=f"{name}: this machine lacks"):
                 _cpu.select_isa(name)
-    with pytest.raises(BackendUnavailable, match="expected one of .*portable, got 'neon9'"):
+    with pytest.raises(BackendUnavailable, match=r"expected one of .*portable, got 'neon9'"):
         _cpu.select_isa("neon9")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from conftest import FARM_SHAPE
+from conftest import FARM_SHAPE, OUTPUTS, needs_zarr
 from fake_tiles import listing
 from tessera_fast.pipeline import band_rows
 from tessera_fast.spec import S2_BANDS
@@ -272,9 +272,11 @@ def small_disk(tmp_path, monkeypatch):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "pages"), [("x", 2), ("x", 7), *(("x.zarr", n) for n in (2, 5, 10, 20, 35))]
-)
+FULL_AT = [("x", 2), ("x", 7)]
+FULL_AT += [pytest.param("x.zarr", pages, marks=needs_zarr) for pages in (2, 5, 10, 20, 35)]
+
+
+@pytest.mark.parametrize(("name", "pages"), FULL_AT)
 def test_full_disk(name, pages, farm, mini, run, small_disk):
     disk = small_disk(pages)
     result = run("embed", farm, "-o", disk / name, "--model", mini)
@@ -295,7 +297,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", SUFFIXES)
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_interrupt(name, farm, spawn, tmp_path, run):
     """In the second tile: the first is kept, the second is not there, a rerun completes."""
     big = write_tile(synthetic_tile(32, 32, seed=1), tmp_path / "big_2024")
@@ -327,6 +329,7 @@ def test_interrupt(name, farm, spawn, tmp_path, run):
         assert listing(out)[farm_file] == kept[farm_file]
 
 
+@needs_zarr
 def test_interrupt_of_the_only_tile_leaves_nothing(farm, spawn, tmp_path):
     big = write_tile(synthetic_tile(32, 32, seed=1), tmp_path / "big_2024")
     out = tmp_path / "out"

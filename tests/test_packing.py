@@ -355,11 +355,11 @@ def test_values_that_are_not_finite(value):
     for got, want in zip(pack(window, SPECS["v2-nano"])[:2], expected, strict=True):
         assert_same(got, want)  # a date that is not observed may hold anything
     window.s2_masks[2, 1, 1] = 1
-    with pytest.raises(InputError, match="Sentinel-2.*date 2, row 8, column 1, band 0"):
+    with pytest.raises(InputError, match=r"Sentinel-2.*date 2, row 8, column 1, band 0"):
         pack(window, SPECS["v2-nano"], row0=7)
     window.s2_masks[2, 1, 1] = 0
     window.orbits[1].bands[3, 0, 2, 1] = value
-    with pytest.raises(InputError, match="Sentinel-1.*date 3, row 0, column 2, band 1"):
+    with pytest.raises(InputError, match=r"Sentinel-1.*date 3, row 0, column 2, band 1"):
         pack(window, SPECS["v2-nano"], threads=3)
 
 
