@@ -188,7 +188,7 @@ def test_rooms_do_not_know_what_comes_after_them():
         "weights": {"weights"},
         "packing": {"_cpu"},
         "positions": set(),
-        "quantize": set(),
+        "quantization": set(),
         "store": {"store"},
         "reference": {"reference", "packing"},
         "synthetic": {"synthetic", "tile"},
@@ -209,26 +209,27 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-def test_import_needs_numpy_alone():
+@pytest.mark.parametrize("use", ["", "[getattr(tessera_fast, n) for n in tessera_fast.__all__]"])
+def test_import_needs_numpy_alone(use):
     """Of what is not in the standard library, beyond what starting Python loads by itself."""
     lines = run_python(
         "import sys; before = set(sys.modules); import tessera_fast\n"
+        f"{use}\n"
         "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
     )
-    assert set(lines.split()) - set(sys.stdlib_module_names) == {"numpy", "tessera_fast"}
+    assert set(lines.split()) - set(sys.stdlib_module_names) <= {"numpy", "tessera_fast"}
 
 
 def test_import_is_quick():
-    """Of the 0.2 s that an import may take numpy needs half; ours is timed after it. The quickest
-    of several, as other processes may run."""
+    """Under 0.2 s; the quickest of several, as other processes may run."""
     code = (
-        "import numpy, time; start = time.perf_counter(); import tessera_fast\n"
+        "import time; start = time.perf_counter(); import tessera_fast\n"
         "print(time.perf_counter() - start)"
     )
     seconds = []
-    while len(seconds) < 5 or (min(seconds) >= 0.1 and len(seconds) < 15):
+    while len(seconds) < 5 or (min(seconds) >= 0.2 and len(seconds) < 15):
         seconds.append(float(run_python(code)))
-    assert min(seconds) < 0.1
+    assert min(seconds) < 0.2
 
 
 # ---- tolerances are written in oracle.py alone

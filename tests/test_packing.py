@@ -24,7 +24,7 @@ EXACT = settings(deadline=None, derandomize=True, max_examples=300)
 
 
 def rule(n: int, sampling: str) -> list[int]:
-    """The padded sequence of n dates as design/models states it, without numpy."""
+    """The padded sequence of n dates, stated without numpy."""
     length = min(-(-n // 8) * 8, 256)
     fillers = length - n
     if fillers < 0:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tessera_fast.synthetic import tile as synthetic_files
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.spec import S2_BANDS
 from tessera_fast.synthetic import (
@@ -13,6 +12,7 @@ from tessera_fast.synthetic import (
     synthetic_tile,
     write_tile,
 )
+from tessera_fast.synthetic import tile as synthetic_files
 from tessera_fast.tile import open_tile
 
 

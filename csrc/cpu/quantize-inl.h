@@ -1,4 +1,4 @@
-// quantize: float32 rows to int8 codes and one scale, equal bit for bit to quantize.py.
+// quantize: float32 rows to int8 codes and one scale, equal bit for bit to quantization.py.
 
 void quantize(const QuantizeArgs& a) {
   for (int64_t m = 0; m < a.M; ++m) {

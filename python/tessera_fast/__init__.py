@@ -1,16 +1,23 @@
 """TESSERA embeddings of Sentinel-1 and Sentinel-2 time series, fast.
 
-import tessera_fast as tf
-embeddings = tf.embed("path/to/tile", model="v2-medium")  # (H, W, 128) float32
+    import tessera_fast as tf
+    embeddings = tf.embed("path/to/tile", model="v2-medium")  # (H, W, 128) float32
+
+The names below are imported on first use: `import tessera_fast` itself takes milliseconds.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import BackendUnavailable, InputError, StoreError, TesseraError, WeightsError
-from .model import Model, load_model
-from .official import encode_pixels, encode_tile
-from .pipeline import embed
-from .quantize import QuantizedEmbeddings, dequantize, quantize
-from .tile import Tile, open_tile
-from .weights import convert
+
+if TYPE_CHECKING:
+    from .model import Model, load_model
+    from .official import encode_pixels, encode_tile
+    from .pipeline import embed
+    from .quantization import QuantizedEmbeddings, dequantize, quantize
+    from .tile import Tile, open_tile
+    from .weights import convert
 
 __version__ = "0.1.0"
 
@@ -32,3 +39,29 @@ __all__ = [
     "open_tile",
     "quantize",
 ]
+
+_HOMES = {
+    "Model": "model",
+    "QuantizedEmbeddings": "quantization",
+    "Tile": "tile",
+    "convert": "weights",
+    "dequantize": "quantization",
+    "embed": "pipeline",
+    "encode_pixels": "official",
+    "encode_tile": "official",
+    "load_model": "model",
+    "open_tile": "tile",
+    "quantize": "quantization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,7 @@ from . import env
 from .errors import InputError
 from .model import Model, load_model
 from .progress import Progress, progress_bar
-from .quantize import QuantizedEmbeddings
+from .quantization import QuantizedEmbeddings
 from .spec import MAX_SEQUENCE, ModelSpec
 from .tile import Tile, open_tile
 
