@@ -194,6 +194,7 @@ def test_rooms_do_not_know_what_comes_after_them():
         "synthetic": {"synthetic", "tile"},
         "backends": {"backends", "packing", "positions", "reference", "weights", "_cpu"},
     }
+    assert set(rooms) <= set(MODULES), "a room was renamed: follow it here"
     for module in MODULES:
         room = module.split(".")[0]
         if room in rooms:
