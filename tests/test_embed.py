@@ -183,6 +183,14 @@ def test_memory(tile, model, values):
             tf.embed(tile, model, memory=wrong)
 
 
+def test_default_memory_grows_with_the_threads(tile, mini):
+    """A machine with many CPUs runs without a setting; one that is given is kept."""
+    with tf.load_model(mini, threads=1000) as model:
+        assert band_rows(tile, model, None) == tile.height
+        with pytest.raises(tf.InputError, match="with 1000 threads"):
+            band_rows(tile, model, "1GiB")
+
+
 def test_missing_sentinel1(data, model):
     alone = {name: a for name, a in data.items() if not name.startswith("sar")}
     for source in (alone, {**alone, **dict.fromkeys(NAMES)}):

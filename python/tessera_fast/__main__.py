@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .errors import InputError, TesseraError
-from .pipeline import DEFAULT_MEMORY, parse_bytes
+from .pipeline import parse_bytes
 from .spec import RELEASED
 
 OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
     embed.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
     embed.add_argument(
-        "--memory", type=_size, default=DEFAULT_MEMORY,
-        help="bound on working memory (default %(default)s)",
+        "--memory", type=_size,
+        help="bound on working memory, e.g. 512MiB (default 1GiB, more with many threads)",
     )  # fmt: skip
     embed.add_argument(
         "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"

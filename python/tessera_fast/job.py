@@ -11,7 +11,7 @@ from typing import Any
 from . import __version__
 from .errors import InputError, StoreError
 from .model import Model
-from .pipeline import DEFAULT_MEMORY, band_rows, embed_rows, quantize_band
+from .pipeline import band_rows, embed_rows, quantize_band
 from .progress import Progress, progress_bar
 from .store import Provenance, TileKey, open_output
 from .tile import Tile, open_tile
@@ -45,7 +45,7 @@ def embed_tiles(
     *,
     dims: int | None = None,
     int8: bool = False,
-    memory: int | str = DEFAULT_MEMORY,
+    memory: int | str | None = None,
     seed: int = 0,
     repeats: int = 1,
     progress: Progress = None,

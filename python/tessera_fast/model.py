@@ -138,8 +138,9 @@ def load_model(
     v1.1-aws, v1.0-qat, v1.0) or the path of a .pt or .safetensors checkpoint, whose family and
     sizes are recognised. ``weights``: where a released model's parameters come from instead of the
     hub: a path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
-    embeddings mean nothing. ``device``: None, "cpu" or a torch.device, as the official loader
-    takes. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all CPUs.
+    embeddings mean nothing. ``device``: None or "auto", "cpu" or a torch.device, as the
+    official loader takes. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all
+    CPUs.
 
     Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and
     BackendUnavailable where the back end, precision or device asked for cannot run here.
@@ -153,7 +154,8 @@ def load_model(
         return model
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected a positive integer, got {threads}")
-    plan = Plan(precision, None if device is None else str(device), threads)
+    place = None if device is None or str(device) == "auto" else str(device)
+    plan = Plan(precision, place, threads)
     loaded = load_weights(model, weights)
     name, encoder = backends.load(backend, loaded.spec, loaded, plan)
     return Model(loaded, name, encoder, plan)

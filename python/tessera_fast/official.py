@@ -113,7 +113,7 @@ def _accept(model: Any, device: Any, autocast_dtype: Any, batch_pixels: int) -> 
         raise InputError(
             f"model: expected what tessera_fast.load_model returns, got {type(model).__name__}"
         )
-    loaded_on = "cpu" if model.plan.device in (None, "auto") else model.plan.device
+    loaded_on = model.plan.device or "cpu"
     if device is not None and str(device) not in ("auto", loaded_on):
         raise InputError(
             f"device: this model was loaded on {loaded_on!r}, got {str(device)!r}; pass the device "

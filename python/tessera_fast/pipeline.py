@@ -19,7 +19,7 @@ from .quantization import QuantizedEmbeddings
 from .spec import MAX_SEQUENCE, ModelSpec
 from .tile import Tile, open_tile
 
-DEFAULT_MEMORY = "1GiB"
+DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
 # Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
@@ -41,7 +41,7 @@ def embed_rows(
     model: Model,
     *,
     dims: int | None = None,
-    memory: int | str = DEFAULT_MEMORY,
+    memory: int | str | None = None,
     seed: int = 0,
     repeats: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -76,17 +76,18 @@ def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int
     return None if progress is None else lambda done: progress(pixels + done)
 
 
-def band_rows(tile: Tile, model: Model, memory: int | str) -> int:
+def band_rows(tile: Tile, model: Model, memory: int | str | None) -> int:
     """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
-    limit = parse_bytes(memory)
     threads = model.plan.threads or env.threads()
-    room = limit - _FIXED_BYTES - threads * _workspace_bytes(model.spec)
+    set_aside = _FIXED_BYTES + threads * _workspace_bytes(model.spec)
+    limit = max(DEFAULT_MEMORY, 2 * set_aside) if memory is None else parse_bytes(memory)
+    room = limit - set_aside
     dates = sum(tile.dates)
     per_pixel = dates * 12 + 4 * 4 * model.repr_dim  # days, orbit, multiplicity, steps; out, codes
     per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # as read, and as packed tokens
     rows = room // per_row
     if rows < 1:
-        least = (limit - room + per_row + (1 << 20)) >> 20
+        least = (set_aside + per_row + (1 << 20)) >> 20
         raise InputError(
             f"memory: {limit >> 20} MiB cannot hold one row of {tile.name} ({tile.width} pixels, "
             f"{dates} dates) with {threads} threads; give at least {least} MiB, or fewer threads"
@@ -124,7 +125,7 @@ def embed(
     device: Any = None,
     threads: int | None = None,
     progress: Progress = None,
-    memory: int | str = DEFAULT_MEMORY,
+    memory: int | str | None = None,
     seed: int = 0,
     repeats: int = 1,
     allow_missing_s1: bool = False,
@@ -139,8 +140,9 @@ def embed(
     ``model``: a name, a checkpoint's path, or what `load_model` returned; ``weights``, ``backend``,
     ``precision``, ``device`` and ``threads`` are those of `load_model`.
     ``output="int8"`` returns QuantizedEmbeddings(codes (H, W, E) int8, scales (H, W) float32).
-    ``dims`` keeps a Matryoshka prefix (v2: 16, 32, 64, 128). ``memory`` bounds what the bands take
-    ("1GiB" or bytes) beside the model's weights and the result. ``seed`` and ``repeats`` concern
+    ``dims`` keeps a Matryoshka prefix (v2: 16, 32, 64, 128). ``memory`` bounds what the work takes
+    beside the model's weights and the result, as "512MiB" or bytes; None: 1 GiB, or more where
+    many threads need it. ``seed`` and ``repeats`` concern
     v1.0, which draws dates at random. ``allow_missing_s1`` accepts a tile without Sentinel-1.
     ``progress``: None shows a bar on a terminal; True, False, or a function of (done, total).
 

@@ -74,7 +74,7 @@ class CpuBackend:
             return f"the extension module tessera_fast._cpu cannot be loaded: {error}"
         if plan.precision not in ("auto", "fp32"):
             return f"the cpu back end runs fp32, not {plan.precision}"
-        if plan.device not in (None, "auto", "cpu"):
+        if plan.device not in (None, "cpu"):
             return f"the cpu back end runs on device 'cpu', not {plan.device!r}"
         try:
             _cpu.select_isa(env.isa() or "")
