@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     return call
 
 
+def heed_interrupts() -> None:
+    """A suite that was started in the background hands its children an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def spawn() -> Callable[..., "subprocess.Popen[str]"]:
     """Start `python -m tessera_fast` with pipes; ``env`` adds to the environment."""
@@ -79,7 +85,7 @@ def spawn() -> Callable[..., "subprocess.Popen[str]"]:
         path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            env={**os.environ, "PYTHONPATH": path, **(env or {})}, preexec_fn=heed_interrupts,
         )  # fmt: skip
         started.append(process)
         return process
