@@ -171,12 +171,12 @@ void StreamPacker::fill(const Tokens& out) const {
           float value;
           std::memcpy(&value, bands + 4 * c, 4);
           if (!std::isfinite(value))
-            throw InputError((stream_ ? "Sentinel-1" : "Sentinel-2") +
-                             std::string(" bands: expected finite values where a date is observed, "
-                                         "got NaN or infinity at ") +
-                             place(window_, t, p.row, p.column) + ", band " + std::to_string(c) +
-                             (stream_ ? "; write 0 where nothing was observed"
-                                      : "; set the mask to 0 there"));
+            throw InputError(
+                (stream_ ? "Sentinel-1" : "Sentinel-2") +
+                std::string(" bands: expected finite values where a date is observed, "
+                            "got NaN or infinity at ") +
+                place(window_, t, p.row, p.column) + ", band " + std::to_string(c) +
+                (stream_ ? "; write 0 where nothing was observed" : "; set the mask to 0 there"));
         }
       }
       std::memcpy(out.bands + token * size, bands, size);
