@@ -1,6 +1,6 @@
 // Raw series of a window of pixels -> packed tokens, in two passes: count (so that the caller can
-// allocate exactly), then fill. Reads the window's own bytes only: a memory-mapped tile of any size
-// is packed row band by row band without a copy. Legend: docs/data_flow.md.
+// allocate exactly), then fill. Reads the window's own bytes, of any strides, and copies only what
+// is kept: a tile of any size is packed row band by row band. Legend: docs/data_flow.md.
 #pragma once
 
 #include <cstddef>

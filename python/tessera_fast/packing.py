@@ -27,7 +27,7 @@ class Orbit:
 
 @dataclass(frozen=True)
 class Observations:
-    """The raw series of a window of H x W pixels, as views: nothing is copied to make one.
+    """The raw series of a window of H x W pixels; arrays in memory are views, a file's are read.
 
     A list of P pixels is a window of P x 1.
     """
