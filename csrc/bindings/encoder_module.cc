@@ -96,11 +96,13 @@ TokensView tokens_view(const py::object& t, const char* stream, int bands, int64
 class PyEncoder {
  public:
   PyEncoder(const py::dict& config, const py::object& positions, const py::object& tensors,
-            const std::string& isa)
-      : config_(model_config(config)), encoder_(make(config_, positions, tensors, isa)) {}
+            const std::string& isa, const std::string& precision)
+      : config_(model_config(config)),
+        encoder_(make(config_, positions, tensors, isa, precision)) {}
 
-  void encode(const py::object& s2, const py::object& s1, const py::object& out, int threads,
-              const py::object& progress) const {
+  // Returns seconds per op, summed over threads, where `profile` asks for them.
+  py::object encode(const py::object& s2, const py::object& s1, const py::object& out, int threads,
+                    const py::object& progress, bool profile) const {
     const auto target = expect<float>(out, "out", {-1, -1});
     if (!target.writeable()) throw InputError("out: the array is read-only");
     const int64_t P = target.shape(0);
@@ -114,15 +116,33 @@ class PyEncoder {
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
       if (!progress.is_none()) progress(done);
     };
-    py::gil_scoped_release release;
-    encoder_.encode(a, b, P, data, E, threads, poll);
+    std::array<int64_t, kOps> nanoseconds{};
+    {
+      py::gil_scoped_release release;
+      encoder_.encode(a, b, P, data, E, threads, poll, profile ? &nanoseconds : nullptr);
+    }
+    if (!profile) return py::none();
+    py::dict seconds;
+    for (int op = 0; op < kOps; ++op) seconds[kOpNames[op]] = nanoseconds[op] * 1e-9;
+    return seconds;
   }
 
   std::string isa() const { return encoder_.table().isa; }
 
  private:
+  // int8 leaves attention in bfloat16 where that has instructions, else in float32.
+  static Precision elements(const KernelTable& table, const std::string& precision) {
+    const Element bf16 = Element::kBfloat16, fp32 = Element::kFloat32;
+    if (precision == "fp32") return {fp32, fp32};
+    if (precision == "bf16") return {bf16, bf16};
+    if (precision == "int8") return {Element::kInt8, table.native_bf16 ? bf16 : fp32};
+    throw Unavailable("precision: the cpu back end has fp32, bf16 and int8, got '" + precision +
+                      "'");
+  }
+
   static Encoder make(const ModelConfig& config, const py::object& positions,
-                      const py::object& tensors, const std::string& isa) {
+                      const py::object& tensors, const std::string& isa,
+                      const std::string& precision) {
     const KernelTable& table = select_isa(isa);
     const auto pe = expect<float>(positions, "positions", {367, config.d_model});
     py::object held;  // the tensor last handed out: a source may draw or map them on access
@@ -135,7 +155,7 @@ class PyEncoder {
                          " contiguous float32 values, got " + describe(array));
       return static_cast<const float*>(array.data());
     };
-    return Encoder(table, build_model(table, config, pe.data(), source));
+    return Encoder(table, build_model(table, config, elements(table, precision), pe.data(), source));
   }
 
   ModelConfig config_;
@@ -174,15 +194,18 @@ py::list list_isas() {
 
 void define_encoder(py::module_& m) {
   py::class_<PyEncoder>(m, "Encoder")
-      .def(py::init<const py::dict&, const py::object&, const py::object&, const std::string&>(),
-           py::arg("config"), py::arg("positions"), py::arg("tensors"), py::arg("isa"))
+      .def(py::init<const py::dict&, const py::object&, const py::object&, const std::string&,
+                    const std::string&>(),
+           py::arg("config"), py::arg("positions"), py::arg("tensors"), py::arg("isa"),
+           py::arg("precision"))
       .def("encode", &PyEncoder::encode, py::arg("s2"), py::arg("s1"), py::arg("out"),
-           py::arg("threads"), py::arg("progress") = py::none())
+           py::arg("threads"), py::arg("progress") = py::none(), py::arg("profile") = false)
       .def_property_readonly("isa", &PyEncoder::isa);
   m.def("quantize", quantize, py::arg("embeddings"), py::arg("absmax_floor"),
         py::arg("scale_floor"), py::arg("isa") = "");
   m.def("isas", list_isas, "(name, runs here, what the machine lacks, chosen automatically)");
   m.def("select_isa", [](const std::string& name) { return std::string(select_isa(name).isa); });
+  m.def("native_bf16", [](const std::string& name) { return select_isa(name).native_bf16; });
 }
 
 }  // namespace tessera::bindings

@@ -1,9 +1,12 @@
 // tessera_fast._cpu.ops: single ops of one instruction set, for tests and benchmarks. `out` arrays
 // come from the caller, so that a test can poison and fence them.
+#include <cstring>
+
 #include "bindings/arrays.h"
 #include "bindings/modules.h"
 #include "cpu/isa.h"
 #include "cpu/weights.h"
+#include "cpu/workspace.h"
 
 namespace tessera::bindings {
 namespace {
@@ -25,19 +28,72 @@ Rows rows(const py::array& a, const char* name, py::ssize_t M = -1, py::ssize_t 
           a.shape(0) > 1 ? a.strides(0) / 4 : a.shape(1)};
 }
 
+cpu::Element element_of(const std::string& name) {
+  if (name == "fp32") return cpu::Element::kFloat32;
+  if (name == "bf16") return cpu::Element::kBfloat16;
+  if (name == "int8") return cpu::Element::kInt8;
+  throw InputError("element: expected fp32, bf16 or int8, got " + name);
+}
+
+cpu::Matrix floats(const Rows& r) {
+  return {cpu::Element::kFloat32, r.data, r.ld, nullptr};
+}
+
+// Rows in another element, in storage of their own.
+class Converted {
+ public:
+  Converted(const KernelTable& table, cpu::Element element, const Rows& x, bool nonnegative)
+      : room_(element, x.M, int(x.D), table), matrix_(room_.as_read(x.data, x.ld)) {
+    if (element != cpu::Element::kFloat32)
+      table.convert({int(x.M), int(x.D), x.data, x.ld, nonnegative, room_.matrix()});
+  }
+  const cpu::Matrix& matrix() const { return matrix_; }
+
+ private:
+  cpu::Room room_;
+  cpu::Matrix matrix_;
+};
+
+// y: float32, or uint16 for bfloat16 with rows of whole words.
+cpu::Matrix output(const py::array& y, py::ssize_t M, py::ssize_t N) {
+  if (!py::isinstance<py::array_t<uint16_t>>(y)) return floats(rows(y, "y", M, N));
+  if (y.ndim() != 2 || y.shape(0) != M || y.shape(1) != N || y.strides(1) != 2 || y.strides(0) % 4)
+    throw InputError("y: unexpected array " + describe(y));
+  return {cpu::Element::kBfloat16, const_cast<void*>(y.data()), y.strides(0) / 4, nullptr};
+}
+
 void linear(const std::string& isa, const py::array& x, const py::array& weight,
-            const py::object& bias, const py::object& residual, bool relu, const py::array& y) {
+            const py::object& bias, const py::object& residual, bool relu, const py::array& y,
+            const std::string& element, bool nonnegative) {
   const KernelTable& table = cpu::select_isa(isa);
   const auto w = expect<float>(weight, "weight", {-1, -1});
   const int N = w.shape(0), K = w.shape(1);
-  cpu::Linear packed(table, K, N);
+  cpu::Linear packed(table, element_of(element), K, N,
+                     nonnegative ? cpu::Sign::kNonnegative : cpu::Sign::kAny);
   packed.set_rows(0, N, w.data(), 1);
   if (const float* b = optional<float>(bias, "bias", {N})) packed.set_bias(0, N, b, 1);
-  const Rows in = rows(x, "x", -1, K), out = rows(y, "y", in.M, N);
+  const Rows in = rows(x, "x", -1, K);
+  const Converted converted(table, element_of(element), in, nonnegative);
   const Rows add =
       residual.is_none() ? Rows{} : rows(residual.cast<py::array>(), "residual", in.M, N);
-  table.linear(
-      {int(in.M), in.data, in.ld, packed.view(), add.data, add.ld, relu, out.data, out.ld});
+  table.linear({int(in.M), converted.matrix(), packed.view(), add.data, add.ld, relu,
+                output(y, in.M, N)});
+}
+
+// (stored rows as bytes [M, bytes], scales [M] or None) of float32 rows in another element.
+py::tuple convert(const std::string& isa, const py::array& x, const std::string& element,
+                  bool nonnegative) {
+  const KernelTable& table = cpu::select_isa(isa);
+  const Rows in = rows(x, "x");
+  const cpu::Element to = element_of(element);
+  const Converted converted(table, to, in, nonnegative);
+  const cpu::Matrix& m = converted.matrix();
+  const int bytes = 4 * cpu::words_of(to, int(in.D), table);
+  py::array_t<uint8_t> stored({in.M, py::ssize_t(bytes)});
+  for (py::ssize_t r = 0; r < in.M; ++r)
+    std::memcpy(stored.mutable_data(r, 0), static_cast<const char*>(m.data) + r * m.ld * 4, bytes);
+  if (!m.scale) return py::make_tuple(stored, py::none());
+  return py::make_tuple(stored, py::array_t<float>(in.M, m.scale));
 }
 
 void layer_norm(const std::string& isa, const py::array& x, const py::object& weight,
@@ -45,7 +101,8 @@ void layer_norm(const std::string& isa, const py::array& x, const py::object& we
   const Rows in = rows(x, "x"), out = rows(y, "y", in.M, in.D);
   cpu::select_isa(isa).layer_norm(
       {int(in.M), int(in.D), in.data, in.ld, optional<float>(weight, "weight", {in.D}),
-       optional<float>(bias, "bias", {in.D}), eps, relu, out.data, out.ld});
+       optional<float>(bias, "bias", {in.D}), eps, relu, out.data, out.ld,
+       {cpu::Element::kFloat32, nullptr, 0, nullptr}});
 }
 
 void rms_norm(const std::string& isa, const py::array& x, int heads, const py::array& weight,
@@ -53,18 +110,19 @@ void rms_norm(const std::string& isa, const py::array& x, int heads, const py::a
   const Rows in = rows(x, "x");
   const auto w = expect<float>(weight, "weight", {in.D / heads});
   cpu::select_isa(isa).rms_norm(
-      {int(in.M), heads, int(in.D / heads), in.data, in.ld, w.data(), eps});
+      {int(in.M), heads, int(in.D / heads), floats(in), 0, w.data(), eps});
 }
 
 void attention(const std::string& isa, const py::array& qkv, int heads,
-               const py::array& log_multiplicity, const py::array& y) {
+               const py::array& log_multiplicity, const py::array& y, const std::string& element) {
   const KernelTable& table = cpu::select_isa(isa);
   const Rows in = rows(qkv, "qkv"), out = rows(y, "y", in.M, in.D / 3);
   const auto bias = expect<float>(log_multiplicity, "log_multiplicity", {in.M});
   const int head_dim = int(in.D / 3 / heads);
   cpu::Buffer scratch(table.attention_scratch(int(in.M), head_dim));
-  table.attention(
-      {int(in.M), heads, head_dim, in.data, in.ld, bias.data(), out.data, out.ld, scratch.data()});
+  const Converted converted(table, element_of(element), in, false);
+  table.attention({int(in.M), heads, head_dim, converted.matrix(), bias.data(), floats(out),
+                   scratch.data()});
 }
 
 void pool(const std::string& isa, const py::array& x, const py::array& query, float query_bias,
@@ -104,13 +162,27 @@ void gru_step(const std::string& isa, const std::string& stage, const py::array&
     throw InputError("stage: expected custom_gates, custom_state or torch_state, got " + stage);
 }
 
+int64_t spin(const std::string& isa, const std::string& element, int64_t steps) {
+  const KernelTable& table = cpu::select_isa(isa);
+  const cpu::Element e = element_of(element);
+  py::gil_scoped_release release;
+  return table.spin(e, steps);
+}
+
 }  // namespace
 
 void define_ops(py::module_& m) {
-  m.def("linear", linear);
+  m.def("linear", linear, py::arg("isa"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("residual"), py::arg("relu"), py::arg("y"), py::arg("element") = "fp32",
+        py::arg("nonnegative") = false);
+  m.def("convert", convert, py::arg("isa"), py::arg("x"), py::arg("element"),
+        py::arg("nonnegative") = false);
+  m.def("spin", spin, "multiply-adds done in registers", py::arg("isa"), py::arg("element"),
+        py::arg("steps"));
   m.def("layer_norm", layer_norm);
   m.def("rms_norm", rms_norm);
-  m.def("attention", attention);
+  m.def("attention", attention, py::arg("isa"), py::arg("qkv"), py::arg("heads"),
+        py::arg("log_multiplicity"), py::arg("y"), py::arg("element") = "fp32");
   m.def("pool", pool);
   m.def("gru_step", gru_step);
 }

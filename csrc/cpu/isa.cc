@@ -1,5 +1,9 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "core/check.h"
 
 namespace tessera::cpu {
@@ -7,10 +11,25 @@ namespace tessera::cpu {
 const KernelTable& table_portable();
 #if defined(__x86_64__)
 const KernelTable& table_avx2();
+const KernelTable& table_avxvnni();
 const KernelTable& table_avx512();
+const KernelTable& table_avx512vnni();
+const KernelTable& table_avx512bf16();
 #if defined(TESSERA_TEST_ISAS)
 const KernelTable& table_emulated();
 #endif
+#endif
+
+#if defined(__x86_64__)
+namespace {
+
+// Bit 4 of eax of leaf 7, subleaf 1, which __builtin_cpu_supports of gcc 12 does not know.
+bool has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
+}  // namespace
 #endif
 
 const std::vector<Isa>& isas() {
@@ -21,7 +40,12 @@ const std::vector<Isa>& isas() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    list.push_back({"avx512bf16", table_avx512bf16, bf16, "AVX-512 BF16 and VNNI", true});
+    list.push_back({"avx512vnni", table_avx512vnni, vnni, "AVX-512 VNNI", true});
     list.push_back({"avx512", table_avx512, avx512, "AVX-512 F, BW, DQ and VL", true});
+    list.push_back({"avxvnni", table_avxvnni, avx2 && has_avx_vnni(), "AVX-VNNI", true});
     list.push_back({"avx2", table_avx2, avx2, "AVX2 and FMA", true});
 #if defined(TESSERA_TEST_ISAS)
     list.push_back({"emulated", table_emulated, avx2, "AVX2 and FMA", false});

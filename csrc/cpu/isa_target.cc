@@ -24,7 +24,10 @@ constexpr int kLanes = TESSERA_LANES;
 
 // clang-format off: each file uses those before it
 #include "cpu/simd-inl.h"
+#include "cpu/transpose-inl.h"
+#include "cpu/dot-inl.h"
 #include "cpu/linear-inl.h"
+#include "cpu/convert-inl.h"
 #include "cpu/norm-inl.h"
 #include "cpu/embed-inl.h"
 #include "cpu/attention-inl.h"
@@ -36,7 +39,10 @@ constexpr int kLanes = TESSERA_LANES;
 constexpr KernelTable kTable = {TESSERA_STRING(TESSERA_ISA),
                                 kLanes,
                                 kPanel,
+                                Int8::kGroup,
+                                kNativeBf16,
                                 linear,
+                                convert,
                                 layer_norm,
                                 rms_norm,
                                 attention,
@@ -47,7 +53,8 @@ constexpr KernelTable kTable = {TESSERA_STRING(TESSERA_ISA),
                                 custom_gru_gates,
                                 custom_gru_state,
                                 torch_gru_state,
-                                quantize};
+                                quantize,
+                                spin};
 
 }  // namespace
 

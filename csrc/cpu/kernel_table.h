@@ -1,5 +1,5 @@
 // The ops of the cpu back end as plain functions: one table per instruction set, filled by
-// isa_target.cc. Everything here is float32, row-major; a leading dimension (ld_*) is in floats.
+// isa_target.cc. Everything is row-major; a leading dimension (ld_*) counts 4-byte words.
 // Every op computes a row (a token, a pixel) by itself and in one fixed order, so a pixel's bits do
 // not depend on its neighbours, its place in a block or the number of threads.
 // Letters: M rows, K inputs, N outputs, T tokens of a pixel, D width, H heads.
@@ -10,24 +10,50 @@
 
 namespace tessera::cpu {
 
-// y = x W^T + b with W [N, K] stored as packed [N / panel][K][panel], zero-filled past N; the bias
-// likewise padded to a multiple of panel, or null.
+// What a matrix is stored as where products are taken. A product's sums are float32, or int32 of
+// int8; every other op computes in float32.
+enum class Element : int { kFloat32, kBfloat16, kInt8 };
+
+// Rows in one of the elements. A 4-byte word holds a group of neighbours of a row: 1 float32,
+// 2 bfloat16, or of int8 what KernelTable::int8_group says:
+//   4  unsigned bytes, the code + 128 (vpdpbusd takes unsigned times signed)
+//   2  int16, the code
+// Codes are -127..127, or 0..255 where nothing is negative (Linear::nonnegative): without the +128.
+// Past K, up to a whole word, elements of float types are 0.
+struct Matrix {
+  Element element;
+  void* data;
+  ptrdiff_t ld;  // words
+  float* scale;  // [M] that the stored values are to be multiplied with, or null
+};
+
+// y = x W^T + b with W [N, K] packed [N / panel][K / group][panel][group], zero-filled past N and K;
+// the vectors are likewise padded to a multiple of panel.
 struct LinearWeights {
+  Element element = Element::kFloat32;
   int K = 0, N = 0;
-  const float* packed = nullptr;
-  const float* bias = nullptr;
+  const void* packed = nullptr;
+  const float* bias = nullptr;      // [N] or null
+  const float* scale = nullptr;     // int8: [N] of a row of W
+  const int32_t* offset = nullptr;  // int8: [N] where the sums start: undoes the codes' + 128
 };
 
 struct LinearArgs {
   int M;
-  const float* x;  // [M, K]
-  ptrdiff_t ld_x;
+  Matrix x;  // [M, K] in the weights' element
   LinearWeights w;
   const float* residual;  // [M, N] added before ReLU, or null; may be y itself
   ptrdiff_t ld_residual;
   bool relu;
-  float* y;  // [M, N]; nothing past column N is written
-  ptrdiff_t ld_y;
+  Matrix y;  // [M, N] float32 or bfloat16; nothing past column N is written, but for whole words
+};
+
+struct ConvertArgs {  // y = x in another element; int8 with a scale per row, max|x| / 127
+  int M, K;
+  const float* x;  // [M, K]
+  ptrdiff_t ld_x;
+  bool nonnegative;  // no x is negative: int8 codes 0..255, scale max x / 255
+  Matrix y;
 };
 
 struct NormArgs {  // y = (x - mean) / sqrt(var + eps) * weight + bias
@@ -40,25 +66,25 @@ struct NormArgs {  // y = (x - mean) / sqrt(var + eps) * weight + bias
   bool relu;
   float* y;  // [M, D], may be x
   ptrdiff_t ld_y;
+  Matrix converted;  // y once more in another element; float32: nothing
 };
 
 struct RmsNormArgs {  // per head: x = x / sqrt(mean(x^2) + eps) * weight, in place
   int M, H, head_dim;
-  float* x;  // [M, H * head_dim]
-  ptrdiff_t ld_x;
+  Matrix x;             // [M, *] float32 or bfloat16
+  int first;            // column of the first head
   const float* weight;  // [head_dim]
   float eps;
 };
 
-// Softmax attention of one pixel over its T tokens; the scale is folded into q.
+// Softmax attention of one pixel over its T tokens; the scale is folded into q. Products are taken
+// in the element of qkv.
 struct AttentionArgs {
   int T, H, head_dim;
-  const float* qkv;  // [T, 3 * H * head_dim]
-  ptrdiff_t ld_qkv;
+  Matrix qkv;                     // [T, 3 * H * head_dim] float32 or bfloat16
   const float* log_multiplicity;  // [T] added to the key logits
-  float* y;                       // [T, H * head_dim]
-  ptrdiff_t ld_y;
-  float* scratch;  // attention_scratch(T, head_dim) floats
+  Matrix y;                       // [T, H * head_dim] float32 or bfloat16
+  float* scratch;                 // attention_scratch(T, head_dim) words
 };
 
 struct StandardizeArgs {  // y = (bands - mean) / (std + 1e-9), float32
@@ -121,9 +147,12 @@ struct QuantizeArgs {  // scale = max(max(max|x|, absmax_floor) / 127, scale_flo
 
 struct KernelTable {
   const char* isa;
-  int lanes;  // floats per vector
-  int panel;  // columns of a packed weight panel
+  int lanes;         // floats per vector
+  int panel;         // columns of a packed weight panel
+  int int8_group;    // int8 codes in a word: 4 or 2 (Matrix)
+  bool native_bf16;  // products of bfloat16 at twice the rate of float32 or better
   void (*linear)(const LinearArgs&);
+  void (*convert)(const ConvertArgs&);
   void (*layer_norm)(const NormArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*attention)(const AttentionArgs&);
@@ -135,6 +164,9 @@ struct KernelTable {
   void (*custom_gru_state)(const GateArgs&);  // candidate, z -> h
   void (*torch_gru_state)(const GateArgs&);   // all gates -> h
   void (*quantize)(const QuantizeArgs&);
+  // Keeps the product units busy with `steps` rounds of independent products in registers, for the
+  // measurement of the peak; returns the multiply-adds done.
+  int64_t (*spin)(Element, int64_t steps);
 };
 
 }  // namespace tessera::cpu

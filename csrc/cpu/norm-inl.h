@@ -1,29 +1,6 @@
 // layer_norm and rms_norm: row passes over a block that is in L2. Two passes for the variance, all
 // in float32; partial vectors at the end of a row contribute zeros.
 
-template <class Body>  // body(offset, vector of x, lanes that count)
-TESSERA_INLINE void for_row(const float* x, int D, const Body& body) {
-  int d = 0;
-  for (; d + kLanes <= D; d += kLanes) body(d, load(x + d), kLanes);
-  if (d < D) body(d, load_first(x + d, D - d), D - d);
-}
-
-TESSERA_INLINE F first_lanes(F v, int n) {
-  for (int i = n; i < kLanes; ++i) v[i] = 0;
-  return v;
-}
-
-TESSERA_INLINE F load_some(const float* p, int n) {
-  return n == kLanes ? load(p) : load_first(p, n);
-}
-
-TESSERA_INLINE void store_some(float* p, F v, int n) {
-  if (n == kLanes)
-    store(p, v);
-  else
-    store_first(p, v, n);
-}
-
 void layer_norm(const NormArgs& a) {
   for (int m = 0; m < a.M; ++m) {
     const float* x = a.x + m * a.ld_x;
@@ -43,13 +20,15 @@ void layer_norm(const NormArgs& a) {
       if (a.weight) r = fma(r, load_some(a.weight + d, n), load_some(a.bias + d, n));
       store_some(y + d, a.relu ? max(r, F{}) : r, n);
     });
+    convert_row(y, a.D, a.relu, a.converted, m);
   }
 }
 
-void rms_norm(const RmsNormArgs& a) {
+template <class T>
+TESSERA_INLINE void rms_norm_as(const RmsNormArgs& a) {
   for (int m = 0; m < a.M; ++m)
     for (int h = 0; h < a.H; ++h) {
-      float* x = a.x + m * a.ld_x + h * a.head_dim;
+      T* x = reinterpret_cast<T*>(row(a.x, m)) + a.first + h * a.head_dim;
       F squares = {};
       for_row(x, a.head_dim, [&](int, F v, int) { squares = fma(v, v, squares); });
       const float mean = reduce_add(squares) / float(a.head_dim);
@@ -58,4 +37,11 @@ void rms_norm(const RmsNormArgs& a) {
         store_some(x + d, v * scale * load_some(a.weight + d, n), n);
       });
     }
+}
+
+void rms_norm(const RmsNormArgs& a) {
+  if (a.x.element == Element::kBfloat16)
+    rms_norm_as<uint16_t>(a);
+  else
+    rms_norm_as<float>(a);
 }

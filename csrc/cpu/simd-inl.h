@@ -1,47 +1,101 @@
-// Vectors of kLanes floats on the compiler's own vector type: arithmetic, comparison and ?: are
-// plain operators, so only fused multiply-add needs an intrinsic. Included once per ISA by
-// isa_target.cc, inside its anonymous namespace: no standard library templates, no weak symbols.
+// Vectors of kLanes 4-byte words on the compiler's own vector type: arithmetic, comparison and ?:
+// are plain operators, so only fused multiply-add and the products of narrow types (dot-inl.h) need
+// intrinsics. Included once per ISA by isa_target.cc, inside its anonymous namespace: no standard
+// library templates, no weak symbols.
 //
 //   portable   4 lanes: SSE2 on x86-64, NEON on aarch64; multiply, then add where no FMA exists
-//   avx2       8 lanes with FMA
-//   avx512    16 lanes
-//   emulated  16 lanes on AVX2: the code of avx512 without its instructions, for tests
+//   avx2       8 lanes with FMA; avxvnni besides with products of int8
+//   avx512    16 lanes; avx512vnni, avx512bf16 and amx with products of int8 and of bfloat16
+//   emulated  16 lanes on AVX2: the code of avx512bf16 without its instructions, for tests
 //
 // Contraction is off (CMakeLists.txt): a product is fused where the source says fma() and only
 // there, so that every instance of a kernel rounds alike.
 
 typedef float F __attribute__((vector_size(kLanes * 4)));
 typedef int32_t I __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t U __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t U16 __attribute__((vector_size(kLanes * 2)));
 typedef int16_t I16 __attribute__((vector_size(kLanes * 2)));
 typedef int8_t I8 __attribute__((vector_size(kLanes)));
 
 #define TESSERA_INLINE __attribute__((always_inline)) inline
 
-TESSERA_INLINE F load(const float* p) {
-  F v;
+template <class V>
+TESSERA_INLINE V load_as(const void* p) {
+  V v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
 
-TESSERA_INLINE void store(float* p, F v) {
+template <class V>
+TESSERA_INLINE void store_as(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n < kLanes floats; the other lanes are 0.
-TESSERA_INLINE F load_first(const float* p, int n) {
-  F v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i];
+TESSERA_INLINE F load(const float* p) {
+  return load_as<F>(p);
+}
+
+TESSERA_INLINE void store(float* p, F v) {
+  store_as(p, v);
+}
+
+#if TESSERA_LANES == 8
+TESSERA_INLINE __m256i first_mask(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
+// The first n < kLanes words; the other lanes are 0.
+TESSERA_INLINE I load_first_words(const void* p, int n) {
+#if TESSERA_LANES == 16 && defined(__AVX512F__)
+  return (I)_mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), p);
+#elif TESSERA_LANES == 8
+  return (I)_mm256_maskload_epi32(static_cast<const int*>(p), first_mask(n));
+#else
+  I v = {};
+  const int32_t* words = static_cast<const int32_t*>(p);
+  for (int i = 0; i < n; ++i) {
+    int32_t word;
+    __builtin_memcpy(&word, words + i, 4);
+    v[i] = word;
+  }
   return v;
+#endif
+}
+
+TESSERA_INLINE F load_first(const float* p, int n) {
+  return (F)load_first_words(p, n);
 }
 
 TESSERA_INLINE void store_first(float* p, F v, int n) {
+#if TESSERA_LANES == 16 && defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+#elif TESSERA_LANES == 8
+  _mm256_maskstore_ps(p, first_mask(n), (__m256)v);
+#else
   for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// The first n elements of a narrow vector.
+template <class V, class T>
+TESSERA_INLINE void store_narrow(T* p, V v, int n) {
+  if (n == kLanes)
+    store_as(p, v);
+  else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
 // x - 0 is x for every x, so this is a broadcast alone (0 + x would be an addition: -0 becomes 0).
 TESSERA_INLINE F set(float x) {
   return x - F{};
+}
+
+TESSERA_INLINE I set_word(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return word - I{};
 }
 
 TESSERA_INLINE F fma(F a, F b, F c) {
@@ -72,7 +126,7 @@ TESSERA_INLINE F min(F a, F b) {
   return a < b ? a : b;
 }
 TESSERA_INLINE F abs(F a) {
-  return a < 0 ? -a : a;
+  return (F)((I)a & 0x7fffffff);
 }
 
 // Reductions halve the vector down to four lanes: one fixed order for a given kLanes.
@@ -94,6 +148,58 @@ TESSERA_REDUCE(reduce_add, add2)
 TESSERA_REDUCE(reduce_max, max2)
 #undef TESSERA_REDUCE
 
+// bfloat16, rounded to nearest even. The instruction takes denormals for 0.
+TESSERA_INLINE U16 to_bf16(F v) {
+#if TESSERA_LANES == 16 && defined(__AVX512BF16__)
+  return (U16)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const U bits = (U)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const U quiet = bits - bits + 0x7fc0;
+  return __builtin_convertvector(v == v ? rounded : quiet, U16);
+#endif
+}
+
+TESSERA_INLINE F from_bf16(U16 v) {
+  return (F)(__builtin_convertvector(v, U) << 16);
+}
+
+// n <= kLanes elements of a row, as float32; the lanes past them are 0.
+TESSERA_INLINE F load_some(const float* p, int n) {
+  return n == kLanes ? load(p) : load_first(p, n);
+}
+
+TESSERA_INLINE F load_some(const uint16_t* p, int n) {  // bfloat16
+  U16 v = {};
+  if (n == kLanes)
+    v = load_as<U16>(p);
+  else
+    for (int i = 0; i < n; ++i) v[i] = p[i];
+  return from_bf16(v);
+}
+
+TESSERA_INLINE void store_some(float* p, F v, int n) {
+  if (n == kLanes)
+    store(p, v);
+  else
+    store_first(p, v, n);
+}
+
+TESSERA_INLINE void store_some(uint16_t* p, F v, int n) {
+  store_narrow(p, to_bf16(v), n);
+}
+
+template <class T, class Body>  // body(offset, vector of x, lanes that count)
+TESSERA_INLINE void for_row(const T* x, int D, const Body& body) {
+  int d = 0;
+  for (; d + kLanes <= D; d += kLanes) body(d, load_some(x + d, kLanes), kLanes);
+  if (d < D) body(d, load_some(x + d, D - d), D - d);
+}
+
+TESSERA_INLINE F first_lanes(F v, int n) {
+  for (int i = n; i < kLanes; ++i) v[i] = 0;
+  return v;
+}
+
 // e^x to 1-2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 polynomial in r (Taylor terms, whose
 // remainder r^7/7! is below 2^-23), 2^n through the exponent bits. Below -87.3, where the result
 // leaves the normal range, 0; above 88.3, the value at 88.3.
@@ -114,6 +220,19 @@ TESSERA_INLINE F exp(F x) {
   p = fma(p, r, set(1.0f));
   const I bits = (I)p + (((I)shifted - (I)magic) << 23);
   return x < lowest ? set(0.0f) : (F)bits;
+}
+
+// e^x for x <= 0 where the result is to be rounded to bfloat16: 2^r by a cubic, at most 8e-5 off.
+// Below -87.3 the value there, 1e-38.
+TESSERA_INLINE F exp_coarse(F x) {
+  const F scaled = max(x, set(-87.3f)) * set(1.44269504088896341f);
+  const F magic = set(12582912.0f);
+  const F shifted = scaled + magic;
+  const F r = scaled - (shifted - magic);  // |r| <= 1/2
+  F p = fma(set(0.05517166f), r, set(0.24261114f));
+  p = fma(p, r, set(0.69326099f));
+  p = fma(p, r, set(0.99992807f));
+  return (F)((I)p + (((I)shifted - (I)magic) << 23));
 }
 
 TESSERA_INLINE F sigmoid(F x) {

@@ -13,7 +13,7 @@
 
 namespace tessera::cpu {
 
-// 64-byte aligned floats that live as long as their owner.
+// 64-byte aligned words (floats, or what a Matrix holds) that live as long as their owner.
 class Buffer {
  public:
   Buffer() = default;
@@ -50,19 +50,33 @@ struct ModelConfig {
   std::vector<float> s2_mean, s2_std, s1_mean, s1_std;  // [2, C]
 };
 
+// Which element the products of a model are taken in. Sums, softmax, norms, the residual stream,
+// gates and states are float32 (int32 sums of int8), and so is the first linear of the raw bands.
+struct Precision {
+  Element linear;    // projections, feed-forward and recurrent layers
+  Element accurate;  // attention and the reducer: not int8
+};
+
+enum class Sign { kAny, kNonnegative };
+
 class Linear {
  public:
   Linear() = default;
-  // weight [N, K], bias [N] or null; each row times `scale` of its index, if given.
-  Linear(const KernelTable& table, int K, int N);
-  void set_rows(int first, int count, const float* weight, float scale);  // [count, K]
+  // `input`: whether x can be negative, which int8 needs to know.
+  Linear(const KernelTable& table, Element element, int K, int N, Sign input = Sign::kAny);
+  // [count, K] rows, each value times `scale`; int8: codes round(w / s), s = max|w| / 127 of a row.
+  void set_rows(int first, int count, const float* weight, float scale);
   void set_bias(int first, int count, const float* bias, float scale);
   LinearWeights view() const;
+  Element element() const { return element_; }
+  bool nonnegative_input() const { return input_ == Sign::kNonnegative; }
 
  private:
-  int K_ = 0, N_ = 0, panel_ = 0;
+  Element element_ = Element::kFloat32;
+  Sign input_ = Sign::kAny;
+  int K_ = 0, N_ = 0, panel_ = 0, group_ = 1;
   bool has_bias_ = false;
-  Buffer packed_, bias_;
+  Buffer packed_, bias_, scale_, offset_;
 };
 
 struct Norm {
@@ -95,6 +109,7 @@ struct Stream {
 
 struct Model {
   ModelConfig config;
+  Precision precision;
   std::array<Stream, 2> streams;  // Sentinel-2, Sentinel-1
   std::vector<Layer> fusion;
   std::vector<float> modality_embed;  // [2, D]
@@ -103,7 +118,7 @@ struct Model {
   std::vector<float> positions;  // [367, D]
 };
 
-Model build_model(const KernelTable& table, ModelConfig config, const float* positions,
-                  const TensorSource& source);
+Model build_model(const KernelTable& table, ModelConfig config, Precision precision,
+                  const float* positions, const TensorSource& source);
 
 }  // namespace tessera::cpu

@@ -24,6 +24,7 @@ def quantize(
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def isas() -> list[tuple[str, bool, str, bool]]: ...
 def select_isa(name: str) -> str: ...
+def native_bf16(name: str) -> bool: ...
 
 class Encoder:
     def __init__(
@@ -32,6 +33,7 @@ class Encoder:
         positions: np.ndarray,
         tensors: Mapping[str, np.ndarray],
         isa: str,
+        precision: str,
     ) -> None: ...
     def encode(
         self,
@@ -40,7 +42,8 @@ class Encoder:
         out: np.ndarray,
         threads: int,
         progress: Callable[[int], None] | None = None,
-    ) -> None: ...
+        profile: bool = False,
+    ) -> Any: ...
     @property
     def isa(self) -> str: ...
 
@@ -54,7 +57,15 @@ class ops:
         residual: np.ndarray | None,
         relu: bool,
         y: np.ndarray,
+        element: str = "fp32",
+        nonnegative: bool = False,
     ) -> None: ...
+    @staticmethod
+    def convert(
+        isa: str, x: np.ndarray, element: str, nonnegative: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+    @staticmethod
+    def spin(isa: str, element: str, steps: int) -> int: ...
     @staticmethod
     def layer_norm(
         isa: str,
@@ -69,7 +80,12 @@ class ops:
     def rms_norm(isa: str, x: np.ndarray, heads: int, weight: np.ndarray, eps: float) -> None: ...
     @staticmethod
     def attention(
-        isa: str, qkv: np.ndarray, heads: int, log_multiplicity: np.ndarray, y: np.ndarray
+        isa: str,
+        qkv: np.ndarray,
+        heads: int,
+        log_multiplicity: np.ndarray,
+        y: np.ndarray,
+        element: str = "fp32",
     ) -> None: ...
     @staticmethod
     def pool(

@@ -15,7 +15,7 @@ from ..weights import Weights
 class Plan:
     """How to run: what a back end is asked for by name it runs, or it refuses."""
 
-    precision: str = "auto"  # "auto" | "fp32" | "fp64"
+    precision: str = "auto"  # "auto" | "fp32" | "fp64" | "bf16" | "int8"
     device: str | None = None  # None: the back end's own choice
     threads: int | None = None  # None: env.threads()
 

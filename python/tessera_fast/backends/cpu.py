@@ -1,4 +1,8 @@
-"""The cpu back end: csrc/cpu behind the seam. No torch; one body per instruction set."""
+"""The cpu back end: csrc/cpu behind the seam. No torch; one body per instruction set.
+
+Every instruction set runs every precision; "auto" is bf16 where the machine has instructions for its
+products, fp32 elsewhere, where bf16 would give no speed for its rounding. int8 is opt-in.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +17,19 @@ from ..spec import ModelSpec
 from ..weights import Weights
 from .base import Plan
 
+PRECISIONS = ("fp32", "bf16", "int8")
+
 
 class CpuEncoder:
-    """A model packed for one instruction set (see backends/base.py)."""
+    """A model packed for one instruction set and precision (see backends/base.py)."""
 
-    precision = "fp32"
-
-    def __init__(self, spec: ModelSpec, weights: Weights, threads: int, isa: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, threads: int, isa: str, precision: str
+    ) -> None:
         from .. import _cpu
+
+        if precision == "auto":
+            precision = automatic_precision(isa)
 
         config = {
             "d_model": spec.d_model,
@@ -42,8 +51,9 @@ class CpuEncoder:
             "s1_std": np.array(spec.statistics.s1_std, np.float32),
         }
         self._engine: Any = _cpu.Encoder(
-            config, positional_table(spec.d_model), weights.tensors, isa
+            config, positional_table(spec.d_model), weights.tensors, isa, precision
         )
+        self.precision = precision
         self._threads = threads
         self.provenance: dict[str, Any] = {"isa": self._engine.isa}
 
@@ -56,12 +66,26 @@ class CpuEncoder:
     ) -> None:
         self._engine.encode(s2, s1, out, self._threads, progress)
 
+    def profile(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> dict[str, float]:
+        """``encode``, returning the seconds each op took, summed over threads."""
+        seconds: dict[str, float] = self._engine.encode(
+            s2, s1, out, self._threads, None, profile=True
+        )
+        return seconds
+
     def close(self) -> None:
         self._engine = None
 
 
 def _two_rows(row: tuple[float, ...]) -> np.ndarray:
     return np.array([row, row], np.float32)
+
+
+def automatic_precision(isa: str) -> str:
+    """What "auto" is on an instruction set ("" for the best that runs)."""
+    from .. import _cpu
+
+    return "bf16" if _cpu.native_bf16(isa) else "fp32"
 
 
 class CpuBackend:
@@ -72,8 +96,8 @@ class CpuBackend:
             from .. import _cpu
         except ImportError as error:
             return f"the extension module tessera_fast._cpu cannot be loaded: {error}"
-        if plan.precision not in ("auto", "fp32"):
-            return f"the cpu back end runs fp32, not {plan.precision}"
+        if plan.precision not in ("auto", *PRECISIONS):
+            return f"the cpu back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
         if plan.device not in (None, "cpu"):
             return f"the cpu back end runs on device 'cpu', not {plan.device!r}"
         try:
@@ -86,7 +110,8 @@ class CpuBackend:
         reason = self.why_not(spec, plan)
         if reason:
             raise BackendUnavailable(reason)
-        return CpuEncoder(spec, weights, plan.threads or env.threads(), env.isa() or "")
+        threads = plan.threads or env.threads()
+        return CpuEncoder(spec, weights, threads, env.isa() or "", plan.precision)
 
 
 cpu = CpuBackend()
