@@ -93,15 +93,11 @@ int64_t spin_as(int64_t steps) {
   constexpr int kSums = kLanes == 16 ? 24 : 12;
   typename Dot::Sum sums[kSums] = {};
   I x = {}, w = {};
-  for (int64_t i = 0; i < steps; ++i) {
-    for (auto& sum : sums) sum = Dot::dot(sum, x, w);
-    for (auto& sum : sums) asm volatile("" : "+" TESSERA_REGISTER(sum));
-  }
+  for (int64_t i = 0; i < steps; ++i)
+    for (auto& sum : sums) {
+      asm volatile("" : "+" TESSERA_REGISTER(x), "+" TESSERA_REGISTER(w));  // another x, another w
+      sum = Dot::dot(sum, x, w);
+      asm volatile("" : "+" TESSERA_REGISTER(sum));
+    }
   return steps * kSums * kLanes * Dot::kGroup;
-}
-
-int64_t spin(Element element, int64_t steps) {
-  if (element == Element::kFloat32) return spin_as<Float32>(steps);
-  if (element == Element::kBfloat16) return spin_as<Bfloat16>(steps);
-  return spin_as<Int8>(steps);
 }

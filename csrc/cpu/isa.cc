@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "core/check.h"
@@ -15,6 +19,7 @@ const KernelTable& table_avxvnni();
 const KernelTable& table_avx512();
 const KernelTable& table_avx512vnni();
 const KernelTable& table_avx512bf16();
+const KernelTable& table_amx();
 #if defined(TESSERA_TEST_ISAS)
 const KernelTable& table_emulated();
 #endif
@@ -27,6 +32,19 @@ namespace {
 bool has_avx_vnni() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
+// Tiles of bfloat16 and int8 (leaf 7, edx), for which Linux wants to be asked.
+bool may_use_amx() {
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  const unsigned amx = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tile, int8
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return (edx & amx) == amx && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -42,6 +60,7 @@ const std::vector<Isa>& isas() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    list.push_back({"amx", table_amx, bf16 && may_use_amx(), "AMX with bf16 and int8", true});
     list.push_back({"avx512bf16", table_avx512bf16, bf16, "AVX-512 BF16 and VNNI", true});
     list.push_back({"avx512vnni", table_avx512vnni, vnni, "AVX-512 VNNI", true});
     list.push_back({"avx512", table_avx512, avx512, "AVX-512 F, BW, DQ and VL", true});

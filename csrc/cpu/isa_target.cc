@@ -27,6 +27,10 @@ constexpr int kLanes = TESSERA_LANES;
 #include "cpu/transpose-inl.h"
 #include "cpu/dot-inl.h"
 #include "cpu/linear-inl.h"
+#if defined(__AMX_TILE__)
+#include "cpu/linear-amx-inl.h"
+#endif
+#include "cpu/dispatch-inl.h"
 #include "cpu/convert-inl.h"
 #include "cpu/norm-inl.h"
 #include "cpu/embed-inl.h"

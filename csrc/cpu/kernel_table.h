@@ -24,7 +24,9 @@ struct Matrix {
   Element element;
   void* data;
   ptrdiff_t ld;  // words
-  float* scale;  // [M] that the stored values are to be multiplied with, or null
+  // [M] that the stored values are to be multiplied with: of int8, and of float types where a linear
+  // without bias and residual reads them; or null
+  float* scale;
 };
 
 // y = x W^T + b with W [N, K] packed [N / panel][K / group][panel][group], zero-filled past N and K;
@@ -33,7 +35,7 @@ struct LinearWeights {
   Element element = Element::kFloat32;
   int K = 0, N = 0;
   const void* packed = nullptr;
-  const float* bias = nullptr;      // [N] or null
+  const float* bias = nullptr;      // [N]; null is 0, not with int8
   const float* scale = nullptr;     // int8: [N] of a row of W
   const int32_t* offset = nullptr;  // int8: [N] where the sums start: undoes the codes' + 128
 };

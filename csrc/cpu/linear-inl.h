@@ -22,76 +22,121 @@ TESSERA_INLINE char* row(const Matrix& a, ptrdiff_t m) {
   return static_cast<char*>(a.data) + m * a.ld * 4;
 }
 
-// Columns n.. of row m, `count` of them: a vector, or the last lanes of the row.
-TESSERA_INLINE void store_output(const LinearArgs& a, ptrdiff_t m, int n, int count, F y) {
-  char* out = row(a.y, m);
-  if (a.relu) y = max(y, F{});
-  if (a.y.element == Element::kBfloat16) {
-    // whole words: past N the sums are 0
-    store_narrow(reinterpret_cast<uint16_t*>(out) + n, to_bf16(y), (count + 1) & ~1);
-  } else if (count == kLanes) {
-    store(reinterpret_cast<float*>(out) + n, y);
-  } else {
-    store_first(reinterpret_cast<float*>(out) + n, y, count);
+// Out of line where it is a call of memcpy: this is unrolled with the rows of a tile.
+#if defined(__AVX512F__) || TESSERA_LANES == 8
+#define TESSERA_PARTIAL TESSERA_INLINE
+#else
+#define TESSERA_PARTIAL __attribute__((noinline))
+#endif
+TESSERA_PARTIAL void store_last(float* p, F v, int n) {
+  store_first(p, v, n);
+}
+TESSERA_PARTIAL F load_last(const float* p, int n) {
+  return load_some(p, n);
+}
+#undef TESSERA_PARTIAL
+__attribute__((noinline)) void store_last(uint16_t* p, F v, int n) {
+  store_narrow(p, to_bf16(v), n);
+}
+
+// A tile's sums stay in registers from start to store: every loop over them is unrolled, and every
+// choice is made outside the loops.
+#define TESSERA_EACH_SUM        \
+  _Pragma("GCC unroll 8")       \
+  for (int i = 0; i < kRows; ++i) \
+    _Pragma("GCC unroll 8")     \
+    for (int v = 0; v < kVectors; ++v)
+
+template <class Dot, int kRows, int kVectors>
+struct Tile {
+  using Sum = typename Dot::Sum;
+  const LinearArgs& a;
+  int m, n;   // first row and column
+  int count;  // columns of the last vector
+  Sum sums[kRows][kVectors];
+
+  TESSERA_INLINE F residual(int i, int v) const {
+    const float* from = a.residual + (m + i) * a.ld_residual + n + v * kLanes;
+    return v < kVectors - 1 ? load(from) : load_last(from, count);
   }
-}
 
-TESSERA_INLINE F load_residual(const LinearArgs& a, ptrdiff_t m, int n, int count) {
-  const float* residual = a.residual + m * a.ld_residual + n;
-  return count == kLanes ? load(residual) : load_first(residual, count);
-}
+  // Float sums start from bias and residual; int8 ones meet them at the end.
+  TESSERA_INLINE void start() {
+    if constexpr (Dot::kElement == Element::kInt8) {
+      TESSERA_EACH_SUM sums[i][v] = load_as<I>(a.w.offset + n + v * kLanes);
+    } else {
+      if (a.w.bias) {
+        TESSERA_EACH_SUM sums[i][v] = load(a.w.bias + n + v * kLanes);
+      } else {
+        TESSERA_EACH_SUM sums[i][v] = F{};
+      }
+      if (a.residual) {
+        TESSERA_EACH_SUM sums[i][v] += residual(i, v);
+      }
+    }
+  }
 
-// Float sums start from bias and residual; scaled ones (of attention, of int8) meet them at the end.
-TESSERA_INLINE F start(const LinearArgs& a, F, ptrdiff_t m, int n, int count) {
-  F sum = {};
-  if (a.x.scale) return sum;
-  if (a.w.bias) sum = load(a.w.bias + n);
-  if (a.residual) sum += load_residual(a, m, n, count);
-  return sum;
-}
+  TESSERA_INLINE void multiply(const char* panel) {
+    const char* x = row(a.x, m);
+    const ptrdiff_t ld = a.x.ld * 4;
+    for (int k = words<Dot>(a.w.K); k > 0; --k, x += 4, panel += kPanel * 4) {
+      I w[kVectors];
+      _Pragma("GCC unroll 8")
+      for (int v = 0; v < kVectors; ++v) w[v] = load_as<I>(panel + v * kLanes * 4);
+      TESSERA_EACH_SUM sums[i][v] = Dot::dot(sums[i][v], set_word(x + i * ld), w[v]);
+    }
+  }
 
-TESSERA_INLINE I start(const LinearArgs& a, I, ptrdiff_t, int n, int) {
-  return a.w.offset ? load_as<I>(a.w.offset + n) : I{};
-}
+  TESSERA_INLINE void finish() {
+    F y[kRows][kVectors];
+    if constexpr (Dot::kElement == Element::kInt8) {
+      TESSERA_EACH_SUM {
+        const F scale = set(a.x.scale[m + i]) * load(a.w.scale + n + v * kLanes);
+        y[i][v] = fma(__builtin_convertvector(sums[i][v], F), scale,
+                      load(a.w.bias + n + v * kLanes));
+      }
+      if (a.residual) {
+        TESSERA_EACH_SUM y[i][v] += residual(i, v);
+      }
+    } else {
+      TESSERA_EACH_SUM y[i][v] = sums[i][v];
+      if (a.x.scale) {
+        TESSERA_EACH_SUM y[i][v] *= set(a.x.scale[m + i]);
+      }
+    }
+    if (a.relu) {
+      TESSERA_EACH_SUM y[i][v] = max(y[i][v], F{});
+    }
+    if (a.y.element == Element::kBfloat16)
+      store_rows<uint16_t>(y, (count + 1) & ~1);  // whole words: past N the sums are 0
+    else
+      store_rows<float>(y, count);
+  }
 
-TESSERA_INLINE F finish(const LinearArgs& a, F sum, ptrdiff_t m, int n, int count) {
-  if (!a.x.scale) return sum;
-  sum = fma(sum, set(a.x.scale[m]), a.w.bias ? load(a.w.bias + n) : F{});
-  return a.residual ? sum + load_residual(a, m, n, count) : sum;
-}
-
-TESSERA_INLINE F finish(const LinearArgs& a, I sum, ptrdiff_t m, int n, int count) {
-  F y = __builtin_convertvector(sum, F) * set(a.x.scale[m]) * load(a.w.scale + n);
-  if (a.w.bias) y += load(a.w.bias + n);
-  return a.residual ? y + load_residual(a, m, n, count) : y;
-}
+  // `last`: elements of the last vector.
+  template <class T>
+  TESSERA_INLINE void store_rows(const F (&y)[kRows][kVectors], int last) {
+    T* out[kRows];
+    for (int i = 0; i < kRows; ++i) out[i] = reinterpret_cast<T*>(row(a.y, m + i)) + n;
+    if (last == kLanes) {
+      TESSERA_EACH_SUM store_some(out[i] + v * kLanes, y[i][v], kLanes);
+    } else {
+      _Pragma("GCC unroll 8")
+      for (int i = 0; i < kRows; ++i) {
+        for (int v = 0; v < kVectors - 1; ++v) store_some(out[i] + v * kLanes, y[i][v], kLanes);
+        store_last(out[i] + (kVectors - 1) * kLanes, y[i][kVectors - 1], last);
+      }
+    }
+  }
+};
 
 template <class Dot, int kRows, int kVectors>
 TESSERA_INLINE void linear_tile(const LinearArgs& a, int m, int n, const char* panel) {
-  typename Dot::Sum sums[kRows][kVectors];
-  const int columns = a.w.N - n;  // left in this panel; the last vector may be partial
-  int count[kVectors];
-  for (int v = 0; v < kVectors; ++v) count[v] = kLanes;
-  if (columns < kVectors * kLanes) count[kVectors - 1] = columns - (kVectors - 1) * kLanes;
-
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      sums[i][v] = start(a, typename Dot::Sum{}, m + i, n + v * kLanes, count[v]);
-  const char* x = row(a.x, m);
-  const ptrdiff_t ld = a.x.ld * 4;
-  for (int k = words<Dot>(a.w.K); k > 0; --k, x += 4, panel += kPanel * 4) {
-    I w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = load_as<I>(panel + v * kLanes * 4);
-    for (int i = 0; i < kRows; ++i) {
-      const I word = set_word(x + i * ld);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = Dot::dot(sums[i][v], word, w[v]);
-    }
-  }
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v) {
-      const int column = n + v * kLanes;
-      store_output(a, m + i, column, count[v], finish(a, sums[i][v], m + i, column, count[v]));
-    }
+  const int columns = a.w.N - n - (kVectors - 1) * kLanes;
+  Tile<Dot, kRows, kVectors> tile{a, m, n, columns < kLanes ? columns : kLanes, {}};
+  tile.start();
+  tile.multiply(panel);
+  tile.finish();
 }
 
 // One tile of `rows` <= kRows rows.
@@ -126,16 +171,5 @@ void linear_as(const LinearArgs& a) {
       linear_panel<Dot, 2>(a, n, panel);
     else
       linear_panel<Dot, 1>(a, n, panel);
-  }
-}
-
-void linear(const LinearArgs& a) {
-  switch (a.w.element) {
-    case Element::kFloat32:
-      return linear_as<Float32>(a);
-    case Element::kBfloat16:
-      return linear_as<Bfloat16>(a);
-    case Element::kInt8:
-      return linear_as<Int8>(a);
   }
 }

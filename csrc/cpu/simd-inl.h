@@ -54,12 +54,7 @@ TESSERA_INLINE I load_first_words(const void* p, int n) {
   return (I)_mm256_maskload_epi32(static_cast<const int*>(p), first_mask(n));
 #else
   I v = {};
-  const int32_t* words = static_cast<const int32_t*>(p);
-  for (int i = 0; i < n; ++i) {
-    int32_t word;
-    __builtin_memcpy(&word, words + i, 4);
-    v[i] = word;
-  }
+  __builtin_memcpy(&v, p, n * 4);
   return v;
 #endif
 }
@@ -74,7 +69,7 @@ TESSERA_INLINE void store_first(float* p, F v, int n) {
 #elif TESSERA_LANES == 8
   _mm256_maskstore_ps(p, first_mask(n), (__m256)v);
 #else
-  for (int i = 0; i < n; ++i) p[i] = v[i];
+  __builtin_memcpy(p, &v, n * 4);
 #endif
 }
 
@@ -84,7 +79,7 @@ TESSERA_INLINE void store_narrow(T* p, V v, int n) {
   if (n == kLanes)
     store_as(p, v);
   else
-    for (int i = 0; i < n; ++i) p[i] = v[i];
+    __builtin_memcpy(p, &v, n * sizeof(T));
 }
 
 // x - 0 is x for every x, so this is a broadcast alone (0 + x would be an addition: -0 becomes 0).
@@ -119,11 +114,24 @@ TESSERA_INLINE F fma(F a, F b, F c) {
 #endif
 }
 
+// a > b ? a : b, which is what the instruction does with NaN and -0 too; gcc 12 makes two of it.
 TESSERA_INLINE F max(F a, F b) {
+#if TESSERA_LANES == 16 && defined(__AVX512F__)
+  return (F)_mm512_max_ps((__m512)a, (__m512)b);
+#elif TESSERA_LANES == 8
+  return (F)_mm256_max_ps((__m256)a, (__m256)b);
+#else
   return a > b ? a : b;
+#endif
 }
 TESSERA_INLINE F min(F a, F b) {
+#if TESSERA_LANES == 16 && defined(__AVX512F__)
+  return (F)_mm512_min_ps((__m512)a, (__m512)b);
+#elif TESSERA_LANES == 8
+  return (F)_mm256_min_ps((__m256)a, (__m256)b);
+#else
   return a < b ? a : b;
+#endif
 }
 TESSERA_INLINE F abs(F a) {
   return (F)((I)a & 0x7fffffff);
@@ -173,7 +181,7 @@ TESSERA_INLINE F load_some(const uint16_t* p, int n) {  // bfloat16
   if (n == kLanes)
     v = load_as<U16>(p);
   else
-    for (int i = 0; i < n; ++i) v[i] = p[i];
+    __builtin_memcpy(&v, p, n * 2);
   return from_bf16(v);
 }
 

@@ -70,7 +70,6 @@ void Linear::set_rows(int first, int count, const float* weight, float scale) {
 }
 
 void Linear::set_bias(int first, int count, const float* bias, float scale) {
-  has_bias_ = true;
   for (int r = 0; r < count; ++r) bias_.data()[first + r] += bias[r] * scale;
 }
 
@@ -80,7 +79,7 @@ LinearWeights Linear::view() const {
           K_,
           N_,
           packed_.data(),
-          has_bias_ ? bias_.data() : nullptr,
+          bias_.data(),
           int8 ? scale_.data() : nullptr,
           int8 ? reinterpret_cast<const int32_t*>(offset_.data()) : nullptr};
 }

@@ -75,7 +75,6 @@ class Linear {
   Element element_ = Element::kFloat32;
   Sign input_ = Sign::kAny;
   int K_ = 0, N_ = 0, panel_ = 0, group_ = 1;
-  bool has_bias_ = false;
   Buffer packed_, bias_, scale_, offset_;
 };
 
