@@ -1,18 +1,13 @@
-"""The instruction sets of the cpu back end as test parameters; one that cannot run is a skip."""
+"""The instruction sets of the cpu back end as test parameters: those that run here.
 
-from typing import Any
+The others are one skip each, in test_cpu_ops.py, and not one a test.
+"""
 
 import pytest
 
 from tessera_fast import _cpu
 
-
-def _param(name: str, runs: bool, needs: str) -> Any:
-    reason = f"instruction set {name}: this machine lacks {needs}"
-    return pytest.param(name, marks=() if runs else pytest.mark.skip(reason=reason))
-
-
-ISAS = [_param(name, runs, needs) for name, runs, needs, _ in _cpu.isas()]
 RUNNABLE = [name for name, runs, *_ in _cpu.isas() if runs]
+ISAS = [pytest.param(name) for name in RUNNABLE]
 BEST = next(name for name, runs, _, automatic in _cpu.isas() if runs and automatic)
 every_isa = pytest.mark.parametrize("isa", ISAS)

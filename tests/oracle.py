@@ -15,6 +15,15 @@ SAME_CODES = Fraction(995, 1000)
 MAX_CODE_STEP = 1
 MAX_SCALE_RATIO = 1e-3
 MIN_COSINE = 0.99999
+# Reduced precisions against fp32, over all pixels compared: the gates of docs/correctness.md.
+REDUCED_MIN_COSINE = 0.999  # mean; of int8 and whatever stock engine calls itself reduced
+BF16_MIN_COSINE, BF16_WORST_COSINE = 0.9999, 0.9995  # mean, and any pixel
+BF16_CLOSE_CODES, BF16_MAX_CODE_STEP = Fraction(999, 1000), 3  # share within one step; any code
+BF16_MAX_SCALE_RATIO = 0.016
+# Half a unit in the last place of bfloat16: what a value rounded to it may be off.
+BF16_RTOL = 2.0**-8
+# Half a code of int8, relative to the largest value of a row.
+INT8_RTOL = 0.5 / 127
 # One op in float32 against float64 naive arithmetic: error relative to the largest output. The
 # longest sums here have some 2,000 terms, whose rounding adds up to about 1e-6.
 OP_RTOL = 4e-6
@@ -49,3 +58,47 @@ def assert_op(got: np.ndarray, expected: np.ndarray, terms: float | None = None)
     scale = max(terms or float(np.abs(expected).max()), np.finfo(np.float32).tiny)
     worst = float(np.abs(got.astype(np.float64) - expected).max()) / scale
     assert worst <= OP_RTOL, f"relative error {worst:.2e} > {OP_RTOL:.0e}"
+
+
+def cosines(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Cosine of every row of two arrays (P, E), in float64."""
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def _quantized(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    wide = embeddings.astype(np.float64)
+    scales = np.abs(wide).max(-1, keepdims=True) / 127
+    return np.clip(np.rint(wide / scales), -127, 127), scales
+
+
+def assert_reduced(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
+    """Embeddings (P, E) in "bf16" or "int8" against those in fp32, within the precision's gate."""
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all()
+    cosine = cosines(got, expected)
+    if precision == "int8":
+        assert cosine.mean() >= REDUCED_MIN_COSINE, f"mean cosine {cosine.mean():.6f}"
+        return
+    assert cosine.mean() >= BF16_MIN_COSINE, f"mean cosine {cosine.mean():.6f}"
+    assert cosine.min() >= BF16_WORST_COSINE, f"worst cosine {cosine.min():.6f}"
+    (codes, scales), (wanted, wanted_scales) = _quantized(got), _quantized(expected)
+    step = np.abs(codes - wanted)
+    close = Fraction(int((step <= 1).sum()), step.size)
+    assert close >= BF16_CLOSE_CODES, f"only {float(close):.3%} of the codes are within one"
+    assert step.max() <= BF16_MAX_CODE_STEP
+    assert np.abs(scales / wanted_scales - 1).max() <= BF16_MAX_SCALE_RATIO
+
+
+def assert_rounded(got: np.ndarray, expected: np.ndarray, terms: float) -> None:
+    """bfloat16 values, as float32, of a float32 op: that op's error, and one rounding."""
+    assert got.shape == expected.shape
+    error = np.abs(got.astype(np.float64) - expected)
+    assert (error <= BF16_RTOL * np.abs(expected) + OP_RTOL * terms).all()
+
+
+def assert_reduced_op(got: np.ndarray, expected: np.ndarray, terms: float) -> None:
+    """An op that rounds its own intermediate results to bfloat16: a few roundings of ``terms``."""
+    assert got.shape == expected.shape
+    worst = float(np.abs(got.astype(np.float64) - expected).max()) / terms
+    assert worst <= BF16_RTOL, f"relative error {worst:.2e} > {BF16_RTOL:.2e}"

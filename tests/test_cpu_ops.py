@@ -50,6 +50,15 @@ def wide(*arrays):
     return (a.astype(np.float64) for a in arrays)
 
 
+@pytest.mark.parametrize("isa", [name for name, *_ in _cpu.isas()])
+def test_instruction_set_runs_here(isa):
+    """A skip says which of this library's instruction sets these tests say nothing of."""
+    needs = {name: needs for name, runs, needs, _ in _cpu.isas() if not runs}
+    if isa in needs:
+        pytest.skip(f"instruction set {isa}: this machine lacks {needs[isa]}")
+    assert _cpu.select_isa(isa) == isa
+
+
 # ---- linear
 
 

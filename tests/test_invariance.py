@@ -32,17 +32,20 @@ SPECS = {
     "fusion": variant("v2-teacher", d_model=60, **SMALL),
 }
 every_model = pytest.mark.parametrize("name", SPECS)
+every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 
 
 @pytest.fixture
 def load(monkeypatch):
     """A model on one instruction set and a number of threads."""
 
-    def load(spec: ModelSpec, isa: str | None = None, threads: int = 1) -> Model:
+    def load(
+        spec: ModelSpec, isa: str | None = None, threads: int = 1, precision: str = "fp32"
+    ) -> Model:
         if isa:
             monkeypatch.setenv("TESSERA_FAST_ISA", isa)
         weights = untrained_weights(spec, 5)
-        plan = Plan(threads=threads)
+        plan = Plan(precision, threads=threads)
         model = Model(weights, "cpu", cpu.load(spec, weights, plan), plan)
         assert isa in (None, model.provenance()["isa"])
         return model
@@ -88,15 +91,18 @@ def permuted(observations: Observations, order: np.ndarray) -> Observations:
 
 @every_isa
 @every_model
-def test_alone_and_among_4095_others(name, isa, load):
-    model = load(SPECS[name], isa, threads=2)
-    tile = window(1, (64, 64))
+@every_precision
+def test_alone_and_among_many_others(precision, name, isa, load):
+    model = load(SPECS[name], isa, 2, precision)
+    side = 64 if precision == "fp32" else 24
+    tile = window(1, (side, side))
     together = encode(model, tile)
     missing = np.isnan(together).all(-1)
     assert 0 < missing.sum() < missing.size / 10
     assert np.array_equal(missing, np.isnan(together).any(-1))
-    alone = load(SPECS[name], isa)
-    for row, column in [(0, 0), (63, 63), *np.random.default_rng(2).integers(0, 64, (40, 2))]:
+    alone = load(SPECS[name], isa, 1, precision)
+    places = np.random.default_rng(2).integers(0, side, (40, 2))
+    for row, column in [(0, 0), (side - 1, side - 1), *places]:
         one = crop(tile, slice(row, row + 1), slice(column, column + 1))
         assert same(encode(alone, one)[0, 0], together[row, column])
 
@@ -112,11 +118,12 @@ def test_order_of_the_pixels(name, isa, load):
 
 @every_isa
 @every_model
-def test_number_of_threads(name, isa, load):
-    tile = window(5, (31, 17), (40, 30, 30))
-    once = encode(load(SPECS[name], isa, 1), tile)
+@every_precision
+def test_number_of_threads(precision, name, isa, load):
+    tile = window(5, (31, 17) if precision == "fp32" else (13, 17), (40, 30, 30))
+    once = encode(load(SPECS[name], isa, 1, precision), tile)
     for threads in (2, 3, 16):
-        assert same(encode(load(SPECS[name], isa, threads), tile), once)
+        assert same(encode(load(SPECS[name], isa, threads, precision), tile), once)
 
 
 @every_isa

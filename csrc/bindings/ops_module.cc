@@ -177,6 +177,7 @@ void define_ops(py::module_& m) {
         py::arg("nonnegative") = false);
   m.def("convert", convert, py::arg("isa"), py::arg("x"), py::arg("element"),
         py::arg("nonnegative") = false);
+  m.def("int8_group", [](const std::string& isa) { return cpu::select_isa(isa).int8_group; });
   m.def("spin", spin, "multiply-adds done in registers", py::arg("isa"), py::arg("element"),
         py::arg("steps"));
   m.def("layer_norm", layer_norm);

@@ -6,11 +6,11 @@
 constexpr int kPanelVectors = 2;
 constexpr int kPanel = kPanelVectors * kLanes;
 // Sums of a tile: 6 x 2 fill the 16 registers of SSE and AVX2 with two weights and a broadcast;
-// 8 x 2 are enough for AVX-512 and NEON, which have 32.
-#if defined(__aarch64__)
+// 8 x 2 are enough for AVX-512 and NEON, which have 32. Emulated ones are slow to compile.
+#if defined(__aarch64__) || defined(__AVX512F__)
 constexpr int kTileRows = 8;
 #else
-constexpr int kTileRows = kLanes == 16 ? 8 : 6;
+constexpr int kTileRows = kLanes == 16 ? 3 : 6;
 #endif
 
 template <class Dot>

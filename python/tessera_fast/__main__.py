@@ -1,4 +1,4 @@
-"""The command line: `tessera-fast embed | demo | convert | info`.
+"""The command line: `tessera-fast embed | demo | bench | convert | info`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and then a failure, 130 interrupted.
 """
@@ -70,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--threads", type=_positive, help="default: all CPUs")
     demo.set_defaults(run=_demo)
 
+    bench = commands.add_parser("bench", help="px/s of every stage, share of the hardware's limit")
+    bench.add_argument("tile", nargs="?", help="tile folder (default: a synthetic tile)")
+    _add_model_options(bench)
+    bench.add_argument("--size", type=_positive, default=64, help="synthetic tile side, pixels")
+    bench.add_argument("--rows", type=_positive, help="only the first rows of the tile")
+    bench.add_argument("--profile", action="store_true", help="and every op of the encoder")
+    bench.set_defaults(run=_bench)
+
     convert = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
     convert.add_argument("source", help="official .pt or .safetensors file")
     convert.add_argument("destination", help="NAME.safetensors, with the model's spec inside")
@@ -91,7 +99,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
     )
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference")
-    parser.add_argument("--precision", default="auto", help="auto, fp32 (reference also: fp64)")
+    parser.add_argument(
+        "--precision", default="auto",
+        help="auto, fp32, bf16 or int8 (the reference back end: fp32, fp64)",
+    )  # fmt: skip
     parser.add_argument(
         "--threads", type=_positive, help="default: TESSERA_FAST_THREADS or all CPUs"
     )
@@ -151,6 +162,23 @@ def _demo(args: argparse.Namespace) -> int:
     from .demo import run_demo
 
     run_demo(args.out, size=args.size, seed=args.seed, threads=args.threads)
+    return OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .model import load_model
+    from .profiling import report
+    from .synthetic import synthetic_tile
+    from .tile import open_tile
+
+    tile = open_tile(args.tile) if args.tile else synthetic_tile(args.size, args.size)
+    # speed does not depend on what the parameters are, and the hub may be out of reach
+    weights = args.weights or ("untrained" if args.model in RELEASED else None)
+    with load_model(
+        args.model, args.device, weights=weights, backend=args.backend,
+        precision=args.precision, threads=args.threads,
+    ) as model:  # fmt: skip
+        print(report(tile, model, rows=args.rows, by_op=args.profile))
     return OK
 
 

@@ -45,7 +45,8 @@ def _isas() -> list[str]:
     automatic = [name for name, runs, _, automatic in _cpu.isas() if runs and automatic]
     lines = []
     for name, runs, needs, _ in _cpu.isas():
-        state = "runs" if runs else f"this machine lacks {needs}"
+        precision = "bf16" if runs and _cpu.native_bf16(name) else "fp32"
+        state = f"runs; precision auto is {precision}" if runs else f"this machine lacks {needs}"
         chosen = name == (forced or automatic[0])
         lines.append(f"  {name:16} {state}{', chosen' if chosen else ''}")
     return lines + ([f"  forced by TESSERA_FAST_ISA={forced}"] if forced else [])

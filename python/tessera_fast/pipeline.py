@@ -96,9 +96,10 @@ def band_rows(tile: Tile, model: Model, memory: int | str | None) -> int:
 
 
 def _workspace_bytes(spec: ModelSpec) -> int:
-    """Of one thread of the cpu back end (csrc/cpu/encoder.cc): tokens of a block, and with a GRU of
-    a group of pixels."""
-    block = MAX_SEQUENCE * (2 * spec.d_model + max(3 * spec.d_model, spec.ff_dim))
+    """Of one thread of the cpu back end (csrc/cpu/workspace.h) in the precision that takes most:
+    tokens of a block, their int8 beside them, and with a GRU those of a group of pixels."""
+    wide = max(3 * spec.d_model, spec.ff_dim)
+    block = MAX_SEQUENCE * (3 * spec.d_model + wide + spec.ff_dim // 2)
     group = 2048 * 4 * spec.d_model if spec.needs_steps else 0
     return _THREAD_BYTES + 4 * (block + group)
 

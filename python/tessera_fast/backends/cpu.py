@@ -1,7 +1,7 @@
 """The cpu back end: csrc/cpu behind the seam. No torch; one body per instruction set.
 
-Every instruction set runs every precision; "auto" is bf16 where the machine has instructions for its
-products, fp32 elsewhere, where bf16 would give no speed for its rounding. int8 is opt-in.
+Every instruction set runs every precision; "auto" is bf16 where the machine has instructions for
+its products, fp32 elsewhere, where bf16 would give no speed for its rounding. int8 is opt-in.
 """
 
 from collections.abc import Callable
