@@ -43,16 +43,16 @@ import torch
 import stock
 import tessera_fast as tf
 import timing
+import workloads
 from tessera_fast import backends
 from tessera_fast.backends.base import Plan
-from tessera_fast.packing import Observations, Orbit, pack
-from tessera_fast.spec import MAX_DOY, ModelSpec
+from tessera_fast.packing import pack
+from tessera_fast.spec import ModelSpec
 from tessera_fast.weights import load_weights
 
 GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
 ATOL, MIN_COSINE = GATES["GOLDEN_ATOL"], GATES["REDUCED_MIN_COSINE"]
 
-S2_DATES, ORBIT_DATES = 32, 60  # multiples of 8 in both streams: no fillers
 SWEEP_ROUNDS = 2
 
 
@@ -96,52 +96,11 @@ def main() -> None:
         raise SystemExit(f"{', '.join(r['contender'] for r in wrong)}: outside the gate")
 
 
-def fixed_lengths(spec: ModelSpec, pixels: int) -> Observations:
-    """Seeded raw values spread as the model's statistics say, on distinct days, all clear."""
-    r = np.random.RandomState(0)
-    stats = spec.statistics
-
-    def draw(dates: int, mean: Any, std: Any, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-        values = r.normal(mean, std, (dates, pixels, 1, len(mean)))
-        days = np.stack([np.sort(r.permutation(MAX_DOY)[:dates]) + 1 for _ in range(pixels)], 1)
-        return np.clip(values, 1, 16_000).astype(dtype), days[:, :, None].astype(np.int32)
-
-    s2, s2_days = draw(S2_DATES, stats.s2_mean, stats.s2_std, np.uint16)
-    orbits = tuple(
-        Orbit(i, *draw(ORBIT_DATES, stats.s1_mean[i], stats.s1_std[i], np.int16)) for i in (0, 1)
-    )
-    return Observations(s2, None, s2_days, orbits)
-
-
-def tile_pixels(spec: ModelSpec, folder: Path, pixels: int) -> Observations:
-    """At most ``pixels`` pixels spread evenly over a tile, those without any date left out."""
-    tile = tf.open_tile(folder, allow_missing_s1=True)
-    window = tile.rows(0, tile.height)
-    size = tile.height * tile.width
-
-    def pick(a: np.ndarray, at: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(a[:, at // tile.width, at % tile.width][:, :, None])
-
-    def cut(at: np.ndarray) -> Observations:
-        orbits = tuple(Orbit(o.index, pick(o.bands, at), o.doys) for o in window.orbits)
-        masks = pick(np.asarray(window.s2_masks), at)
-        return Observations(pick(window.s2_bands, at), masks, window.s2_doys, orbits)
-
-    at = np.unique(np.linspace(0, size - 1, min(pixels, size)).astype(np.int64))
-    counts = pack(cut(at), spec)[2]
-    return cut(at[counts.any(axis=1)])
-
-
 def compare(name: str, args: argparse.Namespace, scratch: Path) -> list[dict]:
     """Rows of one model; prints its table."""
     weights = load_weights(name, "untrained")
     spec = weights.spec
-    if args.tile:
-        observations = tile_pixels(spec, args.tile, args.pixels)
-        workload = args.tile.name
-    else:
-        observations = fixed_lengths(spec, args.pixels)
-        workload = f"{S2_DATES} + {2 * ORBIT_DATES} dates"
+    workload, observations = workloads.choose(spec, args.tile, args.pixels)
     s2, s1, _ = pack(observations, spec)
     groups = stock.pad(spec, s2, s1)
     lengths = ", ".join("{} + {}: {}".format(*g.lengths, len(g.rows)) for g in groups)

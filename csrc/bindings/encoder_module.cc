@@ -155,7 +155,8 @@ class PyEncoder {
                          " contiguous float32 values, got " + describe(array));
       return static_cast<const float*>(array.data());
     };
-    return Encoder(table, build_model(table, config, elements(table, precision), pe.data(), source));
+    return Encoder(table,
+                   build_model(table, config, elements(table, precision), pe.data(), source));
   }
 
   ModelConfig config_;

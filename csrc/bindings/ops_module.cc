@@ -76,8 +76,8 @@ void linear(const std::string& isa, const py::array& x, const py::array& weight,
   const Converted converted(table, element_of(element), in, nonnegative);
   const Rows add =
       residual.is_none() ? Rows{} : rows(residual.cast<py::array>(), "residual", in.M, N);
-  table.linear({int(in.M), converted.matrix(), packed.view(), add.data, add.ld, relu,
-                output(y, in.M, N)});
+  table.linear(
+      {int(in.M), converted.matrix(), packed.view(), add.data, add.ld, relu, output(y, in.M, N)});
 }
 
 // (stored rows as bytes [M, bytes], scales [M] or None) of float32 rows in another element.
@@ -99,10 +99,17 @@ py::tuple convert(const std::string& isa, const py::array& x, const std::string&
 void layer_norm(const std::string& isa, const py::array& x, const py::object& weight,
                 const py::object& bias, float eps, bool relu, const py::array& y) {
   const Rows in = rows(x, "x"), out = rows(y, "y", in.M, in.D);
-  cpu::select_isa(isa).layer_norm(
-      {int(in.M), int(in.D), in.data, in.ld, optional<float>(weight, "weight", {in.D}),
-       optional<float>(bias, "bias", {in.D}), eps, relu, out.data, out.ld,
-       {cpu::Element::kFloat32, nullptr, 0, nullptr}});
+  cpu::select_isa(isa).layer_norm({int(in.M),
+                                   int(in.D),
+                                   in.data,
+                                   in.ld,
+                                   optional<float>(weight, "weight", {in.D}),
+                                   optional<float>(bias, "bias", {in.D}),
+                                   eps,
+                                   relu,
+                                   out.data,
+                                   out.ld,
+                                   {cpu::Element::kFloat32, nullptr, 0, nullptr}});
 }
 
 void rms_norm(const std::string& isa, const py::array& x, int heads, const py::array& weight,
@@ -121,8 +128,8 @@ void attention(const std::string& isa, const py::array& qkv, int heads,
   const int head_dim = int(in.D / 3 / heads);
   cpu::Buffer scratch(table.attention_scratch(int(in.M), head_dim));
   const Converted converted(table, element_of(element), in, false);
-  table.attention({int(in.M), heads, head_dim, converted.matrix(), bias.data(), floats(out),
-                   scratch.data()});
+  table.attention(
+      {int(in.M), heads, head_dim, converted.matrix(), bias.data(), floats(out), scratch.data()});
 }
 
 void pool(const std::string& isa, const py::array& x, const py::array& query, float query_bias,

@@ -28,7 +28,9 @@ TESSERA_INLINE void pack_keys(const char* k, ptrdiff_t ld, int T, int head_dim, 
       I rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
         const char* row = k + (t + i) * ld * 4 + p * 4;
-        rows[i] = t + i >= T ? I{} : count == kLanes ? load_as<I>(row) : load_first_words(row, count);
+        rows[i] = t + i >= T        ? I{}
+                  : count == kLanes ? load_as<I>(row)
+                                    : load_first_words(row, count);
       }
       transpose(rows);
       if (p + count == depth && head_dim % Dot::kGroup) rows[count - 1] &= 0xffff;
@@ -59,9 +61,9 @@ TESSERA_INLINE void pack_values(const uint16_t* v, ptrdiff_t ld, int T, int head
       }
 }
 
-// scores [M, T] -> e^(score - largest) in place, as float32 or as bfloat16 from the row's start, and
-// 1 / sum of a row; ld a multiple of kPanel, the lanes past T become 0 or 1e-38. kLanes rows at a
-// time: their reductions are one transpose.
+// scores [M, T] -> e^(score - largest) in place, as float32 or as bfloat16 from the row's start,
+// and 1 / sum of a row; ld a multiple of kPanel, the lanes past T become 0 or 1e-38. kLanes rows at
+// a time: their reductions are one transpose.
 template <class Dot>
 TESSERA_INLINE void softmax_rows(float* scores, int M, int T, int ld, float* scales) {
   constexpr bool kExact = Dot::kGroup == 1;

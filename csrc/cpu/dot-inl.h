@@ -1,5 +1,18 @@
 // Products of one 4-byte word of x with kLanes words of weights, added to kLanes sums: one type per
-// element. Words hold kGroup neighbours along k (kernel_table.h).
+// element. Words hold kGroup neighbours along k (kernel_table.h). Word is what a tile loads of x
+// for its products. aarch64 has files of its own for both: dot-neon-inl.h.
+
+#if defined(__aarch64__)
+#include "cpu/dot-neon-inl.h"
+#else
+
+using Word = I;  // in every lane
+
+TESSERA_INLINE Word word_of(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return word - I{};
+}
 
 #if TESSERA_LANES == 16 && !defined(__AVX512F__)
 #define TESSERA_DOT __attribute__((noinline))  // emulated: a dozen instructions, and no registers
@@ -11,7 +24,7 @@ struct Float32 {
   static constexpr Element kElement = Element::kFloat32;
   static constexpr int kGroup = 1;
   using Sum = F;
-  TESSERA_INLINE static F dot(F sum, I x, I w) { return fma((F)x, (F)w, sum); }
+  TESSERA_INLINE static F dot(F sum, Word x, I w) { return fma((F)x, (F)w, sum); }
 };
 
 // The second product of a pair first, each fused, as vdpbf16ps does it; the instruction takes
@@ -20,7 +33,7 @@ struct Bfloat16 {
   static constexpr Element kElement = Element::kBfloat16;
   static constexpr int kGroup = 2;
   using Sum = F;
-  TESSERA_DOT static F dot(F sum, I x, I w) {
+  TESSERA_DOT static F dot(F sum, Word x, I w) {
 #if TESSERA_LANES == 16 && defined(__AVX512BF16__)
     return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
 #else
@@ -42,7 +55,7 @@ struct Int8 {
   using Sum = I;
 #if defined(TESSERA_INT8_BYTES)
   static constexpr int kGroup = 4;  // x unsigned, w signed bytes
-  TESSERA_DOT static I dot(I sum, I x, I w) {
+  TESSERA_DOT static I dot(I sum, Word x, I w) {
     // In assembly: as an intrinsic, gcc 12 spills the sums, and would fold the broadcast of x into
     // the operand that is signed.
 #if defined(__AVX512VNNI__)
@@ -57,7 +70,7 @@ struct Int8 {
   }
 #else
   static constexpr int kGroup = 2;  // x and w int16
-  TESSERA_INLINE static I dot(I sum, I x, I w) {
+  TESSERA_INLINE static I dot(I sum, Word x, I w) {
 #if TESSERA_LANES == 16
     return sum + (I)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif TESSERA_LANES == 8
@@ -77,6 +90,8 @@ constexpr bool kNativeBf16 = true;
 constexpr bool kNativeBf16 = false;
 #endif
 
+#endif  // not aarch64
+
 #if defined(__AVX512F__)
 #define TESSERA_REGISTER "v"
 #elif TESSERA_LANES == 16
@@ -92,7 +107,8 @@ template <class Dot>
 int64_t spin_as(int64_t steps) {
   constexpr int kSums = kLanes == 16 ? 24 : 12;
   typename Dot::Sum sums[kSums] = {};
-  I x = {}, w = {};
+  Word x = {};
+  I w = {};
   for (int64_t i = 0; i < steps; ++i)
     for (auto& sum : sums) {
       asm volatile("" : "+" TESSERA_REGISTER(x), "+" TESSERA_REGISTER(w));  // another x, another w

@@ -74,7 +74,8 @@ void Encoder::encode(const TokensView& s2, const TokensView& s1, int64_t P, floa
   const std::vector<Group> work = groups(s2, s1, P, &sizes);
   threads = std::max(1, std::min<int>(threads, work.size()));
   std::vector<Workspace> workspaces;
-  for (int i = 0; i < threads; ++i) workspaces.emplace_back(model_, table_, sizes, nanoseconds != nullptr);
+  for (int i = 0; i < threads; ++i)
+    workspaces.emplace_back(model_, table_, sizes, nanoseconds != nullptr);
   parallel_for(
       work.size(), threads,
       [&](int64_t i, int worker) {

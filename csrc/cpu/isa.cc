@@ -6,6 +6,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #endif
 
 #include "core/check.h"
@@ -13,6 +19,9 @@
 namespace tessera::cpu {
 
 const KernelTable& table_portable();
+#if defined(__aarch64__)
+const KernelTable& table_neonbf16();
+#endif
 #if defined(__x86_64__)
 const KernelTable& table_avx2();
 const KernelTable& table_avxvnni();
@@ -48,6 +57,25 @@ bool may_use_amx() {
 }
 
 }  // namespace
+#elif defined(__aarch64__)
+namespace {
+
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kInt8 = 1ul << 13, kBfloat16 = 1ul << 14;  // HWCAP2_I8MM, HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & (kInt8 | kBfloat16)) == (kInt8 | kBfloat16);
+#elif defined(__APPLE__)
+  int bf16 = 0, int8 = 0;
+  size_t size = sizeof bf16;
+  const bool known = sysctlbyname("hw.optional.arm.FEAT_BF16", &bf16, &size, nullptr, 0) == 0 &&
+                     sysctlbyname("hw.optional.arm.FEAT_I8MM", &int8, &size, nullptr, 0) == 0;
+  return known && bf16 && int8;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 #endif
 
 const std::vector<Isa>& isas() {
@@ -69,6 +97,9 @@ const std::vector<Isa>& isas() {
 #if defined(TESSERA_TEST_ISAS)
     list.push_back({"emulated", table_emulated, avx2, "AVX2 and FMA", false});
 #endif
+#endif
+#if defined(__aarch64__)
+    list.push_back({"neonbf16", table_neonbf16, has_neon_bf16(), "FEAT_BF16 and FEAT_I8MM", true});
 #endif
     list.push_back({"portable", table_portable, true, "", true});
     return list;

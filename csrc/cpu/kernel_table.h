@@ -24,13 +24,13 @@ struct Matrix {
   Element element;
   void* data;
   ptrdiff_t ld;  // words
-  // [M] that the stored values are to be multiplied with: of int8, and of float types where a linear
-  // without bias and residual reads them; or null
+  // [M] that the stored values are to be multiplied with: of int8, and of float types where a
+  // linear without bias and residual reads them; or null
   float* scale;
 };
 
-// y = x W^T + b with W [N, K] packed [N / panel][K / group][panel][group], zero-filled past N and K;
-// the vectors are likewise padded to a multiple of panel.
+// y = x W^T + b with W [N, K] packed [N / panel][K / group][panel][group], zero-filled past N and
+// K; the vectors are likewise padded to a multiple of panel.
 struct LinearWeights {
   Element element = Element::kFloat32;
   int K = 0, N = 0;

@@ -79,8 +79,8 @@ Matrix Encoder::run_layer(const Layer& layer, int F, int M, float* x, Matrix rea
   Profile& profile = ws.profile;
   Room& normed = pre ? ws.y_read : ws.x_read;
   auto norm = [&](const Norm& n, float* out) {
-    table_.layer_norm({M, D, x, ld, n.weight.data(), n.bias.data(), kNormEps, false, out, ld,
-                       normed.matrix()});
+    table_.layer_norm(
+        {M, D, x, ld, n.weight.data(), n.bias.data(), kNormEps, false, out, ld, normed.matrix()});
     profile.lap(Op::kNorm);
     return normed.as_read(out, ld);
   };

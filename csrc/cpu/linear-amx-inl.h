@@ -1,6 +1,6 @@
 // linear on AMX tiles, for bfloat16 and int8 on the same packed weights: a panel is two tiles wide,
-// and 16 of its rows (of 64 bytes, 128 apart) are the right-hand tile of a product. x is read row by
-// row as it lies. Sums go through a scratch of [32, kPanel] to the epilogue of linear-inl.h.
+// and 16 of its rows (of 64 bytes, 128 apart) are the right-hand tile of a product. x is read row
+// by row as it lies. Sums go through a scratch of [32, kPanel] to the epilogue of linear-inl.h.
 //
 //   tiles 0-3  sums of 2 x 2 tiles: 32 rows, 32 columns
 //   4, 5       x and w over 16 words of k
@@ -95,7 +95,8 @@ TESSERA_INLINE void amx_panel(const LinearArgs& a, int m, int rows, int n, const
     _tile_zero(3);
   }
   int k = 0;
-  for (; k + kAmxWords <= depth; k += kAmxWords, x += kAmxWords * 4, panel += kAmxWords * kPanel * 4)
+  for (; k + kAmxWords <= depth;
+       k += kAmxWords, x += kAmxWords * 4, panel += kAmxWords * kPanel * 4)
     tile_step<Dot, kBlocks, 4, 5>(x, ld, panel);
   if (k < depth) tile_step<Dot, kBlocks, 6, 7>(x, ld, panel);
   constexpr int kStride = kPanel * 4;

@@ -41,11 +41,9 @@ __attribute__((noinline)) void store_last(uint16_t* p, F v, int n) {
 
 // A tile's sums stay in registers from start to store: every loop over them is unrolled, and every
 // choice is made outside the loops.
-#define TESSERA_EACH_SUM        \
-  _Pragma("GCC unroll 8")       \
-  for (int i = 0; i < kRows; ++i) \
-    _Pragma("GCC unroll 8")     \
-    for (int v = 0; v < kVectors; ++v)
+#define TESSERA_EACH_SUM                                  \
+  _Pragma("GCC unroll 8") for (int i = 0; i < kRows; ++i) \
+      _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v)
 
 template <class Dot, int kRows, int kVectors>
 struct Tile {
@@ -81,9 +79,9 @@ struct Tile {
     const ptrdiff_t ld = a.x.ld * 4;
     for (int k = words<Dot>(a.w.K); k > 0; --k, x += 4, panel += kPanel * 4) {
       I w[kVectors];
-      _Pragma("GCC unroll 8")
-      for (int v = 0; v < kVectors; ++v) w[v] = load_as<I>(panel + v * kLanes * 4);
-      TESSERA_EACH_SUM sums[i][v] = Dot::dot(sums[i][v], set_word(x + i * ld), w[v]);
+      _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v) w[v] =
+          load_as<I>(panel + v * kLanes * 4);
+      TESSERA_EACH_SUM sums[i][v] = Dot::dot(sums[i][v], word_of(x + i * ld), w[v]);
     }
   }
 
@@ -92,8 +90,8 @@ struct Tile {
     if constexpr (Dot::kElement == Element::kInt8) {
       TESSERA_EACH_SUM {
         const F scale = set(a.x.scale[m + i]) * load(a.w.scale + n + v * kLanes);
-        y[i][v] = fma(__builtin_convertvector(sums[i][v], F), scale,
-                      load(a.w.bias + n + v * kLanes));
+        y[i][v] =
+            fma(__builtin_convertvector(sums[i][v], F), scale, load(a.w.bias + n + v * kLanes));
       }
       if (a.residual) {
         TESSERA_EACH_SUM y[i][v] += residual(i, v);
@@ -121,8 +119,7 @@ struct Tile {
     if (last == kLanes) {
       TESSERA_EACH_SUM store_some(out[i] + v * kLanes, y[i][v], kLanes);
     } else {
-      _Pragma("GCC unroll 8")
-      for (int i = 0; i < kRows; ++i) {
+      _Pragma("GCC unroll 8") for (int i = 0; i < kRows; ++i) {
         for (int v = 0; v < kVectors - 1; ++v) store_some(out[i] + v * kLanes, y[i][v], kLanes);
         store_last(out[i] + (kVectors - 1) * kLanes, y[i][kVectors - 1], last);
       }

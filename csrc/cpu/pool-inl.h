@@ -5,9 +5,8 @@ void score(const ScoreArgs& a) {
     const int rows = a.M - m < kLanes ? a.M - m : kLanes;
     F sums[kLanes] = {};
     for (int i = 0; i < rows; ++i)
-      for_row(a.x + (m + i) * a.ld_x, a.D, [&](int d, F v, int n) {
-        sums[i] = fma(v, load_some(a.query + d, n), sums[i]);
-      });
+      for_row(a.x + (m + i) * a.ld_x, a.D,
+              [&](int d, F v, int n) { sums[i] = fma(v, load_some(a.query + d, n), sums[i]); });
     const F extra = a.extra ? load_some(a.extra + m, rows) : F{};
     store_some(a.scores + m, reduce_add(sums) + set(a.bias) + extra, rows);
   }

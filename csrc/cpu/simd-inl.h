@@ -4,6 +4,7 @@
 // library templates, no weak symbols.
 //
 //   portable   4 lanes: SSE2 on x86-64, NEON on aarch64; multiply, then add where no FMA exists
+//   neonbf16   4 lanes, with products of bfloat16 and of int8
 //   avx2       8 lanes with FMA; avxvnni besides with products of int8
 //   avx512    16 lanes; avx512vnni, avx512bf16 and amx with products of int8 and of bfloat16
 //   emulated  16 lanes on AVX2: the code of avx512bf16 without its instructions, for tests
@@ -85,12 +86,6 @@ TESSERA_INLINE void store_narrow(T* p, V v, int n) {
 // x - 0 is x for every x, so this is a broadcast alone (0 + x would be an addition: -0 becomes 0).
 TESSERA_INLINE F set(float x) {
   return x - F{};
-}
-
-TESSERA_INLINE I set_word(const void* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, 4);
-  return word - I{};
 }
 
 TESSERA_INLINE F fma(F a, F b, F c) {

@@ -222,8 +222,8 @@ Model build_model(const KernelTable& table, ModelConfig config, Precision precis
   if (c.mlp_reducer) {
     m.reduce1 = build.linear("dim_reducer.0", precision.accurate, 2 * D, 4 * D);
     m.reduce_norm = build.norm("dim_reducer.1", 4 * D);
-    m.reduce2 = build.linear("dim_reducer.4", precision.accurate, 4 * D, c.out_dim,
-                             Sign::kNonnegative);
+    m.reduce2 =
+        build.linear("dim_reducer.4", precision.accurate, 4 * D, c.out_dim, Sign::kNonnegative);
   } else {
     m.reduce2 = build.linear("dim_reducer.0", precision.accurate, 2 * D, c.out_dim);
   }

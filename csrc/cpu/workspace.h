@@ -98,7 +98,8 @@ class Encoder::Workspace {
     y = Buffer(rows * ld_d);
     // bfloat16 hidden layers are written as they are read
     ld_hidden = padded(linear == Element::kBfloat16 ? 1 : F);
-    wide = Buffer(std::max<size_t>(rows * std::max(ld_qkv, ld_hidden), kGroupPixels * size_t(4) * D));
+    wide =
+        Buffer(std::max<size_t>(rows * std::max(ld_qkv, ld_hidden), kGroupPixels * size_t(4) * D));
     x_read = Room(linear, rows, D, table);
     y_read = Room(linear, rows, D, table);
     hidden_read = Room(linear, rows, F, table);
