@@ -32,7 +32,8 @@ def test_npy_float32(farm, mini, run, tmp_path):
     result = run("embed", farm, "-o", tmp_path / "out", "--model", mini)
     assert result.code == 0
     assert FARM_LINE in result.out and " px/s, 1 without data" in result.out
-    assert "1 of 1 tiles embedded with v2-mini (untrained) (cpu, fp32)" in result.out
+    with tf.load_model(mini) as model:
+        assert f"v2-mini (untrained) (cpu, {model.precision})" in result.out
     assert result.out.strip().endswith(f"-> {tmp_path / 'out'}")
     assert result.err == "untrained weights: these embeddings mean nothing\n"
     written = np.load(tmp_path / "out" / "farm_2024.npy")
@@ -161,11 +162,13 @@ def test_refuses_to_mix(out, farm, mini, run, tmp_path):
 
 
 def test_options_do_not_change_the_values(farm, mini, run, tmp_path):
+    with tf.load_model(mini) as model:
+        precision = model.precision
     variants = {
         "default": [],
         "one": ["--threads", 1],
         "two": ["--threads", 2, "--memory", "200MiB"],
-        "named": ["--backend", "cpu", "--precision", "fp32", "--device", "cpu"],
+        "named": ["--backend", "cpu", "--precision", precision, "--device", "cpu"],
     }
     files = {}
     for name, options in variants.items():
@@ -183,7 +186,7 @@ def test_reference_backend(farm, mini, run, tmp_path):
     arguments = ["-o", out, "--model", mini, "--backend", "reference", "--precision", "fp64"]
     result = run("embed", farm, *arguments)
     assert result.code == 0 and "(reference, fp64)" in result.out
-    reference, ours = np.load(out / "farm_2024.npy"), tf.embed(farm, mini)
+    reference, ours = np.load(out / "farm_2024.npy"), tf.embed(farm, mini, precision="fp32")
     seen = np.isfinite(ours).all(-1)
     assert_equal(np.isfinite(reference).all(-1), seen)
     assert_golden(ours[seen], reference[seen])
@@ -257,7 +260,10 @@ def test_a_changed_tile_is_made_again(farm, mini, run, tmp_path):
         (["--dims", "17"], "can be cut to 8, 16, 32 dimensions, got 17"),
         (["--memory", "1MiB"], r"give at least"),
         (["--backend", "abacus"], "backend: expected auto, cpu, reference, got 'abacus'"),
-        (["--backend", "cpu", "--precision", "fp64"], "the cpu back end runs fp32, not fp64"),
+        (
+            ["--backend", "cpu", "--precision", "fp64"],
+            "the cpu back end runs fp32, bf16, int8, not fp64",
+        ),
         (["--device", "cuda"], "'cuda'"),
         (["--repeats", "3"], "repeats: expected 1"),
     ],

@@ -36,7 +36,7 @@ def force(monkeypatch):
 @lru_cache(maxsize=1)
 def golden_encoder(stem: str, isa: str) -> Encoder:
     """Called with ``isa`` forced; CASES are in the order of the models, so one is kept."""
-    encoder = cpu.load(MODELS[stem], golden_weights(stem), Plan(threads=2))
+    encoder = cpu.load(MODELS[stem], golden_weights(stem), Plan("fp32", threads=2))
     assert encoder.provenance["isa"] == isa
     return encoder
 
@@ -169,7 +169,7 @@ def judged(spec: ModelSpec) -> tuple[Weights, tuple[PackedTokens, ...], np.ndarr
 def test_equals_the_reference(spec, isa, force):
     weights, tokens, expected = judged(spec)
     force(isa)
-    got = encode(cpu.load(spec, weights, Plan(threads=2)), spec, tokens)
+    got = encode(cpu.load(spec, weights, Plan("fp32", threads=2)), spec, tokens)
     observed = ~np.isnan(expected).any(-1)
     assert np.isnan(got[~observed]).all()
     assert_golden(got[observed], expected[observed])
@@ -192,7 +192,7 @@ def test_prefix(isa, force):
     spec = MODELS["v2_qknorm"]
     tokens = pack(random_window(0, (4, 4)), spec)
     force(isa)
-    encoder = cpu.load(spec, untrained_weights(spec), Plan(threads=1))
+    encoder = cpu.load(spec, untrained_weights(spec), Plan("fp32", threads=1))
     whole, prefix = np.empty((16, 128), np.float32), np.empty((16, 3), np.float32)
     encoder.encode(*tokens[:2], whole)
     encoder.encode(*tokens[:2], prefix)

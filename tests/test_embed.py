@@ -216,7 +216,11 @@ def test_a_loaded_model_goes_without_other_options(tile, model):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "cpu", "precision": "fp64"}, tf.BackendUnavailable, "runs fp32, not fp64"),
+        (
+            {"backend": "cpu", "precision": "fp64"},
+            tf.BackendUnavailable,
+            "runs fp32, bf16, int8, not fp64",
+        ),
         ({"precision": "fp64"}, tf.BackendUnavailable, "no back end can run this: cpu: .*fp64"),
         ({"precision": "int4"}, tf.BackendUnavailable, "int4"),
         ({"backend": "abacus"}, tf.InputError, "backend: expected auto, cpu, reference, got"),
@@ -246,13 +250,14 @@ def test_either_a_tile_or_arrays(tile, data, mini):
         tf.embed([1, 2], mini)
 
 
-def test_forced_instruction_set(tile, mini, monkeypatch, values):
+def test_forced_instruction_set(tile, mini, monkeypatch):
+    values = tf.embed(tile, mini, precision="fp32")
     seen = np.isfinite(values)
     runs = [name for name, here, _, _ in _cpu.isas() if here]
     assert "portable" in runs
     for name in runs:
         monkeypatch.setenv("TESSERA_FAST_ISA", name)
-        with tf.load_model(mini) as forced:
+        with tf.load_model(mini, precision="fp32") as forced:
             assert forced.provenance()["isa"] == name
             assert_golden(tf.embed(tile, forced)[seen], values[seen])
     cannot = [name for name, here, _, _ in _cpu.isas() if not here]

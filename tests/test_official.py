@@ -71,7 +71,7 @@ def pair(request, checkpoint):
     torch = pytest.importorskip("torch")
     package = official(kind_of(request.param))
     path = checkpoint(request.param)
-    with tf.load_model(path) as ours:
+    with tf.load_model(path, precision="fp32") as ours:
         yield package, package.load_model(str(path), torch.device("cpu")), ours
 
 
@@ -240,7 +240,7 @@ def scaled(values, mean, std):
 def golden_model(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("golden") / f"{request.param}.safetensors"
     save_safetensors(path, golden_weights(request.param))
-    with tf.load_model(path, device="cpu") as model:
+    with tf.load_model(path, device="cpu", precision="fp32") as model:
         yield request.param, model
 
 

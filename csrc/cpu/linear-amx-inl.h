@@ -25,7 +25,8 @@ TESSERA_INLINE void configure_tiles(int rows, int depth) {
     config.rows[6] = rows, config.column_bytes[6] = tail * 4;
     config.rows[7] = tail, config.column_bytes[7] = 64;
   }
-  _tile_loadconfig(&config);
+  // gcc 12's _tile_loadconfig says that it reads 8 bytes, and the others' stores are dropped
+  asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
 // In assembly: gcc 12's macros want the numbers of the tiles as literals.
@@ -138,6 +139,12 @@ void linear_amx(const LinearArgs& a) {
 template <class Dot>
 int64_t spin_amx(int64_t steps) {
   configure_tiles(kAmxRows, kAmxWords);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
   for (int64_t i = 0; i < steps; ++i) {
     tile_product<Dot, 0, 4, 5>();
     tile_product<Dot, 1, 4, 5>();
