@@ -40,8 +40,14 @@ Encoder::Encoder(const KernelTable& table, Model model) : table_(table), model_(
   }
 }
 
+// Threads take whole groups, so few pixels make small ones: four a thread, that none waits long for
+// the last; one a thread where a GRU reads its weights once per step and group.
 std::vector<Encoder::Group> Encoder::groups(const TokensView& s2, const TokensView& s1, int64_t P,
-                                            Sizes* sizes) const {
+                                            int threads, Sizes* sizes) const {
+  const bool gru = model_.config.pooling != Pooling::kSoftmax;
+  const int64_t shares = int64_t(threads) * (gru ? 1 : 4);
+  const int64_t fair = std::max(s2.offsets[P], s1.offsets[P]) / shares + 1;
+  const int64_t most = std::clamp<int64_t>(fair, 2 * kBlockTokens, kGroupTokens);
   std::vector<Group> all;
   for (int64_t p = 0; p < P;) {
     const int64_t first = p;
@@ -54,7 +60,7 @@ std::vector<Encoder::Group> Encoder::groups(const TokensView& s2, const TokensVi
         if (t->step_offsets)
           sizes->steps = std::max<int>(sizes->steps, t->step_offsets[p + 1] - t->step_offsets[p]);
       }
-      if (p > first && tokens > kGroupTokens) break;
+      if (p > first && tokens > most) break;
       sizes->tokens = std::max<int>(sizes->tokens, tokens);
     }
     all.push_back({first, p});
@@ -71,7 +77,7 @@ void Encoder::encode(const TokensView& s2, const TokensView& s1, int64_t P, floa
     check(model_.config.pooling == Pooling::kSoftmax || (t.steps && t.step_offsets),
           "steps: a recurrent pooling needs the padded sequence");
   Sizes sizes;
-  const std::vector<Group> work = groups(s2, s1, P, &sizes);
+  const std::vector<Group> work = groups(s2, s1, P, threads, &sizes);
   threads = std::max(1, std::min<int>(threads, work.size()));
   std::vector<Workspace> workspaces;
   for (int i = 0; i < threads; ++i)

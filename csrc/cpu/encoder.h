@@ -45,7 +45,7 @@ class Encoder {
   struct Sizes;
   class Workspace;
 
-  std::vector<Group> groups(const TokensView& s2, const TokensView& s1, int64_t P,
+  std::vector<Group> groups(const TokensView& s2, const TokensView& s1, int64_t P, int threads,
                             Sizes* sizes) const;
   void run_group(const TokensView* tokens, const Group& group, float* out, int E,
                  Workspace& ws) const;
