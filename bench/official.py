@@ -15,6 +15,8 @@ import numpy as np
 from tessera_fast.spec import ModelSpec
 from tessera_fast.weights import Weights
 
+V1_1 = Path("tessera_infer_QAT", "src")
+
 
 def _module(folder: Path, stem: str) -> ModuleType:
     """Import ``folder/stem.py`` under a name of its own, with ``folder`` on the path."""
@@ -31,45 +33,65 @@ def _module(folder: Path, stem: str) -> ModuleType:
     return module
 
 
+def build(checkout: Path, weights: Weights) -> Any:
+    """The official torch module with our weights, in evaluation."""
+    import torch
+
+    spec = weights.spec
+    if spec.sampling == "v1.1":
+        infer = _module(checkout / V1_1, "infer_v1_1")
+        model = infer.build_v1_1_inference_model(_v1_1_config(spec), torch.device("cpu"))
+    elif spec.sampling == "v2":
+        sizes = {
+            "repr_dim": spec.out_dim,
+            "latent_dim": spec.d_model // 4,
+            "num_layers": spec.num_layers,
+            "nhead": spec.num_heads,
+            "dim_feedforward": spec.ff_dim,
+        }
+        models = _module(checkout / _v2_folder(spec), "model")
+        if spec.pre_norm:
+            model = models.TesseraTeacher2B(**sizes)
+        else:
+            model = models.PixelStudent(**sizes, enable_qk_norm=spec.qk_norm)
+    else:
+        raise SystemExit(
+            f"{spec.name}: the official code draws dates unseeded, nothing can be compared"
+        )
+    names = spec.parameter_shapes()
+    state = {name: torch.from_numpy(np.array(weights.tensors[name])) for name in names}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _v2_folder(spec: ModelSpec) -> Path:
+    return Path("tessera_infer_v2", "teacher" if spec.pre_norm else "student")
+
+
+def _v1_1_config(spec: ModelSpec) -> dict[str, Any]:
+    config = {
+        "latent_dim": spec.d_model // 4,
+        "representation_dim": spec.out_dim,
+        "fusion_method": "concat",
+        "data_source": spec.name.removeprefix("v1.1-"),
+        "num_obs_checkpoints": list(range(8, 257, 8)),
+    }
+    for stream in ("s2", "s1"):
+        config |= {f"{stream}_num_heads": spec.num_heads, f"{stream}_num_layers": spec.num_layers}
+        config[f"{stream}_dim_feedforward"] = spec.ff_dim
+    return config
+
+
 def load(checkout: Path, weights: Weights, tile: Path, batch: int) -> Callable[[], np.ndarray]:
     """A function that embeds ``tile`` (a folder) with the official code on the CPU: (H, W, E)."""
-    spec = weights.spec
+    spec, model = weights.spec, build(checkout, weights)
     if spec.sampling == "v2":
-        return _v2(checkout / "tessera_infer_v2", spec, weights, tile, batch)
-    if spec.sampling == "v1.1":
-        return _v1_1(checkout / "tessera_infer_QAT" / "src", spec, weights, tile, batch)
-    raise SystemExit(
-        f"{spec.name}: the official code draws dates unseeded, nothing can be compared"
-    )
+        return _v2(_module(checkout / _v2_folder(spec), "infer"), model, tile, batch)
+    return _v1_1(_module(checkout / V1_1, "infer_v1_1"), spec, model, tile, batch)
 
 
-def _state(weights: Weights) -> dict[str, Any]:
+def _v2(infer: ModuleType, model: Any, tile: Path, batch: int) -> Callable[[], np.ndarray]:
     import torch
-
-    names = weights.spec.parameter_shapes()
-    return {name: torch.from_numpy(np.array(weights.tensors[name])) for name in names}
-
-
-def _v2(
-    root: Path, spec: ModelSpec, weights: Weights, tile: Path, batch: int
-) -> Callable[[], np.ndarray]:
-    import torch
-
-    folder = root / ("teacher" if spec.pre_norm else "student")
-    model_module, infer = _module(folder, "model"), _module(folder, "infer")
-    sizes = {
-        "repr_dim": spec.out_dim,
-        "latent_dim": spec.d_model // 4,
-        "num_layers": spec.num_layers,
-        "nhead": spec.num_heads,
-        "dim_feedforward": spec.ff_dim,
-    }
-    if spec.pre_norm:
-        model = model_module.TesseraTeacher2B(**sizes)
-    else:
-        model = model_module.PixelStudent(**sizes, enable_qk_norm=spec.qk_norm)
-    model.load_state_dict(_state(weights))
-    model.eval()
 
     def read(name: str) -> np.ndarray | None:
         path = tile / f"{name}.npy"
@@ -93,25 +115,12 @@ def _v2(
 
 
 def _v1_1(
-    src: Path, spec: ModelSpec, weights: Weights, tile: Path, batch: int
+    infer: ModuleType, spec: ModelSpec, model: Any, tile: Path, batch: int
 ) -> Callable[[], np.ndarray]:
     import torch
     from torch.utils.data import DataLoader
 
-    infer = _module(src, "infer_v1_1")
-    config = {
-        "latent_dim": spec.d_model // 4,
-        "representation_dim": spec.out_dim,
-        "fusion_method": "concat",
-        "data_source": spec.name.removeprefix("v1.1-"),
-        "num_obs_checkpoints": list(range(8, 257, 8)),
-    }
-    for stream in ("s2", "s1"):
-        config |= {f"{stream}_num_heads": spec.num_heads, f"{stream}_num_layers": spec.num_layers}
-        config[f"{stream}_dim_feedforward"] = spec.ff_dim
-    model = infer.build_v1_1_inference_model(config, torch.device("cpu"))
-    model.load_state_dict(_state(weights))
-    model.eval()
+    config = _v1_1_config(spec)
 
     def run() -> np.ndarray:
         data = infer.SingleTileInferenceDatasetV1_1(tile_path=str(tile), config=config)

@@ -76,35 +76,6 @@ def _sequences(spec: ModelSpec, packed: PackedTokens) -> list[np.ndarray]:
     return [tokens[s] if len(s) else nothing for s in steps]
 
 
-def build(checkout: Path, weights: Weights) -> nn.Module:
-    """The official module with our weights."""
-    spec = weights.spec
-    if spec.sampling == "v1.1":
-        infer = official._module(checkout / "tessera_infer_QAT" / "src", "infer_v1_1")
-        config = {
-            "latent_dim": spec.d_model // 4,
-            "representation_dim": spec.out_dim,
-            "fusion_method": "concat",
-        }
-        for s in ("s2", "s1"):
-            config |= {f"{s}_num_heads": spec.num_heads, f"{s}_num_layers": spec.num_layers}
-            config[f"{s}_dim_feedforward"] = spec.ff_dim
-        net = infer.build_v1_1_inference_model(config, torch.device("cpu"))
-    elif spec.sampling == "v2" and not spec.pre_norm:
-        net = official._module(checkout / "tessera_infer_v2" / "student", "model").PixelStudent(
-            repr_dim=spec.out_dim,
-            latent_dim=spec.d_model // 4,
-            num_layers=spec.num_layers,
-            nhead=spec.num_heads,
-            dim_feedforward=spec.ff_dim,
-            enable_qk_norm=spec.qk_norm,
-        )
-    else:
-        raise SystemExit(f"{spec.name}: expected a v1.1 model or a v2 student")
-    net.load_state_dict(official._state(weights))
-    return net.eval().requires_grad_(False)
-
-
 class DayTable(nn.Module):
     """An official positional encoder, tabulated."""
 
@@ -118,7 +89,7 @@ class DayTable(nn.Module):
 
 
 def build_with_table(checkout: Path, weights: Weights) -> nn.Module:
-    net = build(checkout, weights)
+    net = official.build(checkout, weights).requires_grad_(False)
     for backbone in (net.s2_backbone, net.s1_backbone):
         backbone.temporal_encoder = DayTable(backbone.temporal_encoder)
     return net
@@ -324,7 +295,9 @@ def contenders(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The contenders by label, OFFICIAL first, and why others are left out."""
     net = build_with_table(checkout, weights)
-    there: dict[str, Any] = {OFFICIAL: Torch(build(checkout, weights))}
+    there: dict[str, Any] = {
+        OFFICIAL: Torch(official.build(checkout, weights).requires_grad_(False))
+    }
     there["torch autocast bf16"] = Torch(net, autocast=True)
     there["torch.compile fp32"] = Torch(net, compiled=True)
     there["torch.compile bf16"] = Torch(net, autocast=True, compiled=True)
