@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from golden_cases import CASES, MODEL_INPUT, MODELS, crop, golden_weights
+from golden_cases import CASES, MODEL_INPUT, MODELS, golden_weights
 from isas import BEST, ISAS, every_isa
 from oracle import assert_reduced
 from tessera_fast import _cpu
@@ -14,7 +14,7 @@ from tessera_fast.backends.base import Encoder, Plan
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import BackendUnavailable
 from tessera_fast.packing import pack
-from test_cpu_golden import encode, window
+from test_cpu_golden import encode
 
 PRECISIONS = ("bf16", "int8")
 
@@ -51,18 +51,12 @@ def test_gate(stem, precision, isa, force):
     got, expected = [], []
     for case in [c for c in CASES if c.stem == stem]:
         values, observed = case.expected("f32"), case.compared()
-        if case.input == MODEL_INPUT:
-            tokens, kept = case.model_input(), np.arange(len(observed))
-        else:
-            # the widest models take minutes: bench/precision.py runs them on more pixels
-            cut = window(case, isa if case.spec.d_model < 400 else "")
-            tokens = pack(crop(case.observations(), *cut), case.spec)
-            shape = case.observations().shape
-            kept = np.arange(len(observed)).reshape(shape)[cut].reshape(-1)
+        model_input = case.input == MODEL_INPUT
+        tokens = case.model_input() if model_input else pack(case.observations(), case.spec)
         out = encode(encoder(stem, isa, precision), case.spec, tokens)
-        assert np.isnan(out[~observed[kept]]).all()
-        got.append(out[observed[kept]])
-        expected.append(values[kept][observed[kept]])
+        assert np.isnan(out[~observed]).all()
+        got.append(out[observed])
+        expected.append(values[observed])
     assert_reduced(np.concatenate(got), np.concatenate(expected), precision)
 
 
