@@ -12,7 +12,7 @@ from isas import every_isa
 from oracle import INT8_RTOL, assert_op, assert_reduced_op, assert_rounded
 from tessera_fast import _cpu
 from tessera_fast.errors import InputError
-from test_cpu_ops import DATES, SIZES, Fenced, attention, normal, placed, wide
+from test_cpu_ops import DATES, SIZES, Fenced, attention, attention_input, normal, placed, wide
 
 ops = _cpu.ops
 ELEMENTS = ("bf16", "int8")
@@ -218,11 +218,9 @@ def test_elements_are_refused_by_name():
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 1), (3, 5), (4, 36), (2, 64), (2, 110),
                                                  (1, 160), (8, 14)])  # fmt: skip
 def test_bf16_attention(isa, T, heads, head_dim):
-    rng = np.random.default_rng(T)
+    qkv, multiplicities = attention_input(T, heads, head_dim)
     D = heads * head_dim
-    qkv = normal(rng, T, 3 * D)
-    qkv[:, :D] *= np.float32(1.5 / np.sqrt(head_dim))
-    for multiplicity in (np.ones(T, int), rng.integers(1, 9, T)):
+    for multiplicity in multiplicities:
         out = Fenced(T, D)
         ops.attention(isa, placed(qkv), heads, np.log(multiplicity.astype(np.float32)), out.view,
                       "bf16")  # fmt: skip
