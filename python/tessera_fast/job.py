@@ -11,8 +11,9 @@ from typing import Any
 from . import __version__
 from .errors import InputError, StoreError
 from .model import Model
-from .pipeline import band_rows, embed_rows, quantize_band
+from .pipeline import band_rows, embed_rows
 from .progress import Progress, progress_bar
+from .quantization import QuantizedEmbeddings
 from .store import Provenance, TileKey, open_output
 from .tile import Tile, open_tile
 
@@ -91,13 +92,12 @@ def embed_tiles(
                 try:
                     with progress_bar(done.pixels, tile.name, progress) as tick:
                         for band in embed_rows(
-                            tile, model, dims=dims, memory=memory, seed=seed, repeats=repeats,
-                            progress=tick,
+                            tile, model, dims=dims, quantized=quantized, memory=memory, seed=seed,
+                            repeats=repeats, progress=tick,
                         ):  # fmt: skip
                             done.no_data += int((band.counts.sum(-1) == 0).sum())
-                            if quantized:
-                                codes, scales = quantize_band(band.values, model)
-                                writer.write_rows(band.start, codes, scales, band.counts)
+                            if isinstance(band.values, QuantizedEmbeddings):
+                                writer.write_rows(band.start, *band.values, band.counts)
                             else:
                                 writer.write_rows(band.start, band.values, None, band.counts)
                     writer.commit()

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from . import backends
-from .backends.base import Encoder, Plan
+from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
 from .packing import Observations, pack
+from .quantization import QuantizedEmbeddings
 from .spec import ModelSpec
 from .weights import Weights, load_weights
 
@@ -80,7 +81,7 @@ class Model:
     def encode(
         self,
         observations: Observations,
-        out: np.ndarray,
+        out: np.ndarray | QuantizedEmbeddings,
         *,
         row0: int = 0,
         seed: int = 0,
@@ -88,26 +89,51 @@ class Model:
         binary_masks: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Pack a window and write ``out`` (P, E); returns the (P, 3) uint16 observed dates.
+        """Pack a window and write ``out``; returns the (P, 3) uint16 observed dates.
 
+        ``out``: (P, E) float32, or QuantizedEmbeddings(codes (P, E) int8, scales (P,) float32).
         ``repeats`` averages that many random draws of a v1.0 model (its ``repeat_times``), with
         seeds ``seed``, ``seed + 1``, ...
         """
         self.check_repeats(repeats)
-        threads = self.plan.threads
-        total = np.zeros_like(out) if repeats > 1 else out
-        for i in range(repeats):
+
+        def once(values: Any, draw: int) -> np.ndarray:
+            done = progress if draw == repeats - 1 else None
+            if isinstance(self._encoder, WindowEncoder):
+                with self._turn:
+                    return self._encoder.encode_window(
+                        observations, values, row0=row0, seed=seed + draw,
+                        binary_masks=binary_masks, progress=done,
+                    )  # fmt: skip
             s2, s1, counts = pack(
-                observations, self.spec, row0=row0, seed=seed + i, binary_masks=binary_masks,
-                threads=threads,
+                observations, self.spec, row0=row0, seed=seed + draw, binary_masks=binary_masks,
+                threads=self.plan.threads,
             )  # fmt: skip
             with self._turn:
-                self._encoder.encode(s2, s1, out, progress if i == repeats - 1 else None)
-            if repeats > 1:
-                total += out
-        if repeats > 1:
-            np.divide(total, out.dtype.type(repeats), out=out)
+                self._encoder.encode(s2, s1, values, done)
+            return counts
+
+        quantized = isinstance(out, QuantizedEmbeddings)
+        if repeats == 1 and (not quantized or isinstance(self._encoder, WindowEncoder)):
+            return once(out, 0)
+        codes = out[0] if isinstance(out, QuantizedEmbeddings) else out
+        values = np.empty(codes.shape, np.float32) if quantized else codes
+        total = np.zeros_like(values)
+        for draw in range(repeats):
+            counts = once(values, draw)
+            total += values
+        np.divide(total, np.float32(repeats), out=values)
+        if isinstance(out, QuantizedEmbeddings):
+            out.codes[:], out.scales[:] = self.quantize(values)
         return counts
+
+    def quantize(self, values: np.ndarray) -> QuantizedEmbeddings:
+        """(..., E) float32 to int8 codes and scales by the model's floors, in native code."""
+        from . import _cpu
+
+        rows = values.reshape(-1, values.shape[-1])
+        codes, scales = _cpu.quantize(rows, self.spec.absmax_floor, self.spec.scale_floor)
+        return QuantizedEmbeddings(codes.reshape(values.shape), scales.reshape(values.shape[:-1]))
 
     def close(self) -> None:
         """Free the weights; the model is not used again."""
@@ -139,7 +165,7 @@ def load_model(
     sizes are recognised. ``weights``: where a released model's parameters come from instead of the
     hub: a path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
     embeddings mean nothing. ``device``: None or "auto", "cpu" or a torch.device, as the
-    official loader takes. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all
+    official loader takes, or "cuda" and "cuda:1" for a GPU. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all
     CPUs.
 
     Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and

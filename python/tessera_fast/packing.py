@@ -4,7 +4,7 @@ The rules of every generation live in csrc/pack; this file prepares their argume
 all pixels, P pixels, C bands, S steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,10 +42,29 @@ class Observations:
     def shape(self) -> tuple[int, int]:
         return self.s2_bands.shape[1], self.s2_bands.shape[2]
 
+    def rows(self, start: int, stop: int) -> "Observations":
+        """Rows ``start`` to ``stop`` (exclusive) of the window, as views."""
+
+        def days(doys: np.ndarray) -> np.ndarray:
+            return doys if doys.ndim == 1 else doys[:, start:stop]
+
+        return replace(
+            self,
+            s2_bands=self.s2_bands[:, start:stop],
+            s2_masks=None if self.s2_masks is None else self.s2_masks[:, start:stop],
+            s2_doys=days(self.s2_doys),
+            orbits=tuple(
+                replace(o, bands=o.bands[:, start:stop], doys=days(o.doys)) for o in self.orbits
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """One stream of P pixels, ragged and without padding. Pixel p owns tokens offsets[p:p + 2]."""
+    """One stream of P pixels, ragged and without padding. Pixel p owns tokens offsets[p:p + 2].
+
+    The cuda back end also takes, and its own packer makes, torch tensors in place of the arrays.
+    """
 
     bands: np.ndarray  # [N, C] raw uint16, int16 or float32
     doy: np.ndarray  # [N] uint16, 1..366

@@ -32,7 +32,8 @@ class Band(NamedTuple):
     """Rows ``start``.. of a tile, encoded."""
 
     start: int
-    values: np.ndarray  # (h, W, E) float32, NaN where a pixel was never observed
+    # (h, W, E) float32, NaN where a pixel was never observed; or codes (h, W, E), scales (h, W)
+    values: np.ndarray | QuantizedEmbeddings
     counts: np.ndarray  # (h, W, 3) uint16 observed dates of Sentinel-2, S1 ascending, descending
 
 
@@ -41,18 +42,29 @@ def embed_rows(
     model: Model,
     *,
     dims: int | None = None,
+    quantized: bool = False,
     memory: int | str | None = None,
     seed: int = 0,
     repeats: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Band]:
-    """Encode ``tile`` band by band, top to bottom. Results do not depend on the bands."""
+    """Encode ``tile`` band by band, top to bottom. Results do not depend on the bands.
+
+    ``quantized`` gives int8 codes and scales, made where the embeddings are.
+    """
     width = model.width(dims)
     model.check_repeats(repeats)
     step = band_rows(tile, model, memory)
     for start in range(0, tile.height, step):
         stop = min(start + step, tile.height)
-        values = np.full(((stop - start) * tile.width, width), np.nan, np.float32)
+        pixels = (stop - start) * tile.width
+        values: np.ndarray | QuantizedEmbeddings
+        if quantized:
+            values = QuantizedEmbeddings(
+                np.empty((pixels, width), np.int8), np.empty(pixels, np.float32)
+            )
+        else:
+            values = np.empty((pixels, width), np.float32)
         observations = tile.rows(start, stop)
         try:
             counts = model.encode(
@@ -68,7 +80,7 @@ def embed_rows(
             raise InputError(f"{tile.where}, {error}") from error
         del observations  # before the next band is read
         shape = (stop - start, tile.width)
-        yield Band(start, values.reshape(*shape, width), counts.reshape(*shape, 3))
+        yield Band(start, _as_image(values, shape), counts.reshape(*shape, 3))
 
 
 def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
@@ -104,14 +116,14 @@ def _workspace_bytes(spec: ModelSpec) -> int:
     return _THREAD_BYTES + 4 * (block + group)
 
 
-def quantize_band(values: np.ndarray, model: Model) -> QuantizedEmbeddings:
-    """(h, W, E) float32 to int8 codes and scales by the model's floors, in native code."""
-    from . import _cpu
-
-    codes, scales = _cpu.quantize(
-        values.reshape(-1, values.shape[-1]), model.spec.absmax_floor, model.spec.scale_floor
-    )
-    return QuantizedEmbeddings(codes.reshape(values.shape), scales.reshape(values.shape[:-1]))
+def _as_image(
+    values: np.ndarray | QuantizedEmbeddings, shape: tuple[int, int]
+) -> np.ndarray | QuantizedEmbeddings:
+    if isinstance(values, QuantizedEmbeddings):
+        return QuantizedEmbeddings(
+            values.codes.reshape(*shape, -1), values.scales.reshape(shape)
+        )
+    return values.reshape(*shape, -1)
 
 
 def embed(
@@ -167,11 +179,12 @@ def embed(
     scales = np.full(shape, np.inf, np.float32)
     with progress_bar(shape[0] * shape[1], f"{source.name} {loaded.label}", progress) as done:
         for band in embed_rows(
-            source, loaded, dims=dims, memory=memory, seed=seed, repeats=repeats, progress=done
-        ):
-            rows = slice(band.start, band.start + len(band.values))
-            if output == "int8":
-                values[rows], scales[rows] = quantize_band(band.values, loaded)
+            source, loaded, dims=dims, quantized=output == "int8", memory=memory, seed=seed,
+            repeats=repeats, progress=done,
+        ):  # fmt: skip
+            rows = slice(band.start, band.start + len(band.counts))
+            if isinstance(band.values, QuantizedEmbeddings):
+                values[rows], scales[rows] = band.values
             else:
                 values[rows] = band.values
     if output == "int8":

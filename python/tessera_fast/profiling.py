@@ -14,7 +14,6 @@ from . import env
 from .errors import BackendUnavailable
 from .model import Model
 from .packing import PackedTokens, pack
-from .pipeline import quantize_band
 from .spec import ModelSpec
 from .tile import Tile
 
@@ -120,7 +119,7 @@ def profile(tile: Tile, model: Model, *, rows: int | None = None) -> Profile:
     lap("pack")
     model._encoder.encode(s2, s1, values)
     lap("encode")
-    quantize_band(values.reshape(rows, tile.width, -1), model)
+    model.quantize(values)
     lap("int8")
     ops = model._encoder.profile(s2, s1, values)
     return Profile(len(values), threads, stages, ops, work(model.spec, s2, s1))

@@ -8,8 +8,8 @@ from ..spec import ModelSpec
 from ..weights import Weights
 from .base import Backend, Encoder, Plan
 
-BEST_FIRST = ("cpu", "reference")
-AUTOMATIC = ("cpu",)  # the reference is slow on purpose and runs only when named
+BEST_FIRST = ("cuda", "cpu", "reference")
+AUTOMATIC = ("cuda", "cpu")  # the reference is slow on purpose and runs only when named
 
 _log = logging.getLogger("tessera_fast")
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..packing import PackedTokens
+from ..packing import Observations, PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
 
@@ -15,7 +15,7 @@ from ..weights import Weights
 class Plan:
     """How to run: what a back end is asked for by name it runs, or it refuses."""
 
-    precision: str = "auto"  # "auto" | "fp32" | "fp64" | "bf16" | "int8"
+    precision: str = "auto"  # "auto" | "fp32" | "bf16" | "int8" | what else a back end names
     device: str | None = None  # None: the back end's own choice
     threads: int | None = None  # None: env.threads()
 
@@ -43,6 +43,26 @@ class Encoder(Protocol):
 
     def close(self) -> None:
         """Free what is held; the encoder is not used again."""
+
+
+@runtime_checkable
+class WindowEncoder(Encoder, Protocol):
+    """An encoder that packs on its own device, and quantises there."""
+
+    def encode_window(
+        self,
+        observations: Observations,
+        out: Any,
+        *,
+        row0: int = 0,
+        seed: int = 0,
+        binary_masks: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """`packing.pack` and ``encode`` in one: returns the (P, 3) uint16 observed dates.
+
+        ``out``: (P, E) float32, or QuantizedEmbeddings(codes (P, E) int8, scales (P,) float32).
+        """
 
 
 class Backend(Protocol):

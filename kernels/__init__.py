@@ -1,0 +1,1 @@
+"""What runs on a GPU: triton/ as source, cuda/ compiled ahead of time into tessera_fast._cuda."""

@@ -1,0 +1,242 @@
+"""A model on a GPU: chunks of pixels through the kernels, while the next rows are packed.
+
+Nothing waits for the device but the packer's one read of how many tokens there are, and numpy
+outputs. Launches go to the caller's current CUDA stream.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import BackendUnavailable, InputError
+from ...packing import Observations, PackedTokens
+from ...spec import MAX_SEQUENCE, ModelSpec
+from ...weights import Weights
+from .arena import Arena, padded
+from .forward import Network, Route
+from .packer import DevicePacker
+from .ranges import Ranges
+from .sink import Sink
+from .tokens import DeviceTokens, chunks, to_device
+from .weights import network_weights
+
+# A chunk's tokens of one stream. 132 multiprocessors at 128 rows are a wave of 17 k tokens: thirty
+# waves hide the last one's tail, and at the goal of 2 M px/s of nano a chunk of 5 ms still hides
+# its dozen launches of some 30 us each. More would only take memory.
+_CHUNK_TOKENS = 1 << 19
+_TOKENS_PER_PIXEL = 16  # a chunk has at most a pixel for every so many tokens
+_FREE_SHARE = 0.8  # of free device memory that a workspace may take: the packer needs some too
+_BUFFERS = 64  # buffers alive at once in a chunk: what their alignment may cost
+_INTERPRETED_MEMORY = 1 << 30  # what stands for free device memory on a CPU
+
+
+class CudaEncoder:
+    """See backends/base.py. Several host threads may share one: their chunks take turns."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, device: torch.device, precision: str, native: Any
+    ) -> None:
+        """``native``: the module tessera_fast._cuda, or on a CPU its emulation."""
+        self.precision = precision
+        self.provenance: dict[str, Any] = {
+            "device": _device_name(device),
+            "torch": torch.__version__,
+        }
+        self._spec, self._device = spec, device
+        self.ranges = Ranges(device)
+        with self._on_device():
+            self._network: Network | None = Network(
+                spec,
+                network_weights(spec, weights.tensors, device, precision),
+                precision,
+                Route.of(spec, precision),
+                self.ranges,
+            )
+            self._packer = DevicePacker(spec, device, native)
+        self._arena: Arena | None = None
+        self._chunk_tokens = _CHUNK_TOKENS
+        self._lock = threading.Lock()
+        self._done: torch.cuda.Event | None = None  # of the last encode: it owns the workspace
+
+    def encode(
+        self,
+        s2: PackedTokens,
+        s1: PackedTokens,
+        out: Any,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """As ``Encoder.encode``; tokens may also be tensors on the device, and ``out`` a float32
+        tensor there or QuantizedEmbeddings of arrays or tensors. Tensors are written in the order
+        of the current stream, numpy arrays before this returns."""
+        if s2.pixels != s1.pixels:
+            raise InputError(
+                f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
+                f"got {s1.pixels}"
+            )
+        if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
+            raise InputError(
+                f"packed tokens: model {self._spec.name} reads the padded sequence in order, "
+                "got tokens without steps; pack them with this model's spec"
+            )
+        with self._turn():
+            streams = to_device(s2, self._device), to_device(s1, self._device)
+            sink = self._sink(out, s2.pixels, progress)
+            self._run(*streams, sink, 0)
+            sink.finish()
+
+    def encode_window(
+        self,
+        observations: Observations,
+        out: Any,
+        *,
+        row0: int = 0,
+        seed: int = 0,
+        binary_masks: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Pack a window on the device and encode it; returns the (P, 3) uint16 observed dates.
+
+        Rows of the window go up and are packed on a stream of their own while the rows before them
+        are encoded. Arguments and errors are those of `packing.pack` and `encode`.
+        """
+        height, width = observations.shape
+        counts = np.zeros((height * width, 3), np.uint16)
+        with self._turn():
+            sink = self._sink(out, height * width, progress)
+            runs = self._packed(observations, row0, seed, binary_masks)
+            for first, s2, s1, observed in runs:
+                counts[first : first + len(observed)] = observed
+                self._run(s2, s1, sink, first)
+            sink.finish()
+        return counts
+
+    def profile(self, s2: PackedTokens, s1: PackedTokens, out: Any) -> dict[str, float]:
+        """``encode``, returning the seconds of every op on the device."""
+        with self.ranges.timed() as seconds:
+            self.encode(s2, s1, out)
+        return dict(seconds)
+
+    def close(self) -> None:
+        with self._lock:
+            self._network = self._arena = None
+
+    def _packed(
+        self, observations: Observations, row0: int, seed: int, binary_masks: bool
+    ) -> Iterator[tuple[int, DeviceTokens, DeviceTokens, np.ndarray]]:
+        """(first pixel, Sentinel-2, Sentinel-1, observed dates) of runs of rows. The caller's
+        launches for a run are under way while the next one is packed."""
+        height, width = observations.shape
+        dates = max(len(observations.s2_bands), sum(len(o.bands) for o in observations.orbits), 1)
+        rows = max(1, self._chunk_tokens // (width * min(dates, MAX_SEQUENCE)))
+        start = 0
+        while start < height:
+            stop = min(start + rows, height)
+            try:
+                with self.ranges("pack"):
+                    s2, s1, observed = self._packer.pack(
+                        observations.rows(start, stop),
+                        row0=row0 + start,
+                        seed=seed,
+                        binary_masks=binary_masks,
+                    )
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                torch.cuda.empty_cache()
+                rows = -(-rows // 2)
+                continue
+            streams = to_device(s2, self._device), to_device(s1, self._device)
+            yield start * width, *streams, observed
+            start = stop
+
+    def _run(self, s2: DeviceTokens, s1: DeviceTokens, sink: Sink, first: int) -> None:
+        """Enqueue the encoding of pixels that begin at ``first`` of the sink's."""
+        assert self._network is not None
+        arena = self._workspace(s2, s1)
+        for pixels in chunks(s2, s1, self._chunk_tokens, self._chunk_pixels):
+            place = slice(first + pixels.start, first + pixels.stop)
+            self._network.encode(
+                s2.slice(pixels.start, pixels.stop),
+                s1.slice(pixels.start, pixels.stop),
+                arena,
+                sink.target(place),
+            )
+            sink.written(place)
+
+    @property
+    def _chunk_pixels(self) -> int:
+        return max(1, self._chunk_tokens // _TOKENS_PER_PIXEL)
+
+    def _sink(self, out: Any, pixels: int, progress: Callable[[int], None] | None) -> Sink:
+        chunk = min(pixels, self._chunk_pixels)
+        return Sink(out, pixels, self._spec.saved_dim, chunk, self._device, progress)
+
+    def _workspace(self, s2: DeviceTokens, s1: DeviceTokens) -> Arena:
+        """Memory for the largest chunk of these tokens; chunks shrink to what the device has."""
+        assert self._network is not None
+        tokens = max(int(s.host_offsets[-1]) for s in (s2, s1))
+        steps = max(
+            int(np.diff(s.host_step_offsets).max(initial=0))
+            for s in (s2, s1)
+            if s.host_step_offsets is not None
+        ) if self._spec.needs_steps else 0  # fmt: skip
+        steps = max(steps, self._spec.empty_steps)
+        while True:
+            chunk = min(tokens, self._chunk_tokens)
+            pixels = min(s2.pixels, self._chunk_pixels)
+            size = max(chunk, 1) * self._network.token_bytes()
+            size += max(pixels, 1) * self._network.pixel_bytes(steps) + _BUFFERS * padded(1)
+            if self._arena is not None and self._arena.size >= size:
+                return self._arena
+            self._arena = None  # its memory before more is asked for
+            if size <= _FREE_SHARE * self._free_memory():
+                try:
+                    self._arena = Arena(size, self._device)
+                    return self._arena
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+            if self._chunk_tokens // 2 < MAX_SEQUENCE:
+                raise BackendUnavailable(
+                    f"device {self._device}: {size >> 20} MiB are needed for {chunk} tokens of "
+                    f"{self._spec.name} and {self._free_memory() >> 20} MiB are free"
+                )
+            self._chunk_tokens //= 2
+
+    def _free_memory(self) -> int:
+        if self._device.type != "cuda":
+            return _INTERPRETED_MEMORY
+        free, _ = torch.cuda.mem_get_info(self._device)
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+            self._device
+        )
+        return int(free + cached)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This encode owns the workspace: its launches come after the last one's, on any stream."""
+        with self._lock, self._on_device(), torch.no_grad():
+            if self._network is None:
+                raise BackendUnavailable("this model was closed; load it again")
+            if self._arena is not None:
+                self._arena.reset()
+            if self._device.type != "cuda":
+                yield
+                return
+            stream = torch.cuda.current_stream(self._device)
+            if self._done is not None:
+                stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done = stream.record_event()
+
+    def _on_device(self) -> Any:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"

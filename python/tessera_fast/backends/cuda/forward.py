@@ -1,0 +1,309 @@
+"""The order of the kernels: packed tokens of a chunk of pixels to embeddings. No path per model.
+
+P pixels, N tokens of a stream, S steps, D width, F feed-forward width, E' width of the reducer's
+output, E saved embedding width. Every buffer comes from the arena; nothing here waits for the
+device.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.triton import ffn as ffn_kernel
+from ...kernels.triton.attention import attention
+from ...kernels.triton.attention_block import attention_block
+from ...kernels.triton.attention_block import fits as attention_block_fits
+from ...kernels.triton.elements import ELEMENTS
+from ...kernels.triton.embed import embed
+from ...kernels.triton.gru import gru, gru_scratch
+from ...kernels.triton.linear import fits_row, linear, linear_norm
+from ...kernels.triton.norm import layer_norm, rms_norm_heads
+from ...kernels.triton.pool import pool, pool_steps
+from ...kernels.triton.quantize import finish
+from ...spec import ModelSpec
+from .arena import Arena, padded
+from .tokens import DeviceTokens, empty_stream
+from .weights import LayerWeights, NetworkWeights, Norm, StreamWeights
+
+Ranges = Callable[[str], AbstractContextManager[Any]]  # an op's name to what times or marks it
+FUSION_HEADS = 4  # whatever the encoder's heads
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which kernels a model runs through: a rule of its shape, never of a batch."""
+
+    attention_block: bool  # QKV to LayerNorm in one kernel, or in three
+    ffn_block: bool  # both products in one kernel, or hidden activations in device memory
+
+    @staticmethod
+    def of(spec: ModelSpec, element: str) -> "Route":
+        """What docs/design/0007 predicts to be faster: blocks while a model is bound by memory.
+
+        A block streams all its weights from L2 for some 64 to 128 tokens; beyond a width of 256
+        that costs more than the hidden activations' trip through device memory.
+        """
+        narrow = spec.d_model <= 256 and not spec.pre_norm
+        scaled = ELEMENTS[element].scaled
+        block = narrow and not spec.qk_norm and not scaled
+        return Route(
+            attention_block=block and attention_block_fits(spec.d_model, spec.head_dim, element),
+            ffn_block=narrow and ffn_kernel.fits(spec.d_model),
+        )
+
+
+class Network:
+    """A model's launches on one device."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: NetworkWeights, element: str, route: Route, ranges: Ranges
+    ) -> None:
+        self.spec, self.weights, self.route, self.ranges = spec, weights, route, ranges
+        self.storage = ELEMENTS[element].storage
+        self._device = weights.table.device
+        self._constants: dict[str, Tensor] = {}
+
+    def token_bytes(self) -> int:
+        """Workspace of a token, at most: x and its successor, and the widest of what lies between."""
+        D, F = self.spec.d_model, self.spec.ff_dim
+        between = max(4 * D, F, 3 * D + 16 if self.spec.needs_steps else 0)
+        return int((2 * D + between) * self.storage.itemsize)
+
+    def pixel_bytes(self, steps: int) -> int:
+        """Workspace of a pixel that reads ``steps`` steps, at most."""
+        D, out = self.spec.d_model, self.spec.out_dim
+        fusion = 2 * (2 * D + max(4 * D, 2 * D)) if self.spec.fusion_layers else 0
+        fused = (2 * D + 4 * D + fusion) * self.storage.itemsize + 4 * out + 16
+        if not self.spec.needs_steps:
+            return int(fused)
+        scratch = gru_scratch(self.spec.pooling, 1, D, self.storage)
+        recurrent = sum(padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in scratch)
+        return int(fused) + 4 * steps + recurrent
+
+    def encode(
+        self,
+        s2: DeviceTokens,
+        s1: DeviceTokens,
+        arena: Arena,
+        out: Tensor | tuple[Tensor, Tensor],
+    ) -> None:
+        """``out`` [P, E] float32, or (codes [P, E] int8, scales [P] float32)."""
+        spec, w, P, D = self.spec, self.weights, s2.pixels, self.spec.d_model
+        with arena.frame():
+            fused = arena.empty(P, 2 * D, dtype=self.storage)
+            for half, name, tokens in ((0, "s2", s2), (1, "s1", s1)):
+                view = fused[:, half * D : (half + 1) * D]
+                self.encode_stream(name, tokens, arena, view, self._constant(name, arena))
+            if spec.fusion_layers:
+                fused = self._fuse(fused, arena)
+            y = arena.empty(P, spec.out_dim, dtype=torch.float32)
+            with self.ranges("reducer"):
+                self._reduce(fused, y, arena)
+            valid = (s2.offsets.diff() > 0) | (s1.offsets.diff() > 0)
+            with self.ranges("finish"):
+                finish(
+                    y,
+                    valid.to(torch.uint8),
+                    out,
+                    final_norm=spec.final_norm,
+                    absmax_floor=spec.absmax_floor,
+                    scale_floor=spec.scale_floor,
+                )
+
+    def encode_stream(
+        self, name: str, tokens: DeviceTokens, arena: Arena, out: Tensor, constant: Tensor
+    ) -> None:
+        """Pooled encoder outputs of one stream into ``out`` [P, D]; ``constant`` [D] where a pixel
+        has no token."""
+        w: StreamWeights = getattr(self.weights, name)
+        N, D = tokens.doy.numel(), self.spec.d_model
+        with arena.frame():
+            x = arena.empty(N, D, dtype=self.storage)
+            with self.ranges("embed"):
+                embed(
+                    tokens.bands, tokens.orbit, tokens.doy, w.mean, w.std, w.embed1, w.embed2,
+                    self.weights.table, x, standardized=tokens.standardized,
+                    unsigned=tokens.unsigned,
+                )  # fmt: skip
+            for layer in w.layers:
+                self._layer(
+                    layer, x, tokens.offsets, tokens.multiplicity, self.spec.num_heads, arena
+                )
+            if w.gru is None:
+                with self.ranges("pool"):
+                    pool(
+                        x, w.query, w.query_bias, tokens.offsets, tokens.multiplicity, constant, out
+                    )
+            else:
+                self._recur(w, x, tokens, arena, out, constant)
+
+    def _layer(
+        self,
+        w: LayerWeights,
+        x: Tensor,
+        offsets: Tensor,
+        multiplicity: Tensor | None,
+        heads: int,
+        arena: Arena,
+    ) -> None:
+        """One transformer layer, in place on ``x`` [N, D]."""
+        if self.spec.pre_norm:
+            return self._pre_norm_layer(w, x, offsets, multiplicity, heads, arena)
+        N, D = x.shape
+        if self.route.attention_block:
+            with self.ranges("attention_block"):
+                attention_block(
+                    x, w.qkv, w.out, *w.norm1, offsets, multiplicity, x, heads
+                )
+        else:
+            with arena.frame():
+                mixed = self._attend(w, x, offsets, multiplicity, heads, arena)
+                with self.ranges("out"):
+                    self._linear_norm(mixed, w.out, x, w.norm1)
+        if self.route.ffn_block:
+            with self.ranges("ffn"):
+                ffn_kernel.ffn(x, w.ff1, w.ff2, x, *w.norm2)
+            return
+        with arena.frame():
+            hidden = arena.empty(N, w.ff1.weight.shape[0], dtype=self.storage)
+            with self.ranges("ff1"):
+                linear(x, w.ff1, hidden, relu=True)
+            with self.ranges("ff2"):
+                self._linear_norm(hidden, w.ff2, x, w.norm2)
+
+    def _pre_norm_layer(
+        self,
+        w: LayerWeights,
+        x: Tensor,
+        offsets: Tensor,
+        multiplicity: Tensor | None,
+        heads: int,
+        arena: Arena,
+    ) -> None:
+        N, D = x.shape
+        with arena.frame():
+            normed = arena.empty(N, D, dtype=self.storage)
+            with self.ranges("norm"):
+                layer_norm(x, normed, *w.norm1)
+            mixed = self._attend(w, normed, offsets, multiplicity, heads, arena)
+            with self.ranges("out"):
+                linear(mixed, w.out, x, residual=x)
+        with arena.frame():
+            normed = arena.empty(N, D, dtype=self.storage)
+            with self.ranges("norm"):
+                layer_norm(x, normed, *w.norm2)
+            hidden = arena.empty(N, w.ff1.weight.shape[0], dtype=self.storage)
+            with self.ranges("ff1"):
+                linear(normed, w.ff1, hidden, relu=True)
+            with self.ranges("ff2"):
+                linear(hidden, w.ff2, x, residual=x)
+
+    def _attend(
+        self,
+        w: LayerWeights,
+        x: Tensor,
+        offsets: Tensor,
+        multiplicity: Tensor | None,
+        heads: int,
+        arena: Arena,
+    ) -> Tensor:
+        """Joint projection and attention: x [N, D] -> [N, D], heads joined."""
+        N, D = x.shape
+        qkv = arena.empty(N, 3 * D, dtype=self.storage)
+        with self.ranges("qkv"):
+            linear(x, w.qkv, qkv)
+        if w.q_norm is not None and w.k_norm is not None:
+            with self.ranges("norm"):
+                rms_norm_heads(qkv[:, :D], w.q_norm, heads)
+                rms_norm_heads(qkv[:, D : 2 * D], w.k_norm, heads)
+        mixed = arena.empty(N, D, dtype=self.storage)
+        with self.ranges("attention"):
+            attention(qkv, offsets, multiplicity, mixed, heads)
+        return mixed
+
+    def _linear_norm(self, x: Tensor, w: Any, out: Tensor, norm: Norm) -> None:
+        """out = LN(out + x W^T + b), in place on the residual stream."""
+        if fits_row(out.shape[1]):
+            linear_norm(x, w, out, *norm, residual=out)
+        else:
+            linear(x, w, out, residual=out)
+            layer_norm(out, out, *norm)
+
+    def _recur(
+        self,
+        w: StreamWeights,
+        x: Tensor,
+        tokens: DeviceTokens,
+        arena: Arena,
+        out: Tensor,
+        constant: Tensor,
+    ) -> None:
+        """Pooling by a recurrence over the padded sequence, fillers included."""
+        assert w.gru is not None and tokens.steps is not None
+        assert tokens.step_offsets is not None and tokens.host_step_offsets is not None
+        lengths = np.diff(tokens.host_step_offsets)
+        # longest first, so that the pixels still running at a step are the first ones
+        order = np.argsort(-lengths, kind="stable").astype(np.int32)
+        longest = int(lengths.max(initial=0))
+        active = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(longest), side="right")
+        D = self.spec.d_model
+        with arena.frame():
+            inputs = arena.empty(x.shape[0], 3 * D, dtype=self.storage)
+            with self.ranges("gru_inputs"):
+                linear(x, w.gru.inputs, inputs)
+            logits = arena.empty(tokens.steps.numel(), dtype=torch.float32)
+            scratch = [
+                arena.empty(*shape, dtype=dtype)
+                for shape, dtype in gru_scratch(w.gru.kind, tokens.pixels, D, self.storage)
+            ]
+            with self.ranges("gru"):
+                gru(
+                    w.gru.kind, inputs, w.gru.gates, w.gru.candidate, w.gru.norm, w.query,
+                    w.query_bias, tokens.steps, tokens.step_offsets, tokens.offsets,
+                    torch.from_numpy(order).to(x.device, non_blocking=True), active.tolist(),
+                    scratch, logits,
+                )  # fmt: skip
+            with self.ranges("pool"):
+                pool_steps(
+                    x, logits, tokens.steps, tokens.step_offsets, tokens.offsets, constant, out
+                )
+
+    def _fuse(self, fused: Tensor, arena: Arena) -> Tensor:
+        """[P, 2D] through the fusion layers, two tokens [S2, S1] a pixel."""
+        P, D = fused.shape[0], self.spec.d_model
+        assert self.weights.modality is not None
+        x = fused.view(P, 2, D)
+        x.copy_(x.float() + self.weights.modality)
+        offsets = torch.arange(0, 2 * P + 1, 2, dtype=torch.int32, device=self._device)
+        for layer in self.weights.fusion:
+            self._layer(layer, x.view(2 * P, D), offsets, None, FUSION_HEADS, arena)
+        return fused
+
+    def _reduce(self, fused: Tensor, out: Tensor, arena: Arena) -> None:
+        """[P, 2D] -> [P, E'] float32."""
+        w = self.weights
+        if w.reduce_norm is None or w.reduce2 is None:
+            linear(fused, w.reduce1, out)
+            return
+        with arena.frame():
+            hidden = arena.empty(len(fused), w.reduce1.weight.shape[0], dtype=self.storage)
+            linear(fused, w.reduce1, hidden)
+            layer_norm(hidden, hidden, *w.reduce_norm, relu=True)
+            linear(hidden, w.reduce2, out)
+
+    def _constant(self, name: str, arena: Arena) -> Tensor:
+        """The pooled vector [D] of a stream without observations: the same for every pixel."""
+        if name not in self._constants:
+            spec, device = self.spec, self._device
+            bands = getattr(self.weights, name).mean.shape[1]
+            tokens = empty_stream(bands, spec.empty_steps, spec.needs_steps, device)
+            vector = torch.empty(1, spec.d_model, dtype=self.storage, device=device)
+            nothing = torch.zeros(spec.d_model, dtype=torch.float32, device=device)
+            self.encode_stream(name, tokens, arena, vector, nothing)
+            self._constants[name] = vector[0].float()
+        return self._constants[name]

@@ -1,0 +1,132 @@
+"""Packed tokens on the device, and the chunks that an encoder takes them in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...packing import PackedTokens
+
+
+@dataclass(frozen=True)
+class DeviceTokens:
+    """One stream of P pixels on the device; ``host_*`` are the same offsets where Python can read.
+
+    N tokens, S steps, C bands. Offsets count from the first token of this chunk.
+    """
+
+    bands: Tensor  # [N, C] int16 (the bits of a uint16 where ``unsigned``) or float32
+    doy: Tensor  # [N] int16
+    orbit: Tensor  # [N] uint8
+    multiplicity: Tensor  # [N] int16
+    offsets: Tensor  # [P + 1] int32
+    steps: Tensor | None  # [S] int32, indices into the pixel's own tokens
+    step_offsets: Tensor | None  # [P + 1] int32
+    unsigned: bool
+    standardized: bool
+    host_offsets: np.ndarray  # [P + 1] int64
+    host_step_offsets: np.ndarray | None  # [P + 1] int64
+
+    @property
+    def pixels(self) -> int:
+        return len(self.host_offsets) - 1
+
+    def slice(self, first: int, last: int) -> "DeviceTokens":
+        """Pixels ``first`` to ``last`` (exclusive): views, but for the offsets."""
+        n0, n1 = (int(self.host_offsets[p]) for p in (first, last))
+        steps = step_offsets = host_step_offsets = None
+        if self.steps is not None:
+            assert self.step_offsets is not None and self.host_step_offsets is not None
+            s0, s1 = (int(self.host_step_offsets[p]) for p in (first, last))
+            steps = self.steps[s0:s1]
+            step_offsets = self.step_offsets[first : last + 1] - s0
+            host_step_offsets = self.host_step_offsets[first : last + 1] - s0
+        return DeviceTokens(
+            self.bands[n0:n1],
+            self.doy[n0:n1],
+            self.orbit[n0:n1],
+            self.multiplicity[n0:n1],
+            self.offsets[first : last + 1] - n0,
+            steps,
+            step_offsets,
+            self.unsigned,
+            self.standardized,
+            self.host_offsets[first : last + 1] - n0,
+            host_step_offsets,
+        )
+
+
+def to_device(tokens: PackedTokens, device: torch.device) -> DeviceTokens:
+    """Tokens of numpy arrays are copied to ``device``; tensors that lie there are taken as views."""
+    bands = _tensor(tokens.bands, device)
+    unsigned = bands.dtype == torch.uint16
+    host_offsets = _host(tokens.offsets)
+    steps = step_offsets = host_step_offsets = None
+    if tokens.steps is not None:
+        assert tokens.step_offsets is not None
+        steps = _tensor(tokens.steps, device)
+        step_offsets = _tensor(tokens.step_offsets, device).to(torch.int32)
+        host_step_offsets = _host(tokens.step_offsets)
+    return DeviceTokens(
+        bands.view(torch.int16) if unsigned else bands,
+        _tensor(tokens.doy, device).view(torch.int16),
+        _tensor(tokens.orbit, device),
+        _tensor(tokens.multiplicity, device).view(torch.int16),
+        _tensor(tokens.offsets, device).to(torch.int32),
+        steps,
+        step_offsets,
+        unsigned,
+        tokens.standardized,
+        host_offsets,
+        host_step_offsets,
+    )
+
+
+def empty_stream(bands: int, steps: int, with_steps: bool, device: torch.device) -> DeviceTokens:
+    """One pixel that read nothing: the zero token of day 0, standing ``steps`` times in a row."""
+    one = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    return DeviceTokens(
+        torch.zeros(1, bands, dtype=torch.float32, device=device),
+        torch.zeros(1, dtype=torch.int16, device=device),
+        torch.zeros(1, dtype=torch.uint8, device=device),
+        torch.full((1,), steps, dtype=torch.int16, device=device),
+        one,
+        torch.zeros(steps, dtype=torch.int32, device=device) if with_steps else None,
+        one * steps if with_steps else None,
+        unsigned=False,
+        standardized=True,
+        host_offsets=np.array([0, 1]),
+        host_step_offsets=np.array([0, steps]) if with_steps else None,
+    )
+
+
+def chunks(s2: DeviceTokens, s1: DeviceTokens, tokens: int, pixels: int) -> Iterator[slice]:
+    """Runs of whole pixels, each at most ``tokens`` tokens in either stream and ``pixels`` pixels.
+
+    A single pixel is always a run: ``tokens`` is at least the longest sequence.
+    """
+    first = 0
+    while first < s2.pixels:
+        last = min(first + pixels, s2.pixels)
+        for stream in (s2, s1):
+            limit = stream.host_offsets[first] + tokens
+            last = min(last, int(np.searchsorted(stream.host_offsets, limit, side="right")) - 1)
+        last = max(last, first + 1)
+        yield slice(first, last)
+        first = last
+
+
+def _tensor(array: "np.ndarray | Tensor", device: torch.device) -> Tensor:
+    """A tensor on ``device``: a view where the data lie there, else a copy."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.ascontiguousarray(array))
+        if device.type == "cuda":
+            array = array.pin_memory()
+    return array.to(device, non_blocking=True)
+
+
+def _host(offsets: "np.ndarray | Tensor") -> np.ndarray:
+    array = offsets if isinstance(offsets, np.ndarray) else offsets.cpu().numpy()
+    return array.astype(np.int64)
