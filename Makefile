@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pycache__/*')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels python tests/cuda_emulator -type f -not -name '*.so' -not -path '*/__pycache__/*')
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 LINTERS := clang-format==23.1.5 mypy==2.4.1 ruff==0.17.6
-CPP = $(shell find csrc -name '*.h' -o -name '*.cc')
+CPP = $(shell find csrc kernels tests/cuda_emulator -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint format clean
 
@@ -39,7 +40,7 @@ $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 
 # The tests build one more instruction set than a release: avx512's code on AVX2 instructions.
 $(VENV)/tested: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRITON)"
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		-C cmake.define.TESSERA_TEST_ISAS=ON ".[test]"
 	touch $@ $(VENV)/installed

@@ -19,6 +19,19 @@ from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.weights import save_safetensors, untrained_weights
 
 PACKAGE = Path(tessera_fast.__file__).parents[1]
+
+
+def _gpu_found() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if not _gpu_found():
+    # Triton reads it when it is imported: without a GPU its kernels run on the CPU, as numpy
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 FARM_SHAPE = (12, 9)
 needs_zarr = pytest.mark.skipif(
     importlib.util.find_spec("zarr") is None, reason="a store needs zarr >= 3 (Python >= 3.11)"

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", type=_positive, default=64, help="synthetic tile side, pixels")
     bench.add_argument("--rows", type=_positive, help="only the first rows of the tile")
     bench.add_argument("--profile", action="store_true", help="and every op of the encoder")
+    bench.add_argument(
+        "--trace", metavar="FILE.json", help="cuda: a timeline for ui.perfetto.dev, of one pass"
+    )
     bench.set_defaults(run=_bench)
 
     convert = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
@@ -98,15 +101,15 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
     )
-    parser.add_argument("--backend", default="auto", help="auto, cpu or reference")
+    parser.add_argument("--backend", default="auto", help="auto, cuda, cpu or reference")
     parser.add_argument(
         "--precision", default="auto",
-        help="auto, fp32, bf16 or int8 (the reference back end: fp32, fp64)",
+        help="auto, fp32, bf16 or int8 (cuda: also fp16, tf32, fp8; reference: fp32, fp64)",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=_positive, help="default: TESSERA_FAST_THREADS or all CPUs"
     )
-    parser.add_argument("--device", help="default: the back end's own")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the back end's own)")
 
 
 def _size(text: str) -> int:
@@ -178,7 +181,7 @@ def _bench(args: argparse.Namespace) -> int:
         args.model, args.device, weights=weights, backend=args.backend,
         precision=args.precision, threads=args.threads,
     ) as model:  # fmt: skip
-        print(report(tile, model, rows=args.rows, by_op=args.profile))
+        print(report(tile, model, rows=args.rows, by_op=args.profile, trace=args.trace))
     return OK
 
 

@@ -43,6 +43,11 @@ class Model:
         return self._encoder.precision
 
     @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda:0"."""
+        return self._encoder.place
+
+    @property
     def trained(self) -> bool:
         """False for seeded random weights: the embeddings then mean nothing."""
         return self.weights.trained
@@ -116,7 +121,7 @@ class Model:
         quantized = isinstance(out, QuantizedEmbeddings)
         if repeats == 1 and (not quantized or isinstance(self._encoder, WindowEncoder)):
             return once(out, 0)
-        codes = out[0] if isinstance(out, QuantizedEmbeddings) else out
+        codes = out.codes if isinstance(out, QuantizedEmbeddings) else out
         values = np.empty(codes.shape, np.float32) if quantized else codes
         total = np.zeros_like(values)
         for draw in range(repeats):
@@ -164,9 +169,9 @@ def load_model(
     v1.1-aws, v1.0-qat, v1.0) or the path of a .pt or .safetensors checkpoint, whose family and
     sizes are recognised. ``weights``: where a released model's parameters come from instead of the
     hub: a path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
-    embeddings mean nothing. ``device``: None or "auto", "cpu" or a torch.device, as the
-    official loader takes, or "cuda" and "cuda:1" for a GPU. ``threads``: of the cpu back end; default TESSERA_FAST_THREADS or all
-    CPUs.
+    embeddings mean nothing. ``device``: None or "auto" for the best there is, "cpu", "cuda",
+    "cuda:1" or a torch.device, as the official loader takes. ``threads``: of the cpu back end;
+    default TESSERA_FAST_THREADS or all CPUs.
 
     Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and
     BackendUnavailable where the back end, precision or device asked for cannot run here.

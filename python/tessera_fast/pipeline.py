@@ -120,9 +120,7 @@ def _as_image(
     values: np.ndarray | QuantizedEmbeddings, shape: tuple[int, int]
 ) -> np.ndarray | QuantizedEmbeddings:
     if isinstance(values, QuantizedEmbeddings):
-        return QuantizedEmbeddings(
-            values.codes.reshape(*shape, -1), values.scales.reshape(shape)
-        )
+        return QuantizedEmbeddings(values.codes.reshape(*shape, -1), values.scales.reshape(shape))
     return values.reshape(*shape, -1)
 
 

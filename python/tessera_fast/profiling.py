@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import env
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, InputError
 from .model import Model
 from .packing import PackedTokens, pack
 from .spec import ModelSpec
@@ -125,8 +125,24 @@ def profile(tile: Tile, model: Model, *, rows: int | None = None) -> Profile:
     return Profile(len(values), threads, stages, ops, work(model.spec, s2, s1))
 
 
-def report(tile: Tile, model: Model, *, rows: int | None = None, by_op: bool = False) -> str:
-    """The profile of a tile as text: px/s per stage and, ``by_op``, every op of the encoder."""
+def report(
+    tile: Tile,
+    model: Model,
+    *,
+    rows: int | None = None,
+    by_op: bool = False,
+    trace: str | None = None,
+) -> str:
+    """The profile of a tile as text: px/s per stage and, ``by_op``, every op of the encoder.
+
+    ``trace`` names a file for the cuda back end's timeline; InputError with another one.
+    """
+    if model.backend == "cuda":
+        from .backends.cuda.profile import report_gpu
+
+        return report_gpu(tile, model, rows=rows, by_op=by_op, trace=trace)
+    if trace is not None:
+        raise InputError(f"trace: only the cuda back end has a timeline, not {model.backend}")
     measured = profile(tile, model, rows=rows)
     kinds, isa = elements(model), model.provenance()["isa"]
     peaks = {e: peak(isa, e, measured.threads) for e in sorted(set(kinds.values()))}

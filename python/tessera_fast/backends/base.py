@@ -24,6 +24,7 @@ class Encoder(Protocol):
     """A loaded model. ``encode`` may be called from one thread at a time."""
 
     precision: str  # what runs, never "auto"
+    place: str  # the device it runs on: "cpu", "cuda:0"
     provenance: dict[str, Any]  # what else a store should record, e.g. {"isa": "avx2"}
 
     def encode(

@@ -23,6 +23,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 class CpuEncoder:
     """A model packed for one instruction set and precision (see backends/base.py)."""
 
+    place = "cpu"
+
     def __init__(
         self, spec: ModelSpec, weights: Weights, threads: int, isa: str, precision: str
     ) -> None:

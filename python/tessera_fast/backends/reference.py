@@ -33,6 +33,7 @@ class ReferenceEncoder:
         from ..reference.model import to_tensors
 
         self.precision = _precision(plan)
+        self.place = plan.device or "cpu"
         self.provenance: dict[str, Any] = {"torch": torch.__version__}
         self._spec = spec
         self._dtype = getattr(torch, _DTYPES[self.precision])

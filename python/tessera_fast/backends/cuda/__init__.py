@@ -42,7 +42,9 @@ class CudaBackend:
             return _why_no_native("_cuda_emulated", "TESSERA_TEST_ISAS=ON")
         if kind != "cuda" or not (index or "0").isdigit():
             return f"the cuda back end runs on device cuda or cuda:N, not {plan.device!r}"
-        reason = _why_no_native("_cuda", "nvcc in the path, or TESSERA_CUDA=ON to see what it lacks")
+        reason = _why_no_native(
+            "_cuda", "nvcc in the path, or TESSERA_CUDA=ON to see what it lacks"
+        )
         return reason or _why_no_gpu(int(index or 0), plan.precision)
 
     def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> "CudaEncoder":

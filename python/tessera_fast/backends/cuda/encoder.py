@@ -16,10 +16,12 @@ from ...errors import BackendUnavailable, InputError
 from ...packing import Observations, PackedTokens
 from ...spec import MAX_SEQUENCE, ModelSpec
 from ...weights import Weights
+from . import INTERPRETER
 from .arena import Arena, padded
 from .forward import Network, Route
 from .packer import DevicePacker
 from .ranges import Ranges
+from .replay import Replay, rounded
 from .sink import Sink
 from .tokens import DeviceTokens, chunks, to_device
 from .weights import network_weights
@@ -42,11 +44,12 @@ class CudaEncoder:
     ) -> None:
         """``native``: the module tessera_fast._cuda, or on a CPU its emulation."""
         self.precision = precision
+        self.place = str(device) if device.type == "cuda" else INTERPRETER
         self.provenance: dict[str, Any] = {
             "device": _device_name(device),
             "torch": torch.__version__,
         }
-        self._spec, self._device = spec, device
+        self._spec, self.device = spec, device
         self.ranges = Ranges(device)
         with self._on_device():
             self._network: Network | None = Network(
@@ -58,6 +61,7 @@ class CudaEncoder:
             )
             self._packer = DevicePacker(spec, device, native)
         self._arena: Arena | None = None
+        self._replay: Replay | None = None  # graphs whose buffers lie in the arena
         self._chunk_tokens = _CHUNK_TOKENS
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None  # of the last encode: it owns the workspace
@@ -83,7 +87,7 @@ class CudaEncoder:
                 "got tokens without steps; pack them with this model's spec"
             )
         with self._turn():
-            streams = to_device(s2, self._device), to_device(s1, self._device)
+            streams = to_device(s2, self.device), to_device(s1, self.device)
             sink = self._sink(out, s2.pixels, progress)
             self._run(*streams, sink, 0)
             sink.finish()
@@ -122,7 +126,7 @@ class CudaEncoder:
 
     def close(self) -> None:
         with self._lock:
-            self._network = self._arena = None
+            self._network = self._arena = self._replay = None
 
     def _packed(
         self, observations: Observations, row0: int, seed: int, binary_masks: bool
@@ -136,7 +140,7 @@ class CudaEncoder:
         while start < height:
             stop = min(start + rows, height)
             try:
-                with self.ranges("pack"):
+                with self.ranges.synchronised("upload and pack"):
                     s2, s1, observed = self._packer.pack(
                         observations.rows(start, stop),
                         row0=row0 + start,
@@ -149,7 +153,7 @@ class CudaEncoder:
                 torch.cuda.empty_cache()
                 rows = -(-rows // 2)
                 continue
-            streams = to_device(s2, self._device), to_device(s1, self._device)
+            streams = to_device(s2, self.device), to_device(s1, self.device)
             yield start * width, *streams, observed
             start = stop
 
@@ -157,15 +161,28 @@ class CudaEncoder:
         """Enqueue the encoding of pixels that begin at ``first`` of the sink's."""
         assert self._network is not None
         arena = self._workspace(s2, s1)
-        for pixels in chunks(s2, s1, self._chunk_tokens, self._chunk_pixels):
+        small = self._replays(s2, s1)
+        if small is None:
+            pieces = chunks(s2, s1, self._chunk_tokens, self._chunk_pixels)
+        else:
+            pieces = iter([slice(0, s2.pixels)])
+        for pixels in pieces:
             place = slice(first + pixels.start, first + pixels.stop)
-            self._network.encode(
-                s2.slice(pixels.start, pixels.stop),
-                s1.slice(pixels.start, pixels.stop),
-                arena,
-                sink.target(place),
-            )
+            part2, part1 = (s.slice(pixels.start, pixels.stop) for s in (s2, s1))
+            if small is not None:
+                small.encode(part2, part1, sink.target(place))
+            else:
+                self._network.encode(part2, part1, arena, sink.target(place))
             sink.written(place)
+
+    def _replays(self, s2: DeviceTokens, s1: DeviceTokens) -> Replay | None:
+        """The graphs of the current workspace, where these tokens suit them."""
+        assert self._network is not None and self._arena is not None
+        if self.ranges.timing or not Replay.suits(self._network, s2, s1):
+            return None
+        if self._replay is None or self._replay.arena is not self._arena:
+            self._replay = Replay(self._network, self._arena, capture=self.device.type == "cuda")
+        return self._replay
 
     @property
     def _chunk_pixels(self) -> int:
@@ -173,7 +190,7 @@ class CudaEncoder:
 
     def _sink(self, out: Any, pixels: int, progress: Callable[[int], None] | None) -> Sink:
         chunk = min(pixels, self._chunk_pixels)
-        return Sink(out, pixels, self._spec.saved_dim, chunk, self._device, progress)
+        return Sink(out, pixels, self._spec.saved_dim, chunk, self.device, progress)
 
     def _workspace(self, s2: DeviceTokens, s1: DeviceTokens) -> Arena:
         """Memory for the largest chunk of these tokens; chunks shrink to what the device has."""
@@ -186,33 +203,31 @@ class CudaEncoder:
         ) if self._spec.needs_steps else 0  # fmt: skip
         steps = max(steps, self._spec.empty_steps)
         while True:
-            chunk = min(tokens, self._chunk_tokens)
-            pixels = min(s2.pixels, self._chunk_pixels)
-            size = max(chunk, 1) * self._network.token_bytes()
-            size += max(pixels, 1) * self._network.pixel_bytes(steps) + _BUFFERS * padded(1)
+            chunk = min(rounded(tokens), self._chunk_tokens)
+            pixels = min(rounded(s2.pixels), self._chunk_pixels)
+            size = chunk * self._network.token_bytes()
+            size += pixels * self._network.pixel_bytes(steps) + _BUFFERS * padded(1)
             if self._arena is not None and self._arena.size >= size:
                 return self._arena
-            self._arena = None  # its memory before more is asked for
+            self._arena = self._replay = None  # their memory before more is asked for
             if size <= _FREE_SHARE * self._free_memory():
                 try:
-                    self._arena = Arena(size, self._device)
+                    self._arena = Arena(size, self.device)
                     return self._arena
                 except torch.OutOfMemoryError:
                     torch.cuda.empty_cache()
             if self._chunk_tokens // 2 < MAX_SEQUENCE:
                 raise BackendUnavailable(
-                    f"device {self._device}: {size >> 20} MiB are needed for {chunk} tokens of "
+                    f"device {self.device}: {size >> 20} MiB are needed for {chunk} tokens of "
                     f"{self._spec.name} and {self._free_memory() >> 20} MiB are free"
                 )
             self._chunk_tokens //= 2
 
     def _free_memory(self) -> int:
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return _INTERPRETED_MEMORY
-        free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
-            self._device
-        )
+        free, _ = torch.cuda.mem_get_info(self.device)
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(free + cached)
 
     @contextmanager
@@ -223,10 +238,10 @@ class CudaEncoder:
                 raise BackendUnavailable("this model was closed; load it again")
             if self._arena is not None:
                 self._arena.reset()
-            if self._device.type != "cuda":
+            if self.device.type != "cuda":
                 yield
                 return
-            stream = torch.cuda.current_stream(self._device)
+            stream = torch.cuda.current_stream(self.device)
             if self._done is not None:
                 stream.wait_event(self._done)
             try:
@@ -235,7 +250,7 @@ class CudaEncoder:
                 self._done = stream.record_event()
 
     def _on_device(self) -> Any:
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def _device_name(device: torch.device) -> str:

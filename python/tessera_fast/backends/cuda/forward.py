@@ -69,7 +69,7 @@ class Network:
         self._constants: dict[str, Tensor] = {}
 
     def token_bytes(self) -> int:
-        """Workspace of a token, at most: x and its successor, and the widest of what lies between."""
+        """Workspace of a token, at most: x, what attention makes of it, and the widest in between."""
         D, F = self.spec.d_model, self.spec.ff_dim
         between = max(4 * D, F, 3 * D + 16 if self.spec.needs_steps else 0)
         return int((2 * D + between) * self.storage.itemsize)
@@ -93,7 +93,7 @@ class Network:
         out: Tensor | tuple[Tensor, Tensor],
     ) -> None:
         """``out`` [P, E] float32, or (codes [P, E] int8, scales [P] float32)."""
-        spec, w, P, D = self.spec, self.weights, s2.pixels, self.spec.d_model
+        spec, P, D = self.spec, s2.pixels, self.spec.d_model
         with arena.frame():
             fused = arena.empty(P, 2 * D, dtype=self.storage)
             for half, name, tokens in ((0, "s2", s2), (1, "s1", s1)):
@@ -154,12 +154,9 @@ class Network:
         """One transformer layer, in place on ``x`` [N, D]."""
         if self.spec.pre_norm:
             return self._pre_norm_layer(w, x, offsets, multiplicity, heads, arena)
-        N, D = x.shape
         if self.route.attention_block:
             with self.ranges("attention_block"):
-                attention_block(
-                    x, w.qkv, w.out, *w.norm1, offsets, multiplicity, x, heads
-                )
+                attention_block(x, w.qkv, w.out, *w.norm1, offsets, multiplicity, x, heads)
         else:
             with arena.frame():
                 mixed = self._attend(w, x, offsets, multiplicity, heads, arena)
@@ -170,7 +167,7 @@ class Network:
                 ffn_kernel.ffn(x, w.ff1, w.ff2, x, *w.norm2)
             return
         with arena.frame():
-            hidden = arena.empty(N, w.ff1.weight.shape[0], dtype=self.storage)
+            hidden = arena.empty(len(x), w.ff1.weight.shape[0], dtype=self.storage)
             with self.ranges("ff1"):
                 linear(x, w.ff1, hidden, relu=True)
             with self.ranges("ff2"):

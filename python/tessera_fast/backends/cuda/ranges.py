@@ -57,14 +57,45 @@ class Ranges:
         return event
 
     @contextmanager
+    def synchronised(self, name: str) -> Iterator[None]:
+        """For work on another stream than the caller's. Timed, it waits for the device before and
+        after: what it measures does not overlap, which it otherwise would."""
+        if self._laps is None:
+            with self(name):
+                yield
+            return
+        self._wait()
+        start = time.perf_counter()
+        with self._mark(name):
+            yield
+        self._wait()
+        self._laps.append((name, start, time.perf_counter()))
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @property
+    def timing(self) -> bool:
+        return self._laps is not None
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """NVTX ranges and profiler records in this context, whatever the environment says."""
+        before, self._marked = self._marked, True
+        try:
+            yield
+        finally:
+            self._marked = before
+
+    @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:
         """Seconds by op, filled in when the context ends; waits for the device."""
         seconds: dict[str, float] = defaultdict(float)
         self._laps = []
         try:
             yield seconds
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            self._wait()
             for name, start, stop in self._laps:
                 is_event = isinstance(start, torch.cuda.Event)
                 seconds[name] += start.elapsed_time(stop) / 1e3 if is_event else stop - start

@@ -59,7 +59,7 @@ class DeviceTokens:
 
 
 def to_device(tokens: PackedTokens, device: torch.device) -> DeviceTokens:
-    """Tokens of numpy arrays are copied to ``device``; tensors that lie there are taken as views."""
+    """Numpy arrays are copied to ``device``; tensors that lie there are taken as views."""
     bands = _tensor(tokens.bands, device)
     unsigned = bands.dtype == torch.uint16
     host_offsets = _host(tokens.offsets)

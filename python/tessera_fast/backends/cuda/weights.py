@@ -33,7 +33,9 @@ class LayerWeights:
 @dataclass(frozen=True)
 class GruWeights:
     kind: str  # "custom_gru" | "torch_gru"
-    inputs: Linear  # [3D, D], gates r, z, candidate, with every bias that is added outside of a gate
+    inputs: (
+        Linear  # [3D, D], gates r, z, candidate, with every bias that is added outside of a gate
+    )
     gates: Linear  # [2D, D], or all [3D, D] of the torch GRU
     candidate: Linear | None  # [D, D] of the custom GRU, on r * h
     norm: Norm | None  # of the states, before the query
@@ -74,6 +76,7 @@ class _Source:
 
     def vector(self, name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self._arrays[name])).to(self._device)
+
     def joint(self, names: list[str]) -> Tensor:
         return torch.cat([self.vector(name) for name in names])
 
