@@ -99,25 +99,9 @@ def pack(
     """
     from . import _cpu
 
-    if not 0 <= seed < 2**64:
-        raise InputError(f"seed: expected 0..2^64 - 1, got {seed}")
-    window = observations.shape
-    seen = [o for o in observations.orbits if len(o.bands)]
-    dtype = _radar_dtype(observations, seen)
-    orbits = [(o.bands.astype(dtype, copy=False), _days(o.doys, o.bands), o.index) for o in seen]
-    _check_dates("Sentinel-2", observations.s2_bands.shape[0])
-    _check_dates("Sentinel-1", sum(len(bands) for bands, _, _ in orbits))
-    if spec.sampling == "v1.0" and not orbits and not spec.dummy_orbit:
-        raise InputError(
-            f"model {spec.name} draws from a pixel's Sentinel-1 dates and there are none: give at "
-            "least one orbit, or use v1.0-qat or a later model"
-        )
-    counted = [o.index for o in seen]
-    if spec.dummy_orbit:
-        orbits += [_dummy_orbit(i, window, dtype) for i in (0, 1) if i not in counted]
-        orbits.sort(key=lambda orbit: orbit[2])
+    orbits = radar_series(observations, spec, seed)
     s2 = observations.s2_bands
-    s2_parts = (s2, observations.s2_masks, _days(observations.s2_doys, s2))
+    s2_parts = (s2, observations.s2_masks, days_of(observations.s2_doys, s2))
     optical, radar, observed = _cpu.pack(
         s2_parts, orbits, spec.sampling, spec.needs_steps, binary_masks, row0, seed,
         threads or env.threads(),
@@ -125,8 +109,7 @@ def pack(
     counts = np.zeros((len(observed), 3), np.uint16)
     counts[:, 0] = observed[:, 0]
     for column, (_, _, index) in enumerate(orbits, start=1):
-        if index in counted:
-            counts[:, 1 + index] = observed[:, column]
+        counts[:, 1 + index] = observed[:, column]  # a dummy's zeros are not observed
     flag = observations.standardized
     return (
         PackedTokens(*optical, standardized=flag),
@@ -135,7 +118,33 @@ def pack(
     )
 
 
-def _days(doys: np.ndarray, bands: np.ndarray) -> np.ndarray:
+def radar_series(
+    observations: Observations, spec: ModelSpec, seed: int
+) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """(bands, days (T, H, W), index) of the orbits that are read, ascending before descending.
+
+    The bands have one dtype. Raises what `pack` raises for shapes and arguments alone.
+    """
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed: expected 0..2^64 - 1, got {seed}")
+    seen = [o for o in observations.orbits if len(o.bands)]
+    dtype = _radar_dtype(observations, seen)
+    orbits = [(o.bands.astype(dtype, copy=False), days_of(o.doys, o.bands), o.index) for o in seen]
+    _check_dates("Sentinel-2", observations.s2_bands.shape[0])
+    _check_dates("Sentinel-1", sum(len(bands) for bands, _, _ in orbits))
+    if spec.sampling == "v1.0" and not orbits and not spec.dummy_orbit:
+        raise InputError(
+            f"model {spec.name} draws from a pixel's Sentinel-1 dates and there are none: give at "
+            "least one orbit, or use v1.0-qat or a later model"
+        )
+    if spec.dummy_orbit:
+        absent = {0, 1} - {o.index for o in seen}
+        orbits += [_dummy_orbit(i, observations.shape, dtype) for i in absent]
+        orbits.sort(key=lambda orbit: orbit[2])
+    return orbits
+
+
+def days_of(doys: np.ndarray, bands: np.ndarray) -> np.ndarray:
     """(T,) or (T, H, W) days as a (T, H, W) int32 view."""
     days = np.asarray(doys, np.int32)
     if days.ndim == 1:

@@ -124,6 +124,11 @@ class CudaEncoder:
             self.encode(s2, s1, out)
         return dict(seconds)
 
+    @property
+    def width(self) -> int:
+        """Dimensions of the embedding."""
+        return self._spec.saved_dim
+
     def close(self) -> None:
         with self._lock:
             self._network = self._arena = self._replay = None

@@ -8,30 +8,40 @@ device.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.triton import ffn as ffn_kernel
 from ...kernels.triton.attention import attention
 from ...kernels.triton.attention_block import attention_block
-from ...kernels.triton.attention_block import fits as attention_block_fits
-from ...kernels.triton.elements import ELEMENTS
+from ...kernels.triton.elements import ACCURATE, ELEMENTS
 from ...kernels.triton.embed import embed
-from ...kernels.triton.gru import gru, gru_scratch
+from ...kernels.triton.ffn import ffn
+from ...kernels.triton.ffn import fits as ffn_fits
+from ...kernels.triton.gru import Scratch, gru, scratch_sizes
 from ...kernels.triton.linear import fits_row, linear, linear_norm
 from ...kernels.triton.norm import layer_norm, rms_norm_heads
 from ...kernels.triton.pool import pool, pool_steps
 from ...kernels.triton.quantize import finish
 from ...spec import ModelSpec
-from .arena import Arena, padded
+from .arena import Arena
 from .tokens import DeviceTokens, empty_stream
 from .weights import LayerWeights, NetworkWeights, Norm, StreamWeights
 
 Ranges = Callable[[str], AbstractContextManager[Any]]  # an op's name to what times or marks it
+WIDEST_BLOCK = 256  # see Route.of
 FUSION_HEADS = 4  # whatever the encoder's heads
+
+
+class Series(NamedTuple):
+    """Which rows of [N, D] are a pixel's, and how often each counts."""
+
+    offsets: Tensor  # [P + 1] int32
+    multiplicity: Tensor | None  # [N] int16; None: every row counts once
+    longest: int  # no pixel has more rows
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,11 @@ class Route:
         A block streams all its weights from L2 for some 64 to 128 tokens; beyond a width of 256
         that costs more than the hidden activations' trip through device memory.
         """
-        narrow = spec.d_model <= 256 and not spec.pre_norm
-        scaled = ELEMENTS[element].scaled
-        block = narrow and not spec.qk_norm and not scaled
+        narrow = spec.d_model <= WIDEST_BLOCK and not spec.pre_norm
+        plain = not spec.qk_norm and not ELEMENTS[element].scaled
         return Route(
-            attention_block=block and attention_block_fits(spec.d_model, spec.head_dim, element),
-            ffn_block=narrow and ffn_kernel.fits(spec.d_model),
+            attention_block=narrow and plain,
+            ffn_block=narrow and ffn_fits(spec.d_model),
         )
 
 
@@ -65,24 +74,25 @@ class Network:
     ) -> None:
         self.spec, self.weights, self.route, self.ranges = spec, weights, route, ranges
         self.storage = ELEMENTS[element].storage
+        self._accurate = ACCURATE.get(element, element)
         self._device = weights.table.device
         self._constants: dict[str, Tensor] = {}
 
     def token_bytes(self) -> int:
-        """Workspace of a token, at most: x, what attention makes of it, and the widest in between."""
+        """Workspace of a token, at most: x, its successor, and the widest of what lies between."""
         D, F = self.spec.d_model, self.spec.ff_dim
-        between = max(4 * D, F, 3 * D + 16 if self.spec.needs_steps else 0)
+        between = max(3 * D, F)
         return int((2 * D + between) * self.storage.itemsize)
 
     def pixel_bytes(self, steps: int) -> int:
         """Workspace of a pixel that reads ``steps`` steps, at most."""
         D, out = self.spec.d_model, self.spec.out_dim
-        fusion = 2 * (2 * D + max(4 * D, 2 * D)) if self.spec.fusion_layers else 0
+        fusion = 2 * (D + 3 * D) if self.spec.fusion_layers else 0  # of two tokens
         fused = (2 * D + 4 * D + fusion) * self.storage.itemsize + 4 * out + 16
         if not self.spec.needs_steps:
             return int(fused)
-        scratch = gru_scratch(self.spec.pooling, 1, D, self.storage)
-        recurrent = sum(padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in scratch)
+        scratch = scratch_sizes(1, D, self._accurate).values()
+        recurrent = sum(prod(shape) * dtype.itemsize for shape, dtype in scratch)
         return int(fused) + 4 * steps + recurrent
 
     def encode(
@@ -123,7 +133,8 @@ class Network:
         w: StreamWeights = getattr(self.weights, name)
         N, D = tokens.doy.numel(), self.spec.d_model
         with arena.frame():
-            x = arena.empty(N, D, dtype=self.storage)
+            x, spare = (arena.empty(N, D, dtype=self.storage) for _ in range(2))
+            series = Series(tokens.offsets, tokens.multiplicity, tokens.longest)
             with self.ranges("embed"):
                 embed(
                     tokens.bands, tokens.orbit, tokens.doy, w.mean, w.std, w.embed1, w.embed2,
@@ -131,9 +142,7 @@ class Network:
                     unsigned=tokens.unsigned,
                 )  # fmt: skip
             for layer in w.layers:
-                self._layer(
-                    layer, x, tokens.offsets, tokens.multiplicity, self.spec.num_heads, arena
-                )
+                x, spare = self._layer(layer, x, spare, series, self.spec.num_heads, arena)
             if w.gru is None:
                 with self.ranges("pool"):
                     pool(
@@ -143,85 +152,66 @@ class Network:
                 self._recur(w, x, tokens, arena, out, constant)
 
     def _layer(
-        self,
-        w: LayerWeights,
-        x: Tensor,
-        offsets: Tensor,
-        multiplicity: Tensor | None,
-        heads: int,
-        arena: Arena,
-    ) -> None:
-        """One transformer layer, in place on ``x`` [N, D]."""
+        self, w: LayerWeights, x: Tensor, spare: Tensor, series: Series, heads: int, arena: Arena
+    ) -> tuple[Tensor, Tensor]:
+        """One transformer layer of ``x`` [N, D]: where its output is, and the other buffer."""
         if self.spec.pre_norm:
-            return self._pre_norm_layer(w, x, offsets, multiplicity, heads, arena)
+            self._pre_norm_layer(w, x, spare, series, heads, arena)
+            return x, spare
         if self.route.attention_block:
             with self.ranges("attention_block"):
-                attention_block(x, w.qkv, w.out, *w.norm1, offsets, multiplicity, x, heads)
+                attention_block(x, w.qkv, w.out, *w.norm1, *series[:2], spare, heads, series.longest)
+            x, spare = spare, x
         else:
-            with arena.frame():
-                mixed = self._attend(w, x, offsets, multiplicity, heads, arena)
-                with self.ranges("out"):
-                    self._linear_norm(mixed, w.out, x, w.norm1)
+            self._attend(w, x, spare, series, heads, arena)
+            with self.ranges("out"):
+                self._linear_norm(spare, w.out, x, w.norm1)
         if self.route.ffn_block:
             with self.ranges("ffn"):
-                ffn_kernel.ffn(x, w.ff1, w.ff2, x, *w.norm2)
-            return
-        with arena.frame():
-            hidden = arena.empty(len(x), w.ff1.weight.shape[0], dtype=self.storage)
-            with self.ranges("ff1"):
-                linear(x, w.ff1, hidden, relu=True)
-            with self.ranges("ff2"):
-                self._linear_norm(hidden, w.ff2, x, w.norm2)
+                ffn(x, w.ff1, w.ff2, x, *w.norm2)
+        else:
+            with arena.frame():
+                hidden = self._hidden(w, x, arena)
+                with self.ranges("ff2"):
+                    self._linear_norm(hidden, w.ff2, x, w.norm2)
+        return x, spare
 
     def _pre_norm_layer(
-        self,
-        w: LayerWeights,
-        x: Tensor,
-        offsets: Tensor,
-        multiplicity: Tensor | None,
-        heads: int,
-        arena: Arena,
+        self, w: LayerWeights, x: Tensor, spare: Tensor, series: Series, heads: int, arena: Arena
     ) -> None:
-        N, D = x.shape
+        with self.ranges("norm"):
+            layer_norm(x, spare, *w.norm1)
+        self._attend(w, spare, spare, series, heads, arena)
+        with self.ranges("out"):
+            linear(spare, w.out, x, residual=x)
+        with self.ranges("norm"):
+            layer_norm(x, spare, *w.norm2)
         with arena.frame():
-            normed = arena.empty(N, D, dtype=self.storage)
-            with self.ranges("norm"):
-                layer_norm(x, normed, *w.norm1)
-            mixed = self._attend(w, normed, offsets, multiplicity, heads, arena)
-            with self.ranges("out"):
-                linear(mixed, w.out, x, residual=x)
-        with arena.frame():
-            normed = arena.empty(N, D, dtype=self.storage)
-            with self.ranges("norm"):
-                layer_norm(x, normed, *w.norm2)
-            hidden = arena.empty(N, w.ff1.weight.shape[0], dtype=self.storage)
-            with self.ranges("ff1"):
-                linear(normed, w.ff1, hidden, relu=True)
+            hidden = self._hidden(w, spare, arena)
             with self.ranges("ff2"):
                 linear(hidden, w.ff2, x, residual=x)
 
+    def _hidden(self, w: LayerWeights, x: Tensor, arena: Arena) -> Tensor:
+        hidden = arena.empty(len(x), w.ff1.weight.shape[0], dtype=self.storage)
+        with self.ranges("ff1"):
+            linear(x, w.ff1, hidden, relu=True)
+        return hidden
+
     def _attend(
-        self,
-        w: LayerWeights,
-        x: Tensor,
-        offsets: Tensor,
-        multiplicity: Tensor | None,
-        heads: int,
-        arena: Arena,
-    ) -> Tensor:
-        """Joint projection and attention: x [N, D] -> [N, D], heads joined."""
+        self, w: LayerWeights, x: Tensor, out: Tensor, series: Series, heads: int, arena: Arena
+    ) -> None:
+        """Joint projection and attention: x [N, D] -> out [N, D], heads joined; out may be x."""
         N, D = x.shape
-        qkv = arena.empty(N, 3 * D, dtype=self.storage)
-        with self.ranges("qkv"):
-            linear(x, w.qkv, qkv)
-        if w.q_norm is not None and w.k_norm is not None:
-            with self.ranges("norm"):
-                rms_norm_heads(qkv[:, :D], w.q_norm, heads)
-                rms_norm_heads(qkv[:, D : 2 * D], w.k_norm, heads)
-        mixed = arena.empty(N, D, dtype=self.storage)
-        with self.ranges("attention"):
-            attention(qkv, offsets, multiplicity, mixed, heads)
-        return mixed
+        with arena.frame():
+            qkv = arena.empty(N, 3 * D, dtype=self.storage)
+            with self.ranges("qkv"):
+                linear(x, w.qkv, qkv)
+            if w.q_norm is not None and w.k_norm is not None:
+                with self.ranges("norm"):
+                    rms_norm_heads(qkv[:, :D], w.q_norm, heads)
+                    rms_norm_heads(qkv[:, D : 2 * D], w.k_norm, heads)
+            with self.ranges("attention"):
+                attention(qkv, *series[:2], out, heads, self._accurate, series.longest)
 
     def _linear_norm(self, x: Tensor, w: Any, out: Tensor, norm: Norm) -> None:
         """out = LN(out + x W^T + b), in place on the residual stream."""
@@ -254,16 +244,14 @@ class Network:
             with self.ranges("gru_inputs"):
                 linear(x, w.gru.inputs, inputs)
             logits = arena.empty(tokens.steps.numel(), dtype=torch.float32)
-            scratch = [
-                arena.empty(*shape, dtype=dtype)
-                for shape, dtype in gru_scratch(w.gru.kind, tokens.pixels, D, self.storage)
-            ]
+            sizes = scratch_sizes(tokens.pixels, D, self._accurate)
+            scratch = {name: arena.empty(*s, dtype=d) for name, (s, d) in sizes.items()}
             with self.ranges("gru"):
                 gru(
-                    w.gru.kind, inputs, w.gru.gates, w.gru.candidate, w.gru.norm, w.query,
-                    w.query_bias, tokens.steps, tokens.step_offsets, tokens.offsets,
+                    w.gru.kind, inputs, w.gru.recurrent, w.gru.norm, w.query, w.query_bias,
+                    tokens.steps, tokens.step_offsets, tokens.offsets,
                     torch.from_numpy(order).to(x.device, non_blocking=True), active.tolist(),
-                    scratch, logits,
+                    Scratch(**scratch), logits,
                 )  # fmt: skip
             with self.ranges("pool"):
                 pool_steps(
@@ -277,9 +265,11 @@ class Network:
         x = fused.view(P, 2, D)
         x.copy_(x.float() + self.weights.modality)
         offsets = torch.arange(0, 2 * P + 1, 2, dtype=torch.int32, device=self._device)
+        y = x.view(2 * P, D)
+        spare = arena.empty(2 * P, D, dtype=self.storage)
         for layer in self.weights.fusion:
-            self._layer(layer, x.view(2 * P, D), offsets, None, FUSION_HEADS, arena)
-        return fused
+            y, spare = self._layer(layer, y, spare, Series(offsets, None, 2), FUSION_HEADS, arena)
+        return y.view(P, 2 * D)
 
     def _reduce(self, fused: Tensor, out: Tensor, arena: Arena) -> None:
         """[P, 2D] -> [P, E'] float32."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...spec import MAX_SEQUENCE
 from .arena import Arena
 from .forward import Network
 from .sink import Target
@@ -105,7 +106,8 @@ def _rounded_tokens(tokens: DeviceTokens) -> DeviceTokens:
         None,
         tokens.unsigned,
         tokens.standardized,
-        np.zeros(pixels + 1, np.int64),  # only its length is read where there is no recurrence
+        # read for how many pixels there are, and that none is longer than this
+        np.minimum(np.arange(pixels + 1) * MAX_SEQUENCE, MAX_SEQUENCE),
         None,
     )
 

@@ -33,6 +33,11 @@ class DeviceTokens:
     def pixels(self) -> int:
         return len(self.host_offsets) - 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pixel."""
+        return int(np.diff(self.host_offsets).max(initial=0))
+
     def slice(self, first: int, last: int) -> "DeviceTokens":
         """Pixels ``first`` to ``last`` (exclusive): views, but for the offsets."""
         n0, n1 = (int(self.host_offsets[p]) for p in (first, last))

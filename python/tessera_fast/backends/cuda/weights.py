@@ -36,8 +36,8 @@ class GruWeights:
     inputs: (
         Linear  # [3D, D], gates r, z, candidate, with every bias that is added outside of a gate
     )
-    gates: Linear  # [2D, D], or all [3D, D] of the torch GRU
-    candidate: Linear | None  # [D, D] of the custom GRU, on r * h
+    # on the state: gates r, z [2D, D] and candidate [D, D], or all [3D, D] of the torch GRU
+    recurrent: tuple[Linear, ...]
     norm: Norm | None  # of the states, before the query
 
 
@@ -179,8 +179,10 @@ def _gru(spec: ModelSpec, source: _Source, pool: str) -> GruWeights | None:
         return GruWeights(
             spec.pooling,
             prepare(inputs, biases, element),
-            prepare(gates, None, element),
-            prepare(source.vector(f"{cell}.W_hh.weight"), None, element),
+            (
+                prepare(gates, None, element),
+                prepare(source.vector(f"{cell}.W_hh.weight"), None, element),
+            ),
             source.norm(f"{pool}.layer_norm"),
         )
     if spec.pooling == "torch_gru":
@@ -188,8 +190,7 @@ def _gru(spec: ModelSpec, source: _Source, pool: str) -> GruWeights | None:
         return GruWeights(
             spec.pooling,
             source.linear_of(f"{cell}.weight_ih_l0", f"{cell}.bias_ih_l0", element),
-            source.linear_of(f"{cell}.weight_hh_l0", f"{cell}.bias_hh_l0", element),
-            None,
+            (source.linear_of(f"{cell}.weight_hh_l0", f"{cell}.bias_hh_l0", element),),
             None,
         )
     return None

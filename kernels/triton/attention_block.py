@@ -1,0 +1,306 @@
+"""out = LN(x + Wout attention(Wqkv x + bqkv) + bout), x read once and out written once.
+
+x and out [N, D] in the element's storage type; wqkv Linear [3D, D] (q | k | v) and wout Linear
+[D, D] of an element without scales, with biases; gamma, beta [D] float32; offsets int32 [P+1];
+multiplicity int16 [N] or None. attention.py has the formula of attention, and n <= 256.
+A program owns a pixel. Per head it projects q, k, v from x, attends, and adds o_h Wout_h to sums
+[ROWS, D] in registers; q, k, v, o are rounded to the element where the unfused kernels store
+them. Keys are all of the pixel's tokens, queries go in blocks of ROWS; k and v are projected again
+for every block. Widths go as two powers of two where that pads less (144 = 128 + 16, 36 = 32 + 16).
+Tiles of 16, 32, 64, 128, 256 by the pixel's own n, the last two in a launch of their own.
+
+Per token 8 D^2 + 4 n D FLOP and 2 D elements of memory, three reads of x from L2 included it is
+64 D^2 / n bytes of weights from L2 that bound it: 8 D^2 bytes per pixel and layer (bf16, 166 KB at
+D = 144, 524 KB at 256).
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention import LONGEST, SHORT, Plan, log2_multiplicity
+from .blocks import narrow, normalize, parts, power_of_two, product, row_sum, square_deviation
+from .elements import ELEMENTS, Linear
+
+EPS = 1e-5
+
+
+@triton.jit
+def _w(w, row, first, last, column, WIDTH: tl.constexpr, DEPTH: tl.constexpr, D: tl.constexpr,
+       EVEN: tl.constexpr):  # fmt: skip
+    """W[row + first .. + WIDTH, column .. + DEPTH]^T, zero from row + last on and from column D on.
+
+    EVEN: nothing is beyond."""
+    j = first + tl.arange(0, WIDTH)
+    c = column + tl.arange(0, DEPTH)
+    pointers = w + (row + j)[None, :] * D + c[:, None]
+    if EVEN:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(j < last)[None, :] & (c < D)[:, None], other=0.0)
+
+
+@triton.jit
+def _project(a, w, y0, y1, row, column, DEPTH: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
+             K1: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """y0 | y1 + a W[row .. row + K, column ..]^T. WHOLE: no column is beyond D."""
+    y0 = product(a, _w(w, row, 0, K, column, K0, DEPTH, D, WHOLE and K0 <= K), y0, PRECISION)
+    if K1 > 0:
+        EVEN: tl.constexpr = WHOLE and K0 + K1 == K
+        y1 = product(a, _w(w, row, K0, K, column, K1, DEPTH, D, EVEN), y1, PRECISION)
+    return y0, y1
+
+
+@triton.jit
+def _biased(y, bias, row, first, WIDTH: tl.constexpr, K: tl.constexpr, DTYPE: tl.constexpr):
+    j = first + tl.arange(0, WIDTH)
+    return narrow(y + tl.load(bias + row + j, mask=j < K, other=0.0)[None, :], DTYPE)
+
+
+@triton.jit
+def _x(x, rows, there, column, DEPTH: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr):
+    c = column + tl.arange(0, DEPTH)
+    mask = there[:, None]
+    if not WHOLE:
+        mask = mask & (c < D)[None, :]
+    return tl.load(x + rows[:, None] * D + c[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _head(x, w, bias, rows, there, head, Q: tl.constexpr, KV: tl.constexpr,
+          H: tl.constexpr, K: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr,
+          DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """q, k, v of one head for rows of x, each as two blocks of columns; zeros where not asked."""
+    D: tl.constexpr = H * K
+    R: tl.constexpr = rows.shape[0]
+    SPARE: tl.constexpr = K1 if K1 > 0 else 16
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    q0 = tl.zeros([R, K0], tl.float32)
+    q1 = tl.zeros([R, SPARE], tl.float32)
+    k0 = tl.zeros([R, K0], tl.float32)
+    k1 = tl.zeros([R, SPARE], tl.float32)
+    v0 = tl.zeros([R, K0], tl.float32)
+    v1 = tl.zeros([R, SPARE], tl.float32)
+    row = head * K
+    for column in range(0, D // DEPTH * DEPTH, DEPTH):
+        a = _x(x, rows, there, column, DEPTH, D, True)
+        if Q:
+            q0, q1 = _project(a, w, q0, q1, row, column, DEPTH, K, K0, K1, D, True, PRECISION)
+        if KV:
+            k0, k1 = _project(a, w, k0, k1, D + row, column, DEPTH, K, K0, K1, D, True, PRECISION)
+            v0, v1 = _project(
+                a, w, v0, v1, 2 * D + row, column, DEPTH, K, K0, K1, D, True, PRECISION
+            )
+    if REST > 0:
+        LAST: tl.constexpr = D // DEPTH * DEPTH
+        WHOLE: tl.constexpr = LAST + REST == D
+        a = _x(x, rows, there, LAST, REST, D, WHOLE)
+        if Q:
+            q0, q1 = _project(a, w, q0, q1, row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+        if KV:
+            k0, k1 = _project(a, w, k0, k1, D + row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+            v0, v1 = _project(a, w, v0, v1, 2 * D + row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+    return (
+        _biased(q0, bias, row, 0, K0, K, DTYPE), _biased(q1, bias, row, K0, SPARE, K, DTYPE),
+        _biased(k0, bias, D + row, 0, K0, K, DTYPE), _biased(k1, bias, D + row, K0, SPARE, K, DTYPE),
+        _biased(v0, bias, 2 * D + row, 0, K0, K, DTYPE),
+        _biased(v1, bias, 2 * D + row, K0, SPARE, K, DTYPE),
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_x(acc, x, bias, rows, there, first, WIDTH: tl.constexpr, D: tl.constexpr):
+    """acc + x + bias over the columns first .. first + WIDTH."""
+    c = first + tl.arange(0, WIDTH)
+    block = _x(x, rows, there, first, WIDTH, D, first + WIDTH <= D)
+    return acc + (block.to(tl.float32) + tl.load(bias + c, mask=c < D, other=0.0)[None, :])
+
+
+@triton.jit
+def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n,
+             H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, EPSILON: tl.constexpr,
+             K0: tl.constexpr, K1: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+             DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """The rows start .. start + ROWS of a pixel; x and out point to its first."""
+    D: tl.constexpr = H * K
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    queries = start + tl.arange(0, ROWS)
+    keys = tl.arange(0, TILE)
+    asked = queries < n
+    SPARE: tl.constexpr = D1 if D1 > 0 else 16
+    acc0 = tl.zeros([ROWS, D0], tl.float32)
+    acc1 = tl.zeros([ROWS, SPARE], tl.float32)
+    for head in range(0, H):
+        if ROWS == TILE:
+            q0, q1, k0, k1, v0, v1 = _head(x, wqkv, bqkv, queries, asked, head, True, True,
+                                           H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
+        else:
+            _, _, k0, k1, v0, v1 = _head(x, wqkv, bqkv, keys, keys < n, head, False, True,
+                                         H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
+            q0, q1, _, _, _, _ = _head(x, wqkv, bqkv, queries, asked, head, True, False,
+                                       H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
+        s = product(q0, tl.trans(k0), None, PRECISION)
+        if K1 > 0:
+            s = product(q1, tl.trans(k1), s, PRECISION)
+        s = s * SCALE + log2_m[None, :]
+        p = tl.exp2(s - tl.max(s, 1)[:, None])
+        total = tl.sum(p, 1)
+        p = narrow(p, DTYPE)
+        o = narrow(product(p, v0, None, PRECISION) / total[:, None], DTYPE)
+        EVEN: tl.constexpr = K0 <= K and D0 <= D
+        # out_proj: rows are the D outputs, columns those of the head
+        acc0 = product(o, _wout(wout, head * K, 0, K0, 0, D0, K, D, EVEN), acc0, PRECISION)
+        if D1 > 0:
+            acc1 = product(o, _wout(wout, head * K, 0, K0, D0, D1, K, D, False), acc1, PRECISION)
+        if K1 > 0:
+            o = narrow(product(p, v1, None, PRECISION) / total[:, None], DTYPE)
+            acc0 = product(o, _wout(wout, head * K, K0, K1, 0, D0, K, D, False), acc0, PRECISION)
+            if D1 > 0:
+                b = _wout(wout, head * K, K0, K1, D0, D1, K, D, False)
+                acc1 = product(o, b, acc1, PRECISION)
+
+    c0 = tl.arange(0, D0)
+    c1 = D0 + tl.arange(0, SPARE)
+    acc0 = _add_x(acc0, x, bout, queries, asked, 0, D0, D)
+    mean = row_sum(acc0, c0, D)
+    if D1 > 0:
+        acc1 = _add_x(acc1, x, bout, queries, asked, D0, D1, D)
+        mean += row_sum(acc1, c1, D)
+    mean = mean / D
+    squares = square_deviation(acc0, mean, c0, D)
+    if D1 > 0:
+        squares += square_deviation(acc1, mean, c1, D)
+    rstd = 1.0 / tl.sqrt(squares / D + EPSILON)
+    out += queries[:, None] * D
+    y = narrow(normalize(acc0, mean, rstd, gamma, beta, c0, D), DTYPE)
+    tl.store(out + c0[None, :], y, mask=asked[:, None] & (c0 < D)[None, :])
+    if D1 > 0:
+        y = narrow(normalize(acc1, mean, rstd, gamma, beta, c1, D), DTYPE)
+        tl.store(out + c1[None, :], y, mask=asked[:, None] & (c1 < D)[None, :])
+
+
+@triton.jit
+def _wout(w, column, first, WIDTH: tl.constexpr, row: tl.constexpr, ROWS: tl.constexpr,
+          K: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Wout[row .. + ROWS, column + first .. + WIDTH]^T, zero beyond the head and beyond D."""
+    j = first + tl.arange(0, WIDTH)
+    r = row + tl.arange(0, ROWS)
+    pointers = w + r[None, :] * D + (column + j)[:, None]
+    if EVEN:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(j < K)[:, None] & (r < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n,
+           H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, EPSILON: tl.constexpr,
+           K0: tl.constexpr, K1: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+           DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+           WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    log2_m = log2_multiplicity(multiplicity, row, n, TILE, WEIGHTED)
+    x += row * (H * K)
+    out += row * (H * K)
+    if ROWS >= TILE:
+        _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, 0, n, H, K, SCALE, EPSILON,
+                 K0, K1, D0, D1, DEPTH, REST, TILE, TILE, PRECISION)  # fmt: skip
+    else:
+        for start in range(0, n, ROWS):
+            _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n, H, K, SCALE,
+                     EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, TILE, PRECISION)  # fmt: skip
+
+
+@triton.jit
+def attention_block_kernel(x, wqkv, bqkv, wout, bout, gamma, beta, offsets, multiplicity, out,
+                           H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr,
+                           EPSILON: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr,
+                           D0: tl.constexpr, D1: tl.constexpr, DEPTH: tl.constexpr,
+                           REST: tl.constexpr, ROWS: tl.constexpr, SHORT_ONES: tl.constexpr,
+                           WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Grid [P]. SHORT_ONES: pixels of 1 .. 64 tokens, else those of 65 .. 256."""
+    start = tl.load(offsets + tl.program_id(0))
+    n = tl.load(offsets + tl.program_id(0) + 1) - start
+    row = start.to(tl.int64)
+    if SHORT_ONES:
+        if n > 0:
+            if n <= 16:
+                _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 16, WEIGHTED,
+                       PRECISION)  # fmt: skip
+            elif n <= 32:
+                _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 32, WEIGHTED,
+                       PRECISION)  # fmt: skip
+            elif n <= 64:
+                _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 64, WEIGHTED,
+                       PRECISION)  # fmt: skip
+    elif n > 64:
+        if n <= 128:
+            _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K, SCALE,
+                   EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 128, WEIGHTED,
+                   PRECISION)  # fmt: skip
+        else:
+            _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K, SCALE,
+                   EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 256, WEIGHTED,
+                   PRECISION)  # fmt: skip
+
+
+def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool) -> Plan:
+    """Sizes of a launch, from the model's shape alone."""
+    kind = ELEMENTS[element]
+    width = heads * head_width
+    k0, k1 = parts(head_width)
+    d0, d1 = parts(width)
+    depth = 64
+    rest = width % depth
+    constants = {
+        "H": heads,
+        "K": head_width,
+        "SCALE": math.log2(math.e) / math.sqrt(head_width),  # logits in base 2
+        "EPSILON": EPS,
+        "K0": k0,
+        "K1": k1,
+        "D0": d0,
+        "D1": d1,
+        "DEPTH": depth,
+        "REST": max(16, power_of_two(rest)) if rest else 0,
+        "ROWS": 64 if short else 128,
+        "SHORT_ONES": short,
+        "WEIGHTED": weighted,
+        "PRECISION": kind.input_precision,
+    }
+    warps = 4 if short else 8
+    if width > 160:
+        warps *= 2
+    return Plan(constants, {"num_warps": warps, "num_stages": 2})
+
+
+def attention_block(
+    x: torch.Tensor,
+    wqkv: Linear,
+    wout: Linear,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    offsets: torch.Tensor,
+    multiplicity: torch.Tensor | None,
+    out: torch.Tensor,
+    heads: int,
+    longest: int = LONGEST,
+) -> None:
+    """Fill out [N, D], which is not x. ``longest``: no pixel has more tokens; spares a launch."""
+    pixels, width = offsets.numel() - 1, x.shape[1]
+    if pixels == 0:
+        return
+    for short in (True, False):
+        if not short and longest <= SHORT:
+            continue
+        weighted = multiplicity is not None
+        constants, options = plan(heads, width // heads, wqkv.element, weighted, short)
+        attention_block_kernel[(pixels,)](
+            x, wqkv.weight, wqkv.bias, wout.weight, wout.bias, gamma, beta, offsets, multiplicity,
+            out, **constants, **options,
+        )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Pieces of the kernels: products, rounding, quantised rows, LayerNorm over two blocks.
+
+The interpreter multiplies the bit patterns of bfloat16, truncates where a device rounds to nearest
+even, and has no exact path for e4m3. Where EMULATED, products and roundings are spelled out in
+float32, so that every element gives what a device gives, up to the order of sums.
+"""
+
+import triton
+import triton.language as tl
+
+from .device import INTERPRETED
+
+EMULATED = tl.constexpr(INTERPRETED)
+# Adding 1.5 * 2^23 leaves no bit below 1: the sum is rounded to nearest even, and its low byte is
+# the integer in two's complement.
+_ROUND = tl.constexpr(12582912.0)
+_SMALLEST_MAXIMUM = tl.constexpr(1e-30)  # of a row: a row of zeros stays zeros
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, or a b if acc is None: float32, or int32 of int8."""
+    if EMULATED:
+        if a.dtype != tl.int8:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+    SUM: tl.constexpr = tl.int32 if a.dtype == tl.int8 else tl.float32
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=SUM)
+
+
+@triton.jit
+def _round_bits(x, BITS: tl.constexpr):
+    """float32 without its last BITS bits, to nearest even."""
+    u = x.to(tl.uint32, bitcast=True)
+    u = u + ((1 << (BITS - 1)) - 1) + ((u >> BITS) & 1)
+    return ((u >> BITS) << BITS).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """float32 to DTYPE, to nearest even."""
+    if EMULATED:
+        if DTYPE == tl.bfloat16:
+            x = _round_bits(x, 16)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def quantize(x, inverse, DTYPE: tl.constexpr):
+    """Codes of DTYPE, int8 or e4m3: x [R, K] float32 times inverse [R], to nearest even."""
+    y = x * inverse[:, None]
+    if DTYPE == tl.int8:
+        return (y + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    elif EMULATED:  # stays float32: below 2^-6 the step is 2^-9, above there are 3 bits
+        STEP: tl.constexpr = _ROUND * 2.0**-9
+        return tl.where(tl.abs(y) < 2.0**-6, (y + STEP) - STEP, _round_bits(y, 20))
+    else:
+        return y.to(DTYPE)
+
+
+@triton.jit
+def largest_of_rows(x):
+    """The largest absolute value of each row of x [R, K], float32 [R]."""
+    return tl.max(tl.abs(x.to(tl.float32)), axis=1)
+
+
+@triton.jit
+def row_scale(largest, TOP: tl.constexpr):
+    """(scale, 1 / scale) of rows whose largest absolute value becomes the code TOP."""
+    largest = tl.maximum(largest, _SMALLEST_MAXIMUM)
+    return largest / TOP, TOP / largest
+
+
+@triton.jit
+def row_sum(x, cols, N: tl.constexpr):
+    """Sums over the columns below N of x [R, B] float32."""
+    return tl.sum(tl.where((cols < N)[None, :], x, 0.0), axis=1)
+
+
+@triton.jit
+def normalize(x, mean, rstd, gamma, beta, cols, N: tl.constexpr):
+    """(x - mean) rstd gamma + beta; gamma and beta point to float32 [N], or are None."""
+    y = (x - mean[:, None]) * rstd[:, None]
+    if gamma is not None:
+        y = y * tl.load(gamma + cols, mask=cols < N, other=0.0)[None, :]
+    if beta is not None:
+        y = y + tl.load(beta + cols, mask=cols < N, other=0.0)[None, :]
+    return y
+
+
+@triton.jit
+def square_deviation(x, mean, cols, N: tl.constexpr):
+    """Sums over the columns below N of (x - mean)^2, x [R, B] float32."""
+    centred = x - mean[:, None]
+    return row_sum(centred * centred, cols, N)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def parts(n: int, smallest: int = 16) -> tuple[int, int]:
+    """One block of at least ``smallest`` columns over n, or two where they cover n with less."""
+    whole = max(power_of_two(n), smallest)
+    first = max(1 << (n.bit_length() - 1), smallest)
+    rest = max(power_of_two(n - first), smallest) if n > first else 0
+    return (first, rest) if first + rest < whole else (whole, 0)
