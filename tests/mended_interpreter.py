@@ -1,7 +1,7 @@
 """Triton's interpreter (3.6), mended where it is wrong or fails.
 
-- It keeps bfloat16 as uint16 and multiplies those bits. Here products take the values, and float32
-  becomes bfloat16 by rounding to nearest even, as every GPU does it.
+- It keeps bfloat16 as uint16 and multiplies those bits. Here products take the values.
+- float32 becomes bfloat16 and float8 e4m3 by rounding to nearest even, as every GPU does it.
 - A scalar is an array of one element, which numpy 2.4 no longer takes as an int.
 """
 
@@ -26,8 +26,9 @@ def install() -> None:
         return plain_dot(self, a, b, d, *options)
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
-        if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
-            return TensorHandle(rounded(source.data), tl.bfloat16)
+        if source.dtype.scalar == tl.float32 and to.scalar in (tl.bfloat16, tl.float8e4nv):
+            rounds = rounded if to.scalar == tl.bfloat16 else rounded_to_e4m3
+            return TensorHandle(rounds(source.data), to.scalar)
         if source.dtype.scalar == tl.bfloat16 and to.scalar == tl.float32:
             return TensorHandle(widened(source.data), tl.float32)
         return plain_cast(self, source, to)
@@ -38,8 +39,9 @@ def install() -> None:
     plain_convert = InterpreterBuilder.create_fp_to_fp
 
     def create_fp_to_fp(self: Any, source: Any, to: Any, rounding: Any) -> Any:
-        if tl.bfloat16 in (source.dtype.scalar, to.scalar) and tl.float32 in (
-            source.dtype.scalar, to.scalar,
+        pair = (source.dtype.scalar, to.scalar)
+        if pair in (
+            (tl.bfloat16, tl.float32), (tl.float32, tl.bfloat16), (tl.float32, tl.float8e4nv),
         ):  # fmt: skip
             return cast_impl(self, source, to)
         return plain_convert(self, source, to, rounding)
@@ -65,3 +67,11 @@ def rounded(values: np.ndarray) -> np.ndarray:
     even = ((bits >> 16) & 1) + np.uint32(0x7FFF)
     out = ((bits + even) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), out).reshape(np.shape(values))
+
+
+def rounded_to_e4m3(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of float8 e4m3 (finite, NaN without infinity)."""
+    import torch
+
+    wide = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy().reshape(np.shape(values))

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from oracle import BF16_RTOL, OP_RTOL
-from triton_cases import DEVICE, NAMES, UNSCALED, Guarded, Random, operand, strided, weight, wide
 
+from oracle import BF16_RTOL, OP_RTOL
 from tessera_fast.kernels.triton.device import capability
 from tessera_fast.kernels.triton.elements import ELEMENTS, Linear, prepare
 from tessera_fast.kernels.triton.embed import embed
 from tessera_fast.kernels.triton.ffn import config, ffn, fits
+from triton_cases import DEVICE, NAMES, UNSCALED, Guarded, Random, operand, strided, weight, wide
 
 # Proposed for oracle.py: as in test_triton_linear.py.
 STORED_RTOL = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: BF16_RTOL}

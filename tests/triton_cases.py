@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("triton", reason="the GPU kernels need triton")
 
-from tessera_fast.kernels.triton.device import INTERPRETED  # noqa: E402
-from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear  # noqa: E402
+from tessera_fast.kernels.triton.device import INTERPRETED
+from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear
 
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not set", allow_module_level=True)
@@ -22,7 +22,9 @@ GUARD = 3  # rows before and behind an output
 
 
 def _multiplies(element: str) -> bool:
-    return element != "fp8" or INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
+    if INTERPRETED:
+        return element != "tf32"  # is fp32 there
+    return element != "fp8" or torch.cuda.get_device_capability() >= (8, 9)
 
 
 NAMES = [name for name in ELEMENTS if _multiplies(name)]  # the elements that run here
@@ -100,6 +102,7 @@ def operand(x: torch.Tensor, element: str) -> torch.Tensor:
         return x.to(kind.storage).to(torch.float64)
     top = LARGEST[kind.operand]
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-30)
-    codes = x * (top / largest)
+    # not top / largest, which torch computes as top * (1 / largest)
+    codes = x * (torch.full_like(largest, top) / largest)
     codes = torch.round(codes) if kind.operand == torch.int8 else codes.to(kind.operand)
     return codes.to(torch.float64) * (largest.to(torch.float64) / top)

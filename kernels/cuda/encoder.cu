@@ -3,8 +3,8 @@
 //   pooled[p] = sum over its tokens of softmax(query . x + log multiplicity) x
 //   x_0 = W2 relu(W1 (bands - mean[orbit]) / (std[orbit] + 1e-9) + b1) + b2 + table[doy]
 // Inputs, outputs and layouts: encoder.h, encoder.cuh. One block works on whole pixels of at most
-// Sizes::kTokens tokens, chosen by `schedule_kernel`; blocks stay and take the next ones of the
-// schedule, so that weights keep streaming. A pixel is pooled by one warp. The first product is
+// Sizes::kTokens tokens, chosen by `schedule_kernel`; the grid is a bound that the host knows, and
+// blocks beyond the schedule exit. A pixel is pooled by one warp. The first product is
 // done in two parts of each operand (high + low), which is float32 to 2^-16: bands and statistics
 // are the only inputs whose rounding would be shared by all of a pixel's later values.
 #include "encoder.h"
@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(32 * kSchedulers) schedule_kernel(ScheduleArgu
   if (threadIdx.x == 0) a.schedule[0] = blocks;
 }
 
-// A block of the schedule: its pixels, and where its tokens start.
+// This block's pixels, and where its tokens start.
 struct Run {
   int first_pixel, last_pixel, token, tokens;
 
-  __device__ __forceinline__ Run(const int32_t* schedule, const int32_t* offsets, int block)
-      : first_pixel(schedule[1 + 2 * block]),
-        last_pixel(schedule[2 + 2 * block]),
+  __device__ __forceinline__ Run(const int32_t* schedule, const int32_t* offsets)
+      : first_pixel(schedule[1 + 2 * blockIdx.x]),
+        last_pixel(schedule[2 + 2 * blockIdx.x]),
         token(offsets[first_pixel]),
         tokens(offsets[last_pixel] - offsets[first_pixel]) {}
 };
@@ -248,78 +248,74 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) network_kernel(NetworkArguments a) {
   TESSERA_DYNAMIC_SHARED(bytes);
   const Shared<S> shared(bytes);
-  Weights<S> weights(a.weights, shared.chunks, S::kEmbedChunks + a.layers * S::kLayerChunks);
-  for (int block = blockIdx.x; block < a.schedule[0]; block += gridDim.x) {
-    if (const Run run(a.schedule, a.offsets, block); run.tokens > 0) {
-      const Place<S> at(run.tokens);
-      const Rows<S> rows(shared, at);
-      describe_tokens<S>(shared, run, a.offsets, a.multiplicity);
-      embed_block<S>(weights, shared, at, rows, a, run);
-      const int end = S::kEmbedParameters + a.layers * S::kLayerParameters;
+  if (int(blockIdx.x) >= a.schedule[0]) return;
+  if (const Run run(a.schedule, a.offsets); run.tokens > 0) {
+    Weights<S> weights(a.weights, shared.chunks);
+    const Place<S> at(run.tokens);
+    const Rows<S> rows(shared, at);
+    describe_tokens<S>(shared, run, a.offsets, a.multiplicity);
+    embed_block<S>(weights, shared, at, rows, a, run);
+    const int end = S::kEmbedParameters + a.layers * S::kLayerParameters;
 #pragma unroll 1
-      for (int layer = S::kEmbedParameters; layer < end; layer += S::kLayerParameters) {
-        float c[S::kTiles][S::kColumns][4];
-        layer_block<S>(weights, shared, at, rows, a.parameters + layer, c);
-        if (layer + S::kLayerParameters < end)
-          store_all<S>(rows, c);
-        else
-          score_states<S>(shared, at, a.parameters, c);
-      }
-      __syncthreads();  // states and scores
+    for (int layer = S::kEmbedParameters; layer < end; layer += S::kLayerParameters) {
+      float c[S::kTiles][S::kColumns][4];
+      layer_block<S>(weights, shared, at, rows, a.parameters + layer, c);
+      if (layer + S::kLayerParameters < end)
+        store_all<S>(rows, c);
+      else
+        score_states<S>(shared, at, a.parameters, c);
     }
-    // Read again: kept, it would take registers through all layers.
-    const Run run(a.schedule, a.offsets, block);
-    for (int p = run.first_pixel + int(threadIdx.x) / 32; p < run.last_pixel; p += S::kWarps)
-      pool_pixel<S>(shared, a, p, a.offsets[p] - run.token, a.offsets[p + 1] - run.token,
-                    int(threadIdx.x) % 32);
-    __syncthreads();  // before the next run's tokens are described
+    wait_copies<0>();
+    __syncthreads();  // states and scores
   }
-  wait_copies<0>();
+  // Read again: kept, it would take registers through all layers.
+  const Run run(a.schedule, a.offsets);
+  for (int p = run.first_pixel + int(threadIdx.x) / 32; p < run.last_pixel; p += S::kWarps)
+    pool_pixel<S>(shared, a, p, a.offsets[p] - run.token, a.offsets[p + 1] - run.token,
+                  int(threadIdx.x) % 32);
 }
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) layer_kernel(LayerArguments a) {
   TESSERA_DYNAMIC_SHARED(bytes);
   const Shared<S> shared(bytes);
-  Weights<S> weights(a.weights, shared.chunks, S::kLayerChunks);
-  for (int block = blockIdx.x; block < a.schedule[0]; block += gridDim.x) {
-    const Run run(a.schedule, a.offsets, block);
-    const Place<S> at(run.tokens);
-    if (run.tokens == 0) continue;
-    describe_tokens<S>(shared, run, a.offsets, a.multiplicity);
-    const Rows<S> rows(shared, at);
-    // Words of rows g and g + 8, columns 2t and 2t + 8 of a k16 step.
-    const auto word = [&](int m, int k, int i) {
-      const int row = at.row + 16 * m + at.g + 8 * (i % 2);
-      return row < run.tokens ? int64_t(run.token + row) * (S::D / 2) + 8 * k + at.t + 4 * (i / 2)
-                              : -1;
-    };
-    for (int m = 0; m < S::kTiles; ++m)
-      for (int k = 0; k < S::kSteps; ++k) {
-        uint32_t x[4];
+  if (int(blockIdx.x) >= a.schedule[0]) return;
+  const Run run(a.schedule, a.offsets);
+  if (run.tokens == 0) return;
+  Weights<S> weights(a.weights, shared.chunks);
+  const Place<S> at(run.tokens);
+  describe_tokens<S>(shared, run, a.offsets, a.multiplicity);
+  const Rows<S> rows(shared, at);
+  // Words of rows g and g + 8, columns 2t and 2t + 8 of a k16 step.
+  const auto word = [&](int m, int k, int i) {
+    const int row = at.row + 16 * m + at.g + 8 * (i % 2);
+    return row < run.tokens ? int64_t(run.token + row) * (S::D / 2) + 8 * k + at.t + 4 * (i / 2)
+                            : -1;
+  };
+  for (int m = 0; m < S::kTiles; ++m)
+    for (int k = 0; k < S::kSteps; ++k) {
+      uint32_t x[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t from = word(m, k, i);
-          x[i] = from < 0 ? 0 : static_cast<const uint32_t*>(a.x)[from];
-        }
-        rows.store(m, k, x);
+      for (int i = 0; i < 4; ++i) {
+        const int64_t from = word(m, k, i);
+        x[i] = from < 0 ? 0 : static_cast<const uint32_t*>(a.x)[from];
       }
-    float c[S::kTiles][S::kColumns][4];
-    layer_block<S>(weights, shared, at, rows, a.parameters, c);
+      rows.store(m, k, x);
+    }
+  float c[S::kTiles][S::kColumns][4];
+  layer_block<S>(weights, shared, at, rows, a.parameters, c);
 #pragma unroll
-    for (int m = 0; m < S::kTiles; ++m)
+  for (int m = 0; m < S::kTiles; ++m)
 #pragma unroll
-      for (int k = 0; k < S::kSteps; ++k) {
-        uint32_t y[4];
-        pack_tiles<S::E>(y, c[m][2 * k], c[m][2 * k + 1]);
+    for (int k = 0; k < S::kSteps; ++k) {
+      uint32_t y[4];
+      pack_tiles<S::E>(y, c[m][2 * k], c[m][2 * k + 1]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t to = word(m, k, i);
-          if (to >= 0) static_cast<uint32_t*>(a.y)[to] = y[i];
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int64_t to = word(m, k, i);
+        if (to >= 0) static_cast<uint32_t*>(a.y)[to] = y[i];
       }
-    __syncthreads();  // before the next run's tokens are described
-  }
+    }
   wait_copies<0>();
 }
 

@@ -109,12 +109,13 @@ class Rows {
   uint4* at_;
 };
 
-// The chunks of a network, over and over. The one after next is on its way while one is read.
+// The chunks, in their order. The next one is on its way while one is read; the last is followed by
+// one more, which nobody reads.
 template <class S>
 class Weights {
  public:
-  __device__ __forceinline__ Weights(const void* weights, unsigned char* buffers, int chunks)
-      : weights_(static_cast<const unsigned char*>(weights)), buffers_(buffers), chunks_(chunks) {
+  __device__ __forceinline__ Weights(const void* weights, unsigned char* buffers)
+      : weights_(static_cast<const unsigned char*>(weights)), buffers_(buffers) {
     fetch();
   }
 
@@ -130,18 +131,17 @@ class Weights {
 
  private:
   __device__ __forceinline__ void fetch() {
-    const int chunk = next_ < chunks_ ? next_ : next_ - chunks_;
-    const unsigned char* from = weights_ + int64_t(chunk) * S::kChunkBytes;
+    const unsigned char* from = weights_ + int64_t(next_) * S::kChunkBytes;
     unsigned char* to = buffers_ + (next_ & 1) * S::kChunkBytes;
     for (int i = threadIdx.x * 16; i < S::kChunkBytes; i += S::kThreads * 16)
       copy_async(to + i, from + i);
     commit_copies();
-    next_ = next_ + 1 == 2 * chunks_ ? 0 : next_ + 1;
+    ++next_;
   }
 
   const unsigned char* weights_;
   unsigned char* buffers_;
-  int chunks_, next_ = 0;  // modulo twice their number: its last bit is the buffer
+  int next_ = 0;
 };
 
 // c[tile][n8][4] = bias[8 n8 + column], the same for every row.
@@ -251,7 +251,7 @@ __device__ __forceinline__ void layer_norm(float (&c)[S::kTiles][S::kColumns][4]
   }
 #pragma unroll
   for (int j = 0; j < S::kColumns; ++j) {
-    if (j % 4 == 0) __syncwarp();  // else all loads are hoisted, and registers run out
+    if (S::kTiles == 1 && j % 4 == 0) __syncwarp();  // else loads are hoisted, and registers spill
     const float2 w = *reinterpret_cast<const float2*>(norm + 8 * j + 2 * t);
     const float2 b = *reinterpret_cast<const float2*>(norm + S::D + 8 * j + 2 * t);
 #pragma unroll

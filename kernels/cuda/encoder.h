@@ -56,7 +56,7 @@ struct FusedShape {
 };
 
 // False where no kernel of that shape exists. `float16`: the element, else bfloat16. `blocks`: of
-// the grid, any number; they take the schedule's blocks in turn.
+// the grid, at least the schedule's.
 bool encode_network(const FusedShape& shape, bool float16, int blocks, uintptr_t stream,
                     const NetworkArguments& arguments);
 bool encode_layer(const FusedShape& shape, bool float16, int blocks, uintptr_t stream,

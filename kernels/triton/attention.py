@@ -89,10 +89,10 @@ def _pixel(qkv, multiplicity, out, first_row, n, head,
     if ROWS >= TILE:
         _queries(qkv, bias, out, first_row, 0, n, head, D, K, SCALE, CHUNK, TILE, TILE, PRECISION)
     else:
-        for start in range(0, n, ROWS):
-            _queries(
-                qkv, bias, out, first_row, start, n, head, D, K, SCALE, CHUNK, ROWS, TILE, PRECISION
-            )
+        for start in range(0, TILE, ROWS):
+            if start < n:
+                _queries(qkv, bias, out, first_row, start, n, head, D, K, SCALE, CHUNK, ROWS, TILE,
+                         PRECISION)  # fmt: skip
 
 
 @triton.jit

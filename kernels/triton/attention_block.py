@@ -69,10 +69,9 @@ def _x(x, rows, there, column, DEPTH: tl.constexpr, D: tl.constexpr, WHOLE: tl.c
 
 
 @triton.jit
-def _head(x, w, bias, rows, there, head, Q: tl.constexpr, KV: tl.constexpr,
-          H: tl.constexpr, K: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr,
-          DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """q, k, v of one head for rows of x, each as two blocks of columns; zeros where not asked."""
+def _qkv(x, w, bias, rows, there, head, H: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
+         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """q, k, v of one head for rows of x, each as two blocks of columns, in one pass over x."""
     D: tl.constexpr = H * K
     R: tl.constexpr = rows.shape[0]
     SPARE: tl.constexpr = K1 if K1 > 0 else 16
@@ -83,31 +82,46 @@ def _head(x, w, bias, rows, there, head, Q: tl.constexpr, KV: tl.constexpr,
     k1 = tl.zeros([R, SPARE], tl.float32)
     v0 = tl.zeros([R, K0], tl.float32)
     v1 = tl.zeros([R, SPARE], tl.float32)
-    row = head * K
+    q = head * K
+    k = D + q
+    v = D + k
     for column in range(0, D // DEPTH * DEPTH, DEPTH):
         a = _x(x, rows, there, column, DEPTH, D, True)
-        if Q:
-            q0, q1 = _project(a, w, q0, q1, row, column, DEPTH, K, K0, K1, D, True, PRECISION)
-        if KV:
-            k0, k1 = _project(a, w, k0, k1, D + row, column, DEPTH, K, K0, K1, D, True, PRECISION)
-            v0, v1 = _project(
-                a, w, v0, v1, 2 * D + row, column, DEPTH, K, K0, K1, D, True, PRECISION
-            )
+        q0, q1 = _project(a, w, q0, q1, q, column, DEPTH, K, K0, K1, D, True, PRECISION)
+        k0, k1 = _project(a, w, k0, k1, k, column, DEPTH, K, K0, K1, D, True, PRECISION)
+        v0, v1 = _project(a, w, v0, v1, v, column, DEPTH, K, K0, K1, D, True, PRECISION)
     if REST > 0:
         LAST: tl.constexpr = D // DEPTH * DEPTH
         WHOLE: tl.constexpr = LAST + REST == D
         a = _x(x, rows, there, LAST, REST, D, WHOLE)
-        if Q:
-            q0, q1 = _project(a, w, q0, q1, row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
-        if KV:
-            k0, k1 = _project(a, w, k0, k1, D + row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
-            v0, v1 = _project(a, w, v0, v1, 2 * D + row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+        q0, q1 = _project(a, w, q0, q1, q, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+        k0, k1 = _project(a, w, k0, k1, k, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+        v0, v1 = _project(a, w, v0, v1, v, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
     return (
-        _biased(q0, bias, row, 0, K0, K, DTYPE), _biased(q1, bias, row, K0, SPARE, K, DTYPE),
-        _biased(k0, bias, D + row, 0, K0, K, DTYPE), _biased(k1, bias, D + row, K0, SPARE, K, DTYPE),
-        _biased(v0, bias, 2 * D + row, 0, K0, K, DTYPE),
-        _biased(v1, bias, 2 * D + row, K0, SPARE, K, DTYPE),
+        _biased(q0, bias, q, 0, K0, K, DTYPE), _biased(q1, bias, q, K0, SPARE, K, DTYPE),
+        _biased(k0, bias, k, 0, K0, K, DTYPE), _biased(k1, bias, k, K0, SPARE, K, DTYPE),
+        _biased(v0, bias, v, 0, K0, K, DTYPE), _biased(v1, bias, v, K0, SPARE, K, DTYPE),
     )  # fmt: skip
+
+
+@triton.jit
+def _one(x, w, bias, rows, there, row, D: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
+         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One of q, k, v, whose rows of W begin at ``row``: a third of the registers of _qkv."""
+    R: tl.constexpr = rows.shape[0]
+    SPARE: tl.constexpr = K1 if K1 > 0 else 16
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    y0 = tl.zeros([R, K0], tl.float32)
+    y1 = tl.zeros([R, SPARE], tl.float32)
+    for column in range(0, D // DEPTH * DEPTH, DEPTH):
+        a = _x(x, rows, there, column, DEPTH, D, True)
+        y0, y1 = _project(a, w, y0, y1, row, column, DEPTH, K, K0, K1, D, True, PRECISION)
+    if REST > 0:
+        LAST: tl.constexpr = D // DEPTH * DEPTH
+        WHOLE: tl.constexpr = LAST + REST == D
+        a = _x(x, rows, there, LAST, REST, D, WHOLE)
+        y0, y1 = _project(a, w, y0, y1, row, LAST, REST, K, K0, K1, D, WHOLE, PRECISION)
+    return _biased(y0, bias, row, 0, K0, K, DTYPE), _biased(y1, bias, row, K0, SPARE, K, DTYPE)
 
 
 @triton.jit
@@ -134,14 +148,16 @@ def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n,
     acc0 = tl.zeros([ROWS, D0], tl.float32)
     acc1 = tl.zeros([ROWS, SPARE], tl.float32)
     for head in range(0, H):
-        if ROWS == TILE:
-            q0, q1, k0, k1, v0, v1 = _head(x, wqkv, bqkv, queries, asked, head, True, True,
-                                           H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
+        if TILE <= 64:
+            q0, q1, k0, k1, v0, v1 = _qkv(x, wqkv, bqkv, queries, asked, head, H, K, K0, K1, DEPTH,
+                                          REST, PRECISION)  # fmt: skip
         else:
-            _, _, k0, k1, v0, v1 = _head(x, wqkv, bqkv, keys, keys < n, head, False, True,
-                                         H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
-            q0, q1, _, _, _, _ = _head(x, wqkv, bqkv, queries, asked, head, True, False,
-                                       H, K, K0, K1, DEPTH, REST, PRECISION)  # fmt: skip
+            k0, k1 = _one(x, wqkv, bqkv, keys, keys < n, D + head * K, D, K, K0, K1, DEPTH, REST,
+                          PRECISION)  # fmt: skip
+            v0, v1 = _one(x, wqkv, bqkv, keys, keys < n, 2 * D + head * K, D, K, K0, K1, DEPTH,
+                          REST, PRECISION)  # fmt: skip
+            q0, q1 = _one(x, wqkv, bqkv, queries, asked, head * K, D, K, K0, K1, DEPTH, REST,
+                          PRECISION)  # fmt: skip
         s = product(q0, tl.trans(k0), None, PRECISION)
         if K1 > 0:
             s = product(q1, tl.trans(k1), s, PRECISION)
@@ -208,9 +224,11 @@ def _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n,
         _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, 0, n, H, K, SCALE, EPSILON,
                  K0, K1, D0, D1, DEPTH, REST, TILE, TILE, PRECISION)  # fmt: skip
     else:
-        for start in range(0, n, ROWS):
-            _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n, H, K, SCALE,
-                     EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, TILE, PRECISION)  # fmt: skip
+        for start in range(0, TILE, ROWS):
+            if start < n:
+                _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n, H, K,
+                         SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, TILE,
+                         PRECISION)  # fmt: skip
 
 
 @triton.jit
@@ -255,7 +273,7 @@ def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool)
     width = heads * head_width
     k0, k1 = parts(head_width)
     d0, d1 = parts(width)
-    depth = 64
+    depth = 32
     rest = width % depth
     constants = {
         "H": heads,

@@ -1,8 +1,10 @@
 """Pieces of the kernels: products, rounding, quantised rows, LayerNorm over two blocks.
 
 The interpreter multiplies the bit patterns of bfloat16, truncates where a device rounds to nearest
-even, and has no exact path for e4m3. Where EMULATED, products and roundings are spelled out in
-float32, so that every element gives what a device gives, up to the order of sums.
+even, and has no exact path for e4m3; and the library it multiplies with takes a row's sums in an
+order that depends on the row's place. Where EMULATED, operands and results are rounded in so many
+words, and products summed in float64, so that every element gives what a device gives, up to the
+rounding of float32 sums, and a row's bits do not depend on its neighbours.
 """
 
 import triton
@@ -20,10 +22,11 @@ _SMALLEST_MAXIMUM = tl.constexpr(1e-30)  # of a row: a row of zeros stays zeros
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b, or a b if acc is None: float32, or int32 of int8."""
-    if EMULATED:
-        if a.dtype != tl.int8:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
+    if EMULATED and a.dtype != tl.int8:
+        y = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64))
+        if acc is not None:
+            y += acc
+        return y.to(tl.float32)
     SUM: tl.constexpr = tl.int32 if a.dtype == tl.int8 else tl.float32
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=SUM)
 
@@ -39,9 +42,8 @@ def _round_bits(x, BITS: tl.constexpr):
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """float32 to DTYPE, to nearest even."""
-    if EMULATED:
-        if DTYPE == tl.bfloat16:
-            x = _round_bits(x, 16)
+    if EMULATED and tl.bfloat16 == DTYPE:
+        x = _round_bits(x, 16)
     return x.to(DTYPE)
 
 
@@ -49,7 +51,7 @@ def narrow(x, DTYPE: tl.constexpr):
 def quantize(x, inverse, DTYPE: tl.constexpr):
     """Codes of DTYPE, int8 or e4m3: x [R, K] float32 times inverse [R], to nearest even."""
     y = x * inverse[:, None]
-    if DTYPE == tl.int8:
+    if tl.int8 == DTYPE:
         return (y + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
     elif EMULATED:  # stays float32: below 2^-6 the step is 2^-9, above there are 3 bits
         STEP: tl.constexpr = _ROUND * 2.0**-9

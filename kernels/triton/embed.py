@@ -1,8 +1,8 @@
 """x = W2 relu(W1 s + b1) + b2 + table[doy], s = (bands - mean[orbit]) / (std[orbit] + 1e-9).
 
 bands [N, C] raw, contiguous: int16 (uint16 as its bit pattern) or float32; or already s, float32.
-orbit [N] uint8, doy [N] int16; mean, std [2, C], W1 [D, C], b1, table [367, D] float32; W2 [D, D] in
-the element's form, not scaled; x [N, D] of any float type, rows at any stride.
+orbit [N] uint8, doy [N] int16; mean, std [2, C], W1 [D, C], b1, table [367, D] float32; W2 [D, D]
+in the element's form, not scaled; x [N, D] of any float type, rows at any stride.
 A program owns BM tokens and, of D, at most two blocks P0 + P1 of columns, all of them where they
 fit. It walks over the hidden layer in chunks of BH. The first layer has C = 10 or 2 inputs, too few
 for a tensor core: C multiplications in float32 per hidden value, of values that are never rounded.
@@ -83,7 +83,7 @@ def _embed(
     s = ()
     for c in tl.static_range(C):
         band = _standardized(bands, statistics, mean, std, c, C, STANDARDIZED, UNSIGNED)
-        s = s + (band,)  # noqa: RUF005 (Triton has no unpacking)
+        s = s + (band,)  # type: ignore[assignment]  # noqa: RUF005 (no unpacking in Triton)
     for start in tl.range(0, D, BH):
         h = start + tl.arange(0, BH)
         h_row = tl.minimum(h, D - 1)

@@ -194,9 +194,7 @@ def config(d: int, element: str, of: Capability) -> Tile:
     width = p0 + p1
     roomy = shared_memory(of) > 100 * 1024
     wgmma = shared_memory(of) > 200 * 1024
-    if width <= 160:
-        rows, hidden, stages = (128, 64, 2) if wgmma else (128, 32, 3)
-    elif width <= 256 and roomy:
+    if width <= 160 or (width <= 256 and roomy):
         rows, hidden, stages = (128, 64, 2) if wgmma else (128, 32, 3)
     elif width <= 256:
         rows, hidden, stages = 64, 32, 2

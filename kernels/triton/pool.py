@@ -45,7 +45,8 @@ def pool_kernel(x, query, query_bias, offsets, multiplicity, constant, out,
         y = tl.zeros([BLOCK], tl.float32)
         total = 0.0
         top = float("-inf")
-        for first in range(0, n, TOKENS):
+        first = 0
+        while first < n:
             there = first + t < n
             tokens = row + first + t
             block = tl.load(x + tokens[:, None] * D + c[None, :],
@@ -62,6 +63,7 @@ def pool_kernel(x, query, query_bias, offsets, multiplicity, constant, out,
             total = total * shrink + tl.sum(weights, 0)
             y = y * shrink + tl.sum(block * weights[:, None], 0)
             top = new_top
+            first += TOKENS
         tl.store(out, narrow(y / total, DTYPE), mask=inside)
 
 
@@ -88,7 +90,8 @@ def pool_steps_kernel(x, logits, steps, step_offsets, offsets, constant, out,
         total = tl.sum(tl.exp2((every - top) * _LOG2E), 0)
         t = tl.arange(0, TOKENS)
         y = tl.zeros([BLOCK], tl.float32)
-        for first in range(0, n, TOKENS):
+        first = 0
+        while first < n:
             there = first + t < n
             token = row + tl.load(steps + start + first + t, mask=there, other=0)
             some = tl.load(logits + start + first + t, mask=there, other=float("-inf"))
@@ -96,6 +99,7 @@ def pool_steps_kernel(x, logits, steps, step_offsets, offsets, constant, out,
                             mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
             weights = tl.exp2((some - top) * _LOG2E)
             y += tl.sum(block.to(tl.float32) * weights[:, None], 0)
+            first += TOKENS
         tl.store(out, narrow(y / total, DTYPE), mask=inside)
 
 

@@ -23,7 +23,7 @@ from .packer import DevicePacker
 from .ranges import Ranges
 from .replay import Replay, rounded
 from .sink import Sink
-from .tokens import DeviceTokens, chunks, to_device
+from .tokens import DeviceTokens, HostOffsets, chunks, to_device
 from .weights import network_weights
 
 # A chunk's tokens of one stream. 132 multiprocessors at 128 rows are a wave of 17 k tokens: thirty
@@ -146,7 +146,7 @@ class CudaEncoder:
             stop = min(start + rows, height)
             try:
                 with self.ranges.synchronised("upload and pack"):
-                    s2, s1, observed = self._packer.pack(
+                    packed = self._packer.pack(
                         observations.rows(start, stop),
                         row0=row0 + start,
                         seed=seed,
@@ -158,8 +158,15 @@ class CudaEncoder:
                 torch.cuda.empty_cache()
                 rows = -(-rows // 2)
                 continue
-            streams = to_device(s2, self.device), to_device(s1, self.device)
-            yield start * width, *streams, observed
+            # what the host reads comes down on the packer's stream: it waits for nothing else
+            with self._packer.on_stream():
+                hosts = [HostOffsets.of(tokens) for tokens in packed[:2]]
+                observed = packed[2].cpu().numpy()
+            self._packer.hand_over(packed)
+            s2, s1 = (
+                to_device(t, self.device, h) for t, h in zip(packed[:2], hosts, strict=True)
+            )
+            yield start * width, s2, s1, observed
             start = stop
 
     def _run(self, s2: DeviceTokens, s1: DeviceTokens, sink: Sink, first: int) -> None:

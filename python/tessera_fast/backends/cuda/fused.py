@@ -17,6 +17,7 @@ _NETWORKS = {(144, 4, 384): (128, 256)}  # (D, H, F): tokens that a block may ho
 _LAYERS = {(256, 4, 1024): (128,)}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CHANNELS = 16  # bands, padded
+_SEGMENT = 128  # pixels that the scheduler packs by themselves
 
 
 class Shape(NamedTuple):
@@ -89,18 +90,24 @@ def network_operands(stream: StreamWeights, element: str, heads: int) -> Operand
     for layer in stream.layers:
         chunks += _layer_chunks(layer, heads)
         parameters += _layer_parameters(layer, heads)
-    return _operands(chunks, parameters, len(stream.layers), dtype)
+    return _operands(chunks, parameters, len(stream.layers), D, dtype)
 
 
 def layer_operands(layer: LayerWeights, element: str, heads: int) -> Operands:
     """The operands of one layer."""
     chunks, parameters = _layer_chunks(layer, heads), _layer_parameters(layer, heads)
-    return _operands(chunks, parameters, 1, _DTYPES[element])
+    return _operands(chunks, parameters, 1, len(layer.out.weight), _DTYPES[element])
 
 
 def schedule_size(pixels: int) -> int:
     """int32 values of a schedule."""
     return 1 + 2 * pixels
+
+
+def blocks(shape: Shape, pixels: int, tokens: int) -> int:
+    """Blocks that a schedule has at most: two neighbours together hold more than one block's tokens, but
+    for the last of every 128 pixels."""
+    return min(pixels, 2 * tokens // shape.tokens + -(-pixels // _SEGMENT))
 
 
 def schedule(native: Any, shape: Shape, offsets: Tensor, out: Tensor, stream: int) -> None:
@@ -120,21 +127,20 @@ def encode_network(
     planned: Tensor,
     out: Tensor,
     constant: Tensor | None,
-    blocks: int,
     stream: int,
 ) -> None:
     """One stream's tokens to pooled vectors.
 
     table [367, D] float32, ``planned`` from `schedule`, out [P, D] of the element or float32 with
     any row stride, constant [D] float32 of a pixel without tokens (None: its row is left alone).
-    ``blocks`` of the grid: multiprocessors times those that fit on one; any number is right.
     """
     if tokens.bands.dtype == torch.float32:
         kind = 3 if tokens.standardized else 2
     else:
         kind = 1 if tokens.unsigned else 0
     native.encode_network(
-        shape=shape, float16=operands.float16, blocks=blocks, stream=stream,
+        shape=shape, float16=operands.float16, stream=stream,
+        blocks=blocks(shape, tokens.pixels, len(tokens.doy)),
         bands=tokens.bands.data_ptr(), band_kind=kind, channels=tokens.bands.shape[1],
         orbit=tokens.orbit.data_ptr(), doy=tokens.doy.data_ptr(),
         multiplicity=tokens.multiplicity.data_ptr(), offsets=tokens.offsets.data_ptr(),
@@ -154,21 +160,23 @@ def encode_layer(
     offsets: Tensor,
     multiplicity: Tensor,
     planned: Tensor,
-    blocks: int,
     stream: int,
 ) -> None:
     """One transformer layer: x and out [N, D] contiguous, of the element; out may be x."""
     native.encode_layer(
-        shape=shape, float16=operands.float16, blocks=blocks, stream=stream, x=x.data_ptr(),
-        y=out.data_ptr(), multiplicity=multiplicity.data_ptr(), offsets=offsets.data_ptr(),
+        shape=shape, float16=operands.float16, stream=stream,
+        blocks=blocks(shape, offsets.numel() - 1, len(x)), x=x.data_ptr(), y=out.data_ptr(),
+        multiplicity=multiplicity.data_ptr(), offsets=offsets.data_ptr(),
         schedule=planned.data_ptr(), weights=operands.weights.data_ptr(),
         parameters=operands.parameters.data_ptr(),
     )  # fmt: skip
 
 
 def _operands(
-    chunks: list[Tensor], parameters: list[Tensor], layers: int, dtype: torch.dtype
+    chunks: list[Tensor], parameters: list[Tensor], layers: int, width: int, dtype: torch.dtype
 ) -> Operands:
+    # A kernel fetches one chunk more than it reads: D / 4 fragments of 32 lanes, 4 values each.
+    chunks.append(chunks[-1].new_zeros(width * 32))
     bits = torch.cat([chunk.reshape(-1) for chunk in chunks]).contiguous().view(torch.int16)
     flat = torch.cat([p.reshape(-1).to(torch.float32) for p in parameters])
     return Operands(bits, flat, layers, dtype == torch.float16)

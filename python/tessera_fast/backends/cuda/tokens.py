@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,17 +64,36 @@ class DeviceTokens:
         )
 
 
-def to_device(tokens: PackedTokens, device: torch.device) -> DeviceTokens:
+class HostOffsets(NamedTuple):
+    """The offsets of one stream where Python can read them."""
+
+    tokens: np.ndarray  # [P + 1] int64
+    steps: np.ndarray | None
+
+    @staticmethod
+    def of(tokens: PackedTokens) -> "HostOffsets":
+        """Copied from the device in the order of the current stream, which it waits for."""
+
+        def host(offsets: "np.ndarray | Tensor") -> np.ndarray:
+            array = offsets.cpu().numpy() if isinstance(offsets, Tensor) else offsets
+            return array.astype(np.int64)
+
+        steps = tokens.step_offsets
+        return HostOffsets(host(tokens.offsets), None if steps is None else host(steps))
+
+
+def to_device(
+    tokens: PackedTokens, device: torch.device, host: HostOffsets | None = None
+) -> DeviceTokens:
     """Numpy arrays are copied to ``device``; tensors that lie there are taken as views."""
+    host = host or HostOffsets.of(tokens)
     bands = _tensor(tokens.bands, device)
     unsigned = bands.dtype == torch.uint16
-    host_offsets = _host(tokens.offsets)
-    steps = step_offsets = host_step_offsets = None
+    steps = step_offsets = None
     if tokens.steps is not None:
         assert tokens.step_offsets is not None
         steps = _tensor(tokens.steps, device)
         step_offsets = _tensor(tokens.step_offsets, device).to(torch.int32)
-        host_step_offsets = _host(tokens.step_offsets)
     return DeviceTokens(
         bands.view(torch.int16) if unsigned else bands,
         _tensor(tokens.doy, device).view(torch.int16),
@@ -84,8 +104,8 @@ def to_device(tokens: PackedTokens, device: torch.device) -> DeviceTokens:
         step_offsets,
         unsigned,
         tokens.standardized,
-        host_offsets,
-        host_step_offsets,
+        host.tokens,
+        host.steps,
     )
 
 
@@ -130,8 +150,3 @@ def _tensor(array: "np.ndarray | Tensor", device: torch.device) -> Tensor:
         if device.type == "cuda":
             array = array.pin_memory()
     return array.to(device, non_blocking=True)
-
-
-def _host(offsets: "np.ndarray | Tensor") -> np.ndarray:
-    array = offsets if isinstance(offsets, np.ndarray) else offsets.cpu().numpy()
-    return array.astype(np.int64)
