@@ -151,7 +151,8 @@ def fill(rows: Sequence[Row], launches: dict[str, Any], workers: int) -> None:
         error = isinstance(result, BaseException)
         row |= {"error": f"{type(result).__name__}: {result}"} if error else result
         seconds = time.perf_counter() - started
-        print(f"{i}/{len(rows)} {seconds:4.0f} s  {label(row)}", file=sys.stderr)
+        note = "; ".join(problems(row)) or f"{row['registers']} registers"
+        print(f"{i}/{len(rows)} {seconds:4.0f} s  {label(row)}: {note}", file=sys.stderr)
 
 
 def problems(row: Row) -> list[str]:
@@ -168,7 +169,10 @@ def problems(row: Row) -> list[str]:
     if row["shared"] > limit:
         found.append(f"asks for {row['shared']:,} bytes of shared memory, a block has {limit:,}")
     if row["tensor_memory"] > TENSOR_MEMORY_LIMIT:
-        found.append(f"asks for {row['tensor_memory']} of {TENSOR_MEMORY_LIMIT} columns")
+        found.append(
+            f"asks for {row['tensor_memory']} columns of tensor memory, there are "
+            f"{TENSOR_MEMORY_LIMIT}"
+        )
     if row["scratch"]:
         found.append(f"asks for {row['scratch']} bytes of device memory, which nobody gives it")
     return found

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
-from triton_cases import INTERPRETED  # noqa: E402  (skips the module without triton)
-
 import tessera_fast as tf  # noqa: E402
 from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, crop, golden_weights  # noqa: E402
 from oracle import assert_golden, assert_reduced  # noqa: E402
@@ -28,6 +26,7 @@ from tessera_fast.spec import ModelSpec, variant  # noqa: E402
 from tessera_fast.synthetic import synthetic_tile  # noqa: E402
 from tessera_fast.tile import open_tile  # noqa: E402
 from tessera_fast.weights import untrained_weights  # noqa: E402
+from triton_cases import INTERPRETED  # noqa: E402  (skips the module without triton)
 
 PLACE = "interpreter" if INTERPRETED else "cuda"
 _reason = cuda.why_not(MODELS["v2_nano"], Plan("bf16", PLACE))
@@ -186,6 +185,27 @@ def test_tensors_in_and_out():
     np.testing.assert_array_equal(out.cpu().numpy(), expected)
 
 
+@pytest.mark.parametrize("spec", [TINY, TINY_GRU], ids=lambda s: s.name)
+def test_observations_on_the_device(spec):
+    model, seen = tiny(spec), farm()
+    expected = np.empty((35, model.repr_dim), np.float32)
+    counts = model.encode(seen, expected)
+
+    def moved(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(model._encoder.device)
+
+    there = replace(
+        seen,
+        s2_bands=moved(seen.s2_bands),
+        s2_masks=moved(seen.s2_masks),
+        s2_doys=moved(seen.s2_doys),
+        orbits=tuple(replace(o, bands=moved(o.bands), doys=moved(o.doys)) for o in seen.orbits),
+    )
+    out = torch.full((35, model.repr_dim), torch.nan, device=model._encoder.device)
+    np.testing.assert_array_equal(model.encode(there, out), counts)
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+
+
 @pytest.mark.parametrize("pixels", [1, 3, 35])
 def test_rounded_requests_give_the_same(pixels):
     """What a CUDA graph replays: sizes rounded up, on buffers that hold older requests."""
@@ -269,6 +289,4 @@ def test_tokens_without_steps_are_refused():
 )
 def test_refusals_are_sentences(precision, device, message):
     with pytest.raises(BackendUnavailable, match=message):
-        tf.load_model(
-            "v2-nano", device, weights="untrained", backend="cuda", precision=precision
-        )
+        tf.load_model("v2-nano", device, weights="untrained", backend="cuda", precision=precision)

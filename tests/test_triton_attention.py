@@ -153,9 +153,7 @@ class Block:
         self.wqkv = prepare(
             random.normal(3 * width, width, scale=2 * std), random.normal(3 * width), element
         )
-        self.wout = prepare(
-            random.normal(width, width, scale=std), random.normal(width), element
-        )
+        self.wout = prepare(random.normal(width, width, scale=std), random.normal(width), element)
         self.gamma, self.beta = random.normal(width), random.normal(width)
         self.x = random.normal(sum(lengths), width, dtype=self.dtype)
         self.multiplicity = multiplicities(random, lengths)

@@ -46,8 +46,7 @@ class Case:
             self.norm = random.normal(width), random.normal(width)
         self.x = random.normal(sum(self.tokens), width, dtype=ELEMENTS[element].storage)
         self.steps = [
-            random.integers(0, max(n, 1), s, dtype=torch.int32)
-            for n, s in zip(self.tokens, counts)
+            random.integers(0, max(n, 1), s, dtype=torch.int32) for n, s in zip(self.tokens, counts)
         ]
         inputs = ops.linear(wide(self.x), wide(self.input), wide(self.bias))
         self.inputs = inputs.to(ELEMENTS[element].storage).to(DEVICE)

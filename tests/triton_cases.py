@@ -11,12 +11,15 @@ import torch
 
 pytest.importorskip("triton", reason="the GPU kernels need triton")
 
+from mended_interpreter import install
 from tessera_fast.kernels.triton.device import INTERPRETED
 from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear
 
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not set", allow_module_level=True)
 
+if INTERPRETED:
+    install()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 GUARD = 3  # rows before and behind an output
 

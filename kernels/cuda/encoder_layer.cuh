@@ -249,7 +249,7 @@ __device__ __forceinline__ void feed_forward_block(Weights<S>& weights, const Pl
   store_all<S>(rows, c);
 #pragma unroll
   for (int j = 0; j < S::kColumns; ++j) {
-    if (S::kTiles == 1 && j % 4 == 0) __syncwarp();  // as in layer_norm
+    hold_loads<S>(j);
     const float2 b = *reinterpret_cast<const float2*>(parameters + S::kBias2 + 8 * j + 2 * at.t);
 #pragma unroll
     for (int m = 0; m < S::kTiles; ++m)

@@ -1,17 +1,17 @@
-"""out = LN(x + Wout attention(Wqkv x + bqkv) + bout), x read once and out written once.
+"""out = LN(x + Wout attention(Wqkv x + bqkv) + bout), x read and out written, nothing between.
 
 x and out [N, D] in the element's storage type; wqkv Linear [3D, D] (q | k | v) and wout Linear
 [D, D] of an element without scales, with biases; gamma, beta [D] float32; offsets int32 [P+1];
-multiplicity int16 [N] or None. attention.py has the formula of attention, and n <= 256.
-A program owns a pixel. Per head it projects q, k, v from x, attends, and adds o_h Wout_h to sums
-[ROWS, D] in registers; q, k, v, o are rounded to the element where the unfused kernels store
-them. Keys are all of the pixel's tokens, queries go in blocks of ROWS; k and v are projected again
-for every block. Widths go as two powers of two where that pads less (144 = 128 + 16, 36 = 32 + 16).
-Tiles of 16, 32, 64, 128, 256 by the pixel's own n, the last two in a launch of their own.
-
-Per token 8 D^2 + 4 n D FLOP and 2 D elements of memory, three reads of x from L2 included it is
-64 D^2 / n bytes of weights from L2 that bound it: 8 D^2 bytes per pixel and layer (bf16, 166 KB at
-D = 144, 524 KB at 256).
+multiplicity int16 [N] or None. attention.py has the formula, and n <= 256. q, k, v, p and o are
+rounded to the element as the unfused kernels round them. Widths go as two powers of two where that
+pads less (144 = 128 + 16, 36 = 32 + 16).
+A program owns a pixel of up to 64 tokens, in a tile of 16, 32 or 64 by its own n: per head it
+projects q, k, v, attends, and adds o_h Wout_h to float32 sums [tile, D] in registers. A longer
+pixel has a program per 64 or 128 queries, which projects k and v of 64 keys at a time, under a
+running maximum of the scores (all 256 keys at once spill); so k and v are projected up to four
+times. Weights are read once per program: 8 D^2 bytes in 16 bit (166 KB at D = 144, 524 KB at 256)
+from L2, which bounds it: 64 tokens do 8 D^2 + 4 n D FLOP each, 64 to 80 FLOP per byte of L2.
+Per token 8 D^2 + 4 n D FLOP and 2 D elements of device memory, where unfused it is 12 D.
 """
 
 import math
@@ -25,6 +25,7 @@ from .blocks import narrow, normalize, parts, power_of_two, product, row_sum, sq
 from .elements import ELEMENTS, Linear
 
 EPS = 1e-5
+WIDEST = 256
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def _w(w, row, first, last, column, WIDTH: tl.constexpr, DEPTH: tl.constexpr, D:
     EVEN: nothing is beyond."""
     j = first + tl.arange(0, WIDTH)
     c = column + tl.arange(0, DEPTH)
-    pointers = w + (row + j)[None, :] * D + c[:, None]
+    pointers = w + row * D + (j[None, :].to(tl.int64) * D + c[:, None])
     if EVEN:
         return tl.load(pointers)
     else:
@@ -133,50 +134,113 @@ def _add_x(acc, x, bias, rows, there, first, WIDTH: tl.constexpr, D: tl.constexp
 
 
 @triton.jit
-def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n,
+def _wout(w, column, first, WIDTH: tl.constexpr, row: tl.constexpr, ROWS: tl.constexpr,
+          K: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Wout[row .. + ROWS, column + first .. + WIDTH]^T, zero beyond the head and beyond D."""
+    j = first + tl.arange(0, WIDTH)
+    r = row + tl.arange(0, ROWS)
+    pointers = w + column + (r[None, :].to(tl.int64) * D + j[:, None])
+    if EVEN:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(j < K)[:, None] & (r < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _scores(q0, q1, k0, k1, log2_m, K1: tl.constexpr, SCALE: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    s = product(q0, tl.trans(k0), None, PRECISION)
+    if K1 > 0:
+        s = product(q1, tl.trans(k1), s, PRECISION)
+    return s * SCALE + log2_m[None, :]
+
+
+@triton.jit
+def _attend(x, w, bias, multiplicity, row, rows, n, head, H: tl.constexpr, K: tl.constexpr,
+            SCALE: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, DEPTH: tl.constexpr,
+            REST: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """o of one head for a pixel whose tokens are the rows: two blocks of columns."""
+    TILE: tl.constexpr = rows.shape[0]
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    q0, q1, k0, k1, v0, v1 = _qkv(x, w, bias, rows, rows < n, head, H, K, K0, K1, DEPTH, REST,
+                                  PRECISION)  # fmt: skip
+    log2_m = log2_multiplicity(multiplicity, row, n, TILE, WEIGHTED)
+    s = _scores(q0, q1, k0, k1, log2_m, K1, SCALE, PRECISION)
+    p = tl.exp2(s - tl.max(s, 1)[:, None])
+    total = tl.sum(p, 1)
+    p = narrow(p, DTYPE)
+    o1 = q1
+    if K1 > 0:
+        o1 = narrow(product(p, v1, None, PRECISION) / total[:, None], DTYPE)
+    return narrow(product(p, v0, None, PRECISION) / total[:, None], DTYPE), o1
+
+
+@triton.jit
+def _attend_long(x, w, bias, multiplicity, row, rows, n, head, H: tl.constexpr, K: tl.constexpr,
+                 SCALE: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, DEPTH: tl.constexpr,
+                 REST: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The same for some rows of a pixel, its keys in blocks under a running maximum."""
+    D: tl.constexpr = H * K
+    ROWS: tl.constexpr = rows.shape[0]
+    SPARE: tl.constexpr = K1 if K1 > 0 else 16
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    q0, q1 = _one(x, w, bias, rows, rows < n, head * K, D, K, K0, K1, DEPTH, REST, PRECISION)
+    o0 = tl.zeros([ROWS, K0], tl.float32)
+    o1 = tl.zeros([ROWS, SPARE], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    first = 0
+    while first < n:
+        keys = first + tl.arange(0, 64)
+        k0, k1 = _one(x, w, bias, keys, keys < n, D + head * K, D, K, K0, K1, DEPTH, REST,
+                      PRECISION)  # fmt: skip
+        log2_m = log2_multiplicity(multiplicity, row + first, n - first, 64, WEIGHTED)
+        s = _scores(q0, q1, k0, k1, log2_m, K1, SCALE, PRECISION)
+        new_top = tl.maximum(top, tl.max(s, 1))
+        shrink = tl.exp2(top - new_top)
+        p = tl.exp2(s - new_top[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        top = new_top
+        p = narrow(p, DTYPE)
+        v0, v1 = _one(x, w, bias, keys, keys < n, 2 * D + head * K, D, K, K0, K1, DEPTH, REST,
+                      PRECISION)  # fmt: skip
+        o0 = product(p, v0, o0 * shrink[:, None], PRECISION)
+        if K1 > 0:
+            o1 = product(p, v1, o1 * shrink[:, None], PRECISION)
+        first += 64
+    return narrow(o0 / total[:, None], DTYPE), narrow(o1 / total[:, None], DTYPE)
+
+
+@triton.jit
+def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, start, n,
              H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, EPSILON: tl.constexpr,
              K0: tl.constexpr, K1: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-             DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    """The rows start .. start + ROWS of a pixel; x and out point to its first."""
+             DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, ALL: tl.constexpr,
+             WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The rows start .. start + ROWS of a pixel; x and out point to its first. ALL: it has no more."""
     D: tl.constexpr = H * K
     DTYPE: tl.constexpr = x.dtype.element_ty
-    queries = start + tl.arange(0, ROWS)
-    keys = tl.arange(0, TILE)
-    asked = queries < n
     SPARE: tl.constexpr = D1 if D1 > 0 else 16
+    queries = start + tl.arange(0, ROWS)
+    asked = queries < n
     acc0 = tl.zeros([ROWS, D0], tl.float32)
     acc1 = tl.zeros([ROWS, SPARE], tl.float32)
     for head in range(0, H):
-        if TILE <= 64:
-            q0, q1, k0, k1, v0, v1 = _qkv(x, wqkv, bqkv, queries, asked, head, H, K, K0, K1, DEPTH,
-                                          REST, PRECISION)  # fmt: skip
+        if ALL:
+            o0, o1 = _attend(x, wqkv, bqkv, multiplicity, row, queries, n, head, H, K, SCALE, K0,
+                             K1, DEPTH, REST, WEIGHTED, PRECISION)  # fmt: skip
         else:
-            k0, k1 = _one(x, wqkv, bqkv, keys, keys < n, D + head * K, D, K, K0, K1, DEPTH, REST,
-                          PRECISION)  # fmt: skip
-            v0, v1 = _one(x, wqkv, bqkv, keys, keys < n, 2 * D + head * K, D, K, K0, K1, DEPTH,
-                          REST, PRECISION)  # fmt: skip
-            q0, q1 = _one(x, wqkv, bqkv, queries, asked, head * K, D, K, K0, K1, DEPTH, REST,
-                          PRECISION)  # fmt: skip
-        s = product(q0, tl.trans(k0), None, PRECISION)
-        if K1 > 0:
-            s = product(q1, tl.trans(k1), s, PRECISION)
-        s = s * SCALE + log2_m[None, :]
-        p = tl.exp2(s - tl.max(s, 1)[:, None])
-        total = tl.sum(p, 1)
-        p = narrow(p, DTYPE)
-        o = narrow(product(p, v0, None, PRECISION) / total[:, None], DTYPE)
+            o0, o1 = _attend_long(x, wqkv, bqkv, multiplicity, row, queries, n, head, H, K, SCALE,
+                                  K0, K1, DEPTH, REST, WEIGHTED, PRECISION)  # fmt: skip
         EVEN: tl.constexpr = K0 <= K and D0 <= D
-        # out_proj: rows are the D outputs, columns those of the head
-        acc0 = product(o, _wout(wout, head * K, 0, K0, 0, D0, K, D, EVEN), acc0, PRECISION)
+        acc0 = product(o0, _wout(wout, head * K, 0, K0, 0, D0, K, D, EVEN), acc0, PRECISION)
         if D1 > 0:
-            acc1 = product(o, _wout(wout, head * K, 0, K0, D0, D1, K, D, False), acc1, PRECISION)
+            acc1 = product(o0, _wout(wout, head * K, 0, K0, D0, D1, K, D, False), acc1, PRECISION)
         if K1 > 0:
-            o = narrow(product(p, v1, None, PRECISION) / total[:, None], DTYPE)
-            acc0 = product(o, _wout(wout, head * K, K0, K1, 0, D0, K, D, False), acc0, PRECISION)
+            acc0 = product(o1, _wout(wout, head * K, K0, K1, 0, D0, K, D, False), acc0, PRECISION)
             if D1 > 0:
                 b = _wout(wout, head * K, K0, K1, D0, D1, K, D, False)
-                acc1 = product(o, b, acc1, PRECISION)
+                acc1 = product(o1, b, acc1, PRECISION)
 
     c0 = tl.arange(0, D0)
     c1 = D0 + tl.arange(0, SPARE)
@@ -199,36 +263,14 @@ def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n,
 
 
 @triton.jit
-def _wout(w, column, first, WIDTH: tl.constexpr, row: tl.constexpr, ROWS: tl.constexpr,
-          K: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
-    """Wout[row .. + ROWS, column + first .. + WIDTH]^T, zero beyond the head and beyond D."""
-    j = first + tl.arange(0, WIDTH)
-    r = row + tl.arange(0, ROWS)
-    pointers = w + r[None, :] * D + (column + j)[:, None]
-    if EVEN:
-        return tl.load(pointers)
-    else:
-        return tl.load(pointers, mask=(j < K)[:, None] & (r < D)[None, :], other=0.0)
-
-
-@triton.jit
 def _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n,
            H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, EPSILON: tl.constexpr,
            K0: tl.constexpr, K1: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-           DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-           WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    log2_m = log2_multiplicity(multiplicity, row, n, TILE, WEIGHTED)
-    x += row * (H * K)
-    out += row * (H * K)
-    if ROWS >= TILE:
-        _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, 0, n, H, K, SCALE, EPSILON,
-                 K0, K1, D0, D1, DEPTH, REST, TILE, TILE, PRECISION)  # fmt: skip
-    else:
-        for start in range(0, TILE, ROWS):
-            if start < n:
-                _queries(x, wqkv, bqkv, wout, bout, gamma, beta, log2_m, out, start, n, H, K,
-                         SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, TILE,
-                         PRECISION)  # fmt: skip
+           DEPTH: tl.constexpr, REST: tl.constexpr, TILE: tl.constexpr, WEIGHTED: tl.constexpr,
+           PRECISION: tl.constexpr):  # fmt: skip
+    """A pixel of at most TILE tokens."""
+    _queries(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, 0, n, H, K, SCALE,
+             EPSILON, K0, K1, D0, D1, DEPTH, REST, TILE, True, WEIGHTED, PRECISION)  # fmt: skip
 
 
 @triton.jit
@@ -238,33 +280,41 @@ def attention_block_kernel(x, wqkv, bqkv, wout, bout, gamma, beta, offsets, mult
                            D0: tl.constexpr, D1: tl.constexpr, DEPTH: tl.constexpr,
                            REST: tl.constexpr, ROWS: tl.constexpr, SHORT_ONES: tl.constexpr,
                            WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Grid [P]. SHORT_ONES: pixels of 1 .. 64 tokens, else those of 65 .. 256."""
+    """SHORT_ONES: pixels of 1 .. 64 tokens, grid [P]; else of 65 .. 256, grid [P, 256 / ROWS]."""
     start = tl.load(offsets + tl.program_id(0))
     n = tl.load(offsets + tl.program_id(0) + 1) - start
     row = start.to(tl.int64)
+    x += row * (H * K)
+    out += row * (H * K)
     if SHORT_ONES:
         if n > 0:
             if n <= 16:
                 _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
-                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 16, WEIGHTED,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, 16, WEIGHTED,
                        PRECISION)  # fmt: skip
             elif n <= 32:
                 _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
-                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 32, WEIGHTED,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, 32, WEIGHTED,
                        PRECISION)  # fmt: skip
             elif n <= 64:
                 _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K,
-                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 64, WEIGHTED,
+                       SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, 64, WEIGHTED,
                        PRECISION)  # fmt: skip
     elif n > 64:
-        if n <= 128:
-            _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K, SCALE,
-                   EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 128, WEIGHTED,
-                   PRECISION)  # fmt: skip
-        else:
-            _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n, H, K, SCALE,
-                   EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, 256, WEIGHTED,
-                   PRECISION)  # fmt: skip
+        first = tl.program_id(1) * ROWS
+        if first < n:
+            _queries(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, first, n, H,
+                     K, SCALE, EPSILON, K0, K1, D0, D1, DEPTH, REST, ROWS, False, WEIGHTED,
+                     PRECISION)  # fmt: skip
+
+
+def fits_block(width: int, element: str) -> bool:
+    """Whether attention_block is meant for a model: its sums fit registers without spills.
+
+    In float32 and at other widths it is right too, but linear, attention, linear_norm are faster.
+    """
+    kind = ELEMENTS[element]
+    return width <= WIDEST and not kind.scaled and kind.storage != torch.float32
 
 
 def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool) -> Plan:
@@ -273,8 +323,7 @@ def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool)
     width = heads * head_width
     k0, k1 = parts(head_width)
     d0, d1 = parts(width)
-    depth = 32
-    rest = width % depth
+    depth = 16 if width % 32 else 32
     constants = {
         "H": heads,
         "K": head_width,
@@ -285,16 +334,14 @@ def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool)
         "D0": d0,
         "D1": d1,
         "DEPTH": depth,
-        "REST": max(16, power_of_two(rest)) if rest else 0,
-        "ROWS": 64 if short else 128,
+        "REST": 16 if width % depth else 0,
+        "ROWS": 128 if width <= 160 else 64,
         "SHORT_ONES": short,
         "WEIGHTED": weighted,
         "PRECISION": kind.input_precision,
     }
-    warps = 4 if short else 8
-    if width > 160:
-        warps *= 2
-    return Plan(constants, {"num_warps": warps, "num_stages": 2})
+    # 144 columns of sums in 72 registers of a thread, 256 in 64
+    return Plan(constants, {"num_warps": 4 if short and width <= 160 else 8, "num_stages": 2})
 
 
 def attention_block(
@@ -318,7 +365,8 @@ def attention_block(
             continue
         weighted = multiplicity is not None
         constants, options = plan(heads, width // heads, wqkv.element, weighted, short)
-        attention_block_kernel[(pixels,)](
+        blocks = 1 if short else triton.cdiv(longest, constants["ROWS"])
+        attention_block_kernel[(pixels, blocks)](
             x, wqkv.weight, wqkv.bias, wout.weight, wout.bias, gamma, beta, offsets, multiplicity,
             out, **constants, **options,
         )  # fmt: skip

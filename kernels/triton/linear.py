@@ -219,7 +219,7 @@ def config(n: int, k: int, element: str, of: Capability, *, norm: bool = False) 
     if norm:
         p0, p1 = parts(n)
         rows, warps = _norm_rows(p0 + p1, of)
-        rows = max(16, rows // 2) if wide else rows
+        rows = max(16, rows // 2) if wide or kind.scaled else rows
     else:
         cost = {16: 2.0, 32: 1.5, 64: 1.15, 128: 1.0}
         if large and not wide and k > 256:
@@ -228,7 +228,7 @@ def config(n: int, k: int, element: str, of: Capability, *, norm: bool = False) 
         p0, p1, rows = (min(p0, 64), 0, 64) if wide else (p0, 0, 128)
         warps = 8 if rows * p0 >= 16384 else 4
     size = kind.operand.itemsize
-    depth = 64 if size == 2 else 128 if size == 1 else 32
+    depth = 32 if wide else 64
     if p0 + p1 > 256:
         depth = min(depth, 32)
     smallest = 32 if kind.scaled else 16

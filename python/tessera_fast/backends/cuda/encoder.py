@@ -111,6 +111,8 @@ class CudaEncoder:
         counts = np.zeros((height * width, 3), np.uint16)
         with self._turn():
             sink = self._sink(out, height * width, progress)
+            if isinstance(observations.s2_bands, torch.Tensor):
+                self._packer.await_inputs()
             runs = self._packed(observations, row0, seed, binary_masks)
             for first, s2, s1, observed in runs:
                 counts[first : first + len(observed)] = observed
@@ -163,9 +165,7 @@ class CudaEncoder:
                 hosts = [HostOffsets.of(tokens) for tokens in packed[:2]]
                 observed = packed[2].cpu().numpy()
             self._packer.hand_over(packed)
-            s2, s1 = (
-                to_device(t, self.device, h) for t, h in zip(packed[:2], hosts, strict=True)
-            )
+            s2, s1 = (to_device(t, self.device, h) for t, h in zip(packed[:2], hosts, strict=True))
             yield start * width, s2, s1, observed
             start = stop
 

@@ -160,7 +160,9 @@ class Network:
             return x, spare
         if self.route.attention_block:
             with self.ranges("attention_block"):
-                attention_block(x, w.qkv, w.out, *w.norm1, *series[:2], spare, heads, series.longest)
+                attention_block(
+                    x, w.qkv, w.out, *w.norm1, *series[:2], spare, heads, series.longest
+                )
             x, spare = spare, x
         else:
             self._attend(w, x, spare, series, heads, arena)

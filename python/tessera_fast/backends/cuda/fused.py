@@ -105,8 +105,8 @@ def schedule_size(pixels: int) -> int:
 
 
 def blocks(shape: Shape, pixels: int, tokens: int) -> int:
-    """Blocks that a schedule has at most: two neighbours together hold more than one block's tokens, but
-    for the last of every 128 pixels."""
+    """Blocks that a schedule has at most: two neighbours together hold more tokens than one may,
+    but for the last of a segment."""
     return min(pixels, 2 * tokens // shape.tokens + -(-pixels // _SEGMENT))
 
 

@@ -4,8 +4,8 @@ What `packing.pack` does, array by array and error by error, with tensors for ar
 T dates, C bands, N tokens, S steps.
 """
 
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,15 +16,9 @@ from torch import Tensor
 from ...errors import InputError
 from ...packing import Observations, PackedTokens, days_of, radar_series
 from ...spec import MAX_SEQUENCE, S1_BANDS, S2_BANDS, ModelSpec
+from .uploads import ELEMENTS, STAGING_BYTES, Uploads
 
-STAGING_BYTES = 32 << 20  # of each of two buffers: 0.6 ms of a 55 GB/s link, 100 times a launch
 _NO_ERROR = 2**63 - 1
-_ELEMENTS = {
-    np.dtype(np.uint16): torch.uint16,
-    np.dtype(np.int16): torch.int16,
-    np.dtype(np.float32): torch.float32,
-}
-_TYPES = {**_ELEMENTS, np.dtype(np.uint8): torch.uint8, np.dtype(np.int32): torch.int32}
 
 
 class _Series(NamedTuple):
@@ -78,7 +72,7 @@ class DevicePacker:
     ) -> None:
         self._spec, self._device, self._native = spec, device, native
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._uploads = _Uploads(device, self._stream, staging_bytes)
+        self._uploads = Uploads(device, self._stream, staging_bytes)
 
     def pack(
         self,
@@ -93,11 +87,18 @@ class DevicePacker:
         doy and multiplicity are int16, offsets int32. Read the tensors on `on_stream`, or after
         `hand_over`.
         """
-        orbits = radar_series(observations, self._spec, seed)
-        _check(observations, orbits)
+        described = described_on_host(observations)
+        orbits = radar_series(described, self._spec, seed)
+        _check(described, orbits)
         window = (observations.shape, row0, seed, binary_masks)
         with self.on_stream():
-            return self._pack(observations, orbits, *window)
+            optical, radar = self._series(observations, described, orbits)
+            return self._pack(observations, optical, radar, *window)
+
+    def await_inputs(self) -> None:
+        """Tensors that the current stream still writes are packed after it has: once a window."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def hand_over(self, packed: tuple[PackedTokens, PackedTokens, Tensor]) -> None:
         """Make the current stream wait, and tell the allocator that it reads the tensors: their
@@ -117,21 +118,42 @@ class DevicePacker:
     def _handle(self) -> int:
         return 0 if self._stream is None else self._stream.cuda_stream
 
+    def _series(
+        self,
+        observations: Observations,
+        described: Observations,
+        orbits: list[tuple[np.ndarray, np.ndarray, int]],
+    ) -> tuple[_Series, list[_Series]]:
+        """Every list of dates on the device: uploaded, or where its tensors are."""
+        s2 = described.s2_bands
+        if not isinstance(observations.s2_bands, Tensor):
+            days = days_of(observations.s2_doys, s2)
+            optical = self._upload(s2, observations.s2_masks, days, 0, 0)
+            return optical, [self._upload(b, None, d, 1 + i, i) for b, d, i in orbits]
+        given = {o.index: o for o in observations.orbits if len(o.bands)}
+        masks = observations.s2_masks
+        optical = _in_place(observations.s2_bands, masks, observations.s2_doys, 0, 0)
+        radar = []
+        for bands, days, i in orbits:
+            if i in given:
+                there: Any = given[i].bands
+                there = there.to(ELEMENTS[bands.dtype])
+                radar.append(_in_place(there, None, given[i].doys, 1 + i, i))
+            else:  # the dummy of v1.0-qat
+                radar.append(self._upload(bands, None, days, 1 + i, i))
+        return optical, radar
+
     def _pack(
         self,
         observations: Observations,
-        orbits: list[tuple[np.ndarray, np.ndarray, int]],
+        optical: _Series,
+        radar: list[_Series],
         shape: tuple[int, int],
         row0: int,
         seed: int,
         binary_masks: bool,
     ) -> tuple[PackedTokens, PackedTokens, Tensor]:
         pixels = prod(shape)
-        optical = self._upload(
-            observations.s2_bands, observations.s2_masks,
-            days_of(observations.s2_doys, observations.s2_bands), 0, 0,
-        )  # fmt: skip
-        radar = [self._upload(bands, None, days, 1 + i, i) for bands, days, i in orbits]
         radar_dtype = radar[0].bands.dtype if radar else torch.int16
         if not radar and optical.bands.dtype == torch.float32:
             radar_dtype = torch.float32  # as packing.pack names it where there is no orbit
@@ -233,63 +255,37 @@ class DevicePacker:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
 
-class _Uploads:
-    """Strided host arrays to contiguous device tensors, through two pinned buffers in turn: one is
-    filled while the other is sent."""
-
-    def __init__(
-        self, device: torch.device, stream: "torch.cuda.Stream | None", staging_bytes: int
-    ) -> None:
-        self._device, self._stream, self._size = device, stream, staging_bytes
-        self._buffers: list[Tensor] = []
-        self._sent: list[Any] = [None, None]  # events, of what last left each buffer
-        self._turn = 0
-
-    def upload(self, source: np.ndarray) -> Tensor:
-        """``source`` (T, H, ...) of any strides, as it is, on the device."""
-        kind = _TYPES[source.dtype]
-        out = torch.empty(source.nbytes, dtype=torch.uint8, device=self._device)
-        start = 0
-        for piece in self._pieces(source):
-            buffer = self._free_buffer()[: piece.nbytes]
-            np.copyto(buffer.numpy().view(source.dtype).reshape(piece.shape), piece)
-            out[start : start + piece.nbytes].copy_(buffer, non_blocking=True)
-            if self._stream is not None:
-                self._sent[self._turn] = self._stream.record_event()
-            start += piece.nbytes
-        return out.view(kind).view(source.shape)
-
-    def _pieces(self, source: np.ndarray) -> Iterable[np.ndarray]:
-        """Runs of whole dates, or of rows of one date, that fit a buffer; in memory order of C."""
-        if source.size == 0:
-            return
-        row_bytes = prod(source.shape[2:]) * source.itemsize
-        if row_bytes > self._size:
-            self._size, self._buffers = row_bytes, []
-        yield from _runs(source, source.shape[1] * row_bytes, row_bytes, self._size)
-
-    def _free_buffer(self) -> Tensor:
-        """The buffer whose turn it is, when what it held has left."""
-        if not self._buffers:
-            pinned = self._device.type == "cuda"
-            self._buffers = [
-                torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)
-            ]
-        self._turn = 1 - self._turn
-        if self._sent[self._turn] is not None:
-            self._sent[self._turn].synchronize()
-        return self._buffers[self._turn]
+def _in_place(bands: Any, mask: Any, days: Any, column: int, orbit: int) -> _Series:
+    """Tensors (T, H, W, C), (T, H, W) and (T,) or (T, H, W): views where they are contiguous."""
+    flat = (bands.shape[0], -1)
+    return _Series(
+        bands.reshape(*flat, bands.shape[-1]).contiguous(),
+        None if mask is None else mask.reshape(flat).contiguous(),
+        (days if days.dim() == 1 else days.reshape(flat)).contiguous(),
+        column,
+        orbit,
+    )
 
 
-def _runs(source: np.ndarray, date_bytes: int, row_bytes: int, limit: int) -> Iterator[np.ndarray]:
-    dates = limit // date_bytes
-    for t in range(0, len(source), dates or 1):
-        if dates:
-            yield source[t : t + dates]
-            continue
-        rows = limit // row_bytes
-        for row in range(0, source.shape[1], rows):
-            yield source[t : t + 1, row : row + rows]
+def described_on_host(observations: Observations) -> Observations:
+    """The same shapes and dtypes in numpy, without the values where those are on the device."""
+
+    def described(array: Any) -> Any:
+        if not isinstance(array, Tensor):
+            return array
+        dtype = str(array.dtype).removeprefix("torch.")
+        return np.broadcast_to(np.zeros((), dtype), tuple(array.shape))
+
+    orbits = tuple(
+        replace(o, bands=described(o.bands), doys=described(o.doys)) for o in observations.orbits
+    )
+    return replace(
+        observations,
+        s2_bands=described(observations.s2_bands),
+        s2_masks=described(observations.s2_masks),
+        s2_doys=described(observations.s2_doys),
+        orbits=orbits,
+    )
 
 
 # ---- checks and messages, those of csrc/bindings/pack_module.cc and csrc/pack
@@ -298,7 +294,7 @@ def _runs(source: np.ndarray, date_bytes: int, row_bytes: int, limit: int) -> It
 def _check(observations: Observations, orbits: list[tuple[np.ndarray, np.ndarray, int]]) -> None:
     bands, masks = observations.s2_bands, observations.s2_masks
     for array, wanted in ((bands, S2_BANDS), *((o[0], S1_BANDS) for o in orbits)):
-        if array.dtype not in _ELEMENTS:
+        if array.dtype not in ELEMENTS:
             got = f"{array.shape} {array.dtype}"
             raise InputError(f"bands: expected uint16, int16 or float32, got {got}")
         if array.ndim != 4 or array.shape[3] != len(wanted):

@@ -5,7 +5,7 @@ away while the next chunk is computed.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from ...errors import InputError
 from ...quantization import QuantizedEmbeddings
 
-Target = Tensor | tuple[Tensor, Tensor]  # [p, E] float32, or codes [p, E] int8 and scales [p]
+Target: TypeAlias = (
+    "Tensor | tuple[Tensor, Tensor]"  # [p, E] float32, or codes [p, E] int8 and scales [p]
+)
 _SLOTS = 2  # one is filled while the other travels
 
 
