@@ -1,5 +1,7 @@
 """The recurrent pooling of v1.x (kernels/triton/gru.py) against the reference's float64 GRUs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ KINDS = ("custom_gru", "torch_gru")
 # Error of a logit relative to the largest: a state is rounded once a step on its way into a
 # product, and a gate damps what earlier steps left.
 RTOL = {"fp32": 4 * OP_RTOL, "tf32": 2.0**-8, "fp16": 2.0**-9, "bf16": 4 * BF16_RTOL}
-TOKENS, STEPS = (3, 5, 0, 1, 9, 2), (8, 5, 0, 8, 24, 3)
+TOKENS, STEPS = (3, 5, 0, 1, 9, 2), (7, 5, 0, 4, 9, 3)
 
 
 def starts(counts) -> np.ndarray:
@@ -46,12 +48,13 @@ class Case:
             self.norm = random.normal(width), random.normal(width)
         self.x = random.normal(sum(self.tokens), width, dtype=ELEMENTS[element].storage)
         self.steps = [
-            random.integers(0, max(n, 1), s, dtype=torch.int32) for n, s in zip(self.tokens, counts)
+            random.integers(0, max(n, 1), s, dtype=torch.int32)
+            for n, s in zip(self.tokens, counts, strict=True)
         ]
         inputs = ops.linear(wide(self.x), wide(self.input), wide(self.bias))
         self.inputs = inputs.to(ELEMENTS[element].storage).to(DEVICE)
 
-    def run(self, pixels=range(len(TOKENS))) -> list[torch.Tensor]:
+    def run(self, pixels=tuple(range(6))) -> list[torch.Tensor]:
         """float64 logits of every pixel named."""
         d, counts = self.width, [self.counts[p] for p in pixels]
         first = starts(self.tokens)
@@ -79,7 +82,7 @@ class Case:
             active, scratch, logits.view[:, 0],
         )  # fmt: skip
         values = logits.values()[:, 0]
-        return [values[a:b] for a, b in zip(step_offsets, step_offsets[1:])]
+        return [values[a:b] for a, b in itertools.pairwise(step_offsets)]
 
     def expected(self) -> list[torch.Tensor]:
         d, first, w = self.width, starts(self.tokens), {}
@@ -107,7 +110,7 @@ class Case:
 
 
 @pytest.mark.parametrize("element", UNSCALED)
-@pytest.mark.parametrize("width", [48, 96, 192])
+@pytest.mark.parametrize("width", [48, 144])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gru(kind, width, element):
     case = Case(kind, width, element)
@@ -118,9 +121,9 @@ def test_gru(kind, width, element):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_256_steps(kind):
-    """The longest sequence, in float32: rounding does not build up."""
-    case = Case(kind, 64, "fp32", (8, 256, 0, 1, 2, 40))
+def test_many_steps(kind):
+    """Rounding does not build up; 256 steps are the most there are, and slow to interpret."""
+    case = Case(kind, 48, "fp32", (8, 256 if DEVICE == "cuda" else 40, 0, 1, 2, 20))
     got, expected = torch.cat(case.run()), torch.cat(case.expected())
     assert ((got - expected).abs().max() / expected.abs().max()).item() <= RTOL["fp32"]
 
@@ -128,9 +131,9 @@ def test_256_steps(kind):
 @pytest.mark.parametrize("element", ["fp32", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pixel_alone_equals_the_same_pixel_in_company(kind, element):
-    case = Case(kind, 96, element)
+    case = Case(kind, 80, element)
     together = case.run()
-    for p in (0, 3, 4):
+    for p in (1, 3):
         assert torch.equal(case.run([p])[0], together[p])
     some = case.run([5, 4, 2])
     assert torch.equal(some[0], together[5]) and torch.equal(some[1], together[4])

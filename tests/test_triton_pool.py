@@ -15,8 +15,8 @@ from tessera_fast.kernels.triton.quantize import finish  # isort: skip
 
 # Error relative to the largest output: sums are float32, so one rounding of the result.
 RTOL = {"fp32": OP_RTOL, "tf32": OP_RTOL, "fp16": 2.0**-11 + OP_RTOL, "bf16": BF16_RTOL}
-LENGTHS = (1, 8, 0, 9, 63, 64, 65, 0, 255, 256)
-WIDTHS = (48, 144, 440, 640)
+LENGTHS = (1, 8, 0, 9, 64, 65, 0, 255)
+WIDTHS = (48, 144, 440)
 
 
 def offsets_of(lengths) -> torch.Tensor:
@@ -74,8 +74,9 @@ def test_pool(width, element):
     assert_close(case.run(), case.expected(), RTOL[element])
 
 
-def test_pool_of_the_teacher():
-    case = Pooled((3, 0), 4096, "fp32")
+@pytest.mark.parametrize("width", [640, 4096])
+def test_pool_of_wide_models(width):
+    case = Pooled((3, 9, 0), width, "fp32")
     assert_close(case.run(), case.expected(), RTOL["fp32"])
 
 
@@ -98,20 +99,24 @@ def test_a_pixel_alone_pools_as_in_company(element):
 
 
 @pytest.mark.parametrize("element", UNSCALED)
-@pytest.mark.parametrize("width", [48, 512, 768])
+@pytest.mark.parametrize("width", [48, 768])
 def test_pool_steps(width, element):
     """Steps name the pixel's own tokens, some twice, some never; a pixel may have no step."""
     random, dtype = Random(width), ELEMENTS[element].storage
-    lengths, counts = (3, 0, 1, 70), (8, 0, 8, 256)
+    lengths, counts = (3, 0, 1, 70), (8, 0, 8, 100)
     x = random.normal(sum(lengths), width, dtype=dtype)
-    steps = [random.integers(0, n, s, dtype=torch.int32) for n, s in zip(lengths, counts) if n]
+    steps = [
+        random.integers(0, n, s, dtype=torch.int32)
+        for n, s in zip(lengths, counts, strict=True)
+        if n
+    ]
     logits, constant = random.normal(sum(counts), scale=3.0), random.normal(width)
     out = Guarded((4, width), dtype, pad=width)
     pool_steps(
         x, logits, torch.cat(steps), offsets_of(counts), offsets_of(lengths), constant, out.view
     )
     expected = torch.stack([wide(constant)] * 4)
-    for pixel, (n, own) in enumerate(zip((0, 2, 3), steps)):
+    for pixel, (n, own) in enumerate(zip((0, 2, 3), steps, strict=True)):
         first, start = (0, 3, 4)[pixel], (0, 8, 16)[pixel]
         weights = torch.softmax(wide(logits)[start : start + len(own)], 0)
         expected[n] = weights @ wide(x)[first + own.cpu().to(torch.int64)]
@@ -134,8 +139,8 @@ def run_codes(y, valid, kept: int, **options) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("width", "kept"), [(128, 128), (192, 128), (128, 16), (1024, 1024)])
 def test_final_norm_is_over_all_columns(width, kept):
     random = Random(width)
-    y = random.normal(37, width, scale=5.0) + 3
-    valid = random.integers(0, 4, 37, dtype=torch.uint8)
+    y = random.normal(21, width, scale=5.0) + 3
+    valid = random.integers(0, 4, 21, dtype=torch.uint8)
     got = run_finish(y, valid, kept, final_norm=True)
     expected = ops.layer_norm(wide(y))[:, :kept]
     seen = valid.cpu() != 0
@@ -149,14 +154,14 @@ def test_final_norm_is_over_all_columns(width, kept):
 @pytest.mark.parametrize("final_norm", [False, True])
 def test_codes_are_those_of_quantize_bit_for_bit(width, kept, floors, final_norm):
     random = Random(7)
-    y = random.normal(203, width, scale=10.0)
+    y = random.normal(39, width, scale=10.0)
     y[1:4] *= torch.tensor([1e-9, 1e-13, 1e6], device=DEVICE)[:, None]
     y[4] = 0
     y[5, kept - 1] = float("nan")
     steps = torch.arange(width, device=DEVICE) % 255 - 127  # halves of a scale of exactly 1
     y[6] = steps.clamp(-126, 126) + 0.5
     y[6, 0] = 127
-    valid = torch.ones(203, dtype=torch.uint8, device=DEVICE)
+    valid = torch.ones(39, dtype=torch.uint8, device=DEVICE)
     valid[8] = 0
     absmax_floor, scale_floor = floors
     values = run_finish(y, valid, kept, final_norm=final_norm).numpy()

@@ -11,7 +11,7 @@ pixel has a program per 64 or 128 queries, which projects k and v of 64 keys at 
 running maximum of the scores (all 256 keys at once spill); so k and v are projected up to four
 times. Weights are read once per program: 8 D^2 bytes in 16 bit (166 KB at D = 144, 524 KB at 256)
 from L2, which bounds it: 64 tokens do 8 D^2 + 4 n D FLOP each, 64 to 80 FLOP per byte of L2.
-Per token 8 D^2 + 4 n D FLOP and 2 D elements of device memory, where unfused it is 12 D.
+Per token 8 D^2 + 4 n D FLOP and 2 D elements of device memory, where unfused it is 11 D.
 """
 
 import math
@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 
 from .attention import LONGEST, SHORT, Plan, log2_multiplicity
-from .blocks import narrow, normalize, parts, power_of_two, product, row_sum, square_deviation
+from .blocks import narrow, normalize, parts, product, row_sum, square_deviation
+from .device import Capability, capability
 from .elements import ELEMENTS, Linear
 
 EPS = 1e-5
@@ -45,7 +46,8 @@ def _w(w, row, first, last, column, WIDTH: tl.constexpr, DEPTH: tl.constexpr, D:
 
 @triton.jit
 def _project(a, w, y0, y1, row, column, DEPTH: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
-             K1: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             K1: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
     """y0 | y1 + a W[row .. row + K, column ..]^T. WHOLE: no column is beyond D."""
     y0 = product(a, _w(w, row, 0, K, column, K0, DEPTH, D, WHOLE and K0 <= K), y0, PRECISION)
     if K1 > 0:
@@ -71,7 +73,8 @@ def _x(x, rows, there, column, DEPTH: tl.constexpr, D: tl.constexpr, WHOLE: tl.c
 
 @triton.jit
 def _qkv(x, w, bias, rows, there, head, H: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
-         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr,
+         PRECISION: tl.constexpr):  # fmt: skip
     """q, k, v of one head for rows of x, each as two blocks of columns, in one pass over x."""
     D: tl.constexpr = H * K
     R: tl.constexpr = rows.shape[0]
@@ -107,7 +110,8 @@ def _qkv(x, w, bias, rows, there, head, H: tl.constexpr, K: tl.constexpr, K0: tl
 
 @triton.jit
 def _one(x, w, bias, rows, there, row, D: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
-         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+         K1: tl.constexpr, DEPTH: tl.constexpr, REST: tl.constexpr,
+         PRECISION: tl.constexpr):  # fmt: skip
     """One of q, k, v, whose rows of W begin at ``row``: a third of the registers of _qkv."""
     R: tl.constexpr = rows.shape[0]
     SPARE: tl.constexpr = K1 if K1 > 0 else 16
@@ -217,7 +221,7 @@ def _queries(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, sta
              K0: tl.constexpr, K1: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
              DEPTH: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, ALL: tl.constexpr,
              WEIGHTED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The rows start .. start + ROWS of a pixel; x and out point to its first. ALL: it has no more."""
+    """The rows start .. + ROWS of a pixel; x and out point to its first. ALL: it has no more."""
     D: tl.constexpr = H * K
     DTYPE: tl.constexpr = x.dtype.element_ty
     SPARE: tl.constexpr = D1 if D1 > 0 else 16
@@ -317,13 +321,19 @@ def fits_block(width: int, element: str) -> bool:
     return width <= WIDEST and not kind.scaled and kind.storage != torch.float32
 
 
-def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool) -> Plan:
-    """Sizes of a launch, from the model's shape alone."""
+def plan(
+    heads: int, head_width: int, element: str, weighted: bool, short: bool, of: Capability
+) -> Plan:
+    """Sizes of a launch, from the model's shape and the device alone.
+
+    Found by compiling: the widest steps over D, and the most queries, that spill nothing.
+    """
     kind = ELEMENTS[element]
     width = heads * head_width
     k0, k1 = parts(head_width)
     d0, d1 = parts(width)
-    depth = 16 if width % 32 else 32
+    tight = short and of not in ((8, 0), (9, 0), (10, 0))
+    depth = 16 if width % 32 or tight else 32
     constants = {
         "H": heads,
         "K": head_width,
@@ -341,7 +351,8 @@ def plan(heads: int, head_width: int, element: str, weighted: bool, short: bool)
         "PRECISION": kind.input_precision,
     }
     # 144 columns of sums in 72 registers of a thread, 256 in 64
-    return Plan(constants, {"num_warps": 4 if short and width <= 160 else 8, "num_stages": 2})
+    warps = 4 if short and width <= 160 else 8
+    return Plan(constants, {"num_warps": warps, "num_stages": 2 if short else 3})
 
 
 def attention_block(
@@ -364,7 +375,8 @@ def attention_block(
         if not short and longest <= SHORT:
             continue
         weighted = multiplicity is not None
-        constants, options = plan(heads, width // heads, wqkv.element, weighted, short)
+        of = capability(x.device)
+        constants, options = plan(heads, width // heads, wqkv.element, weighted, short, of)
         blocks = 1 if short else triton.cdiv(longest, constants["ROWS"])
         attention_block_kernel[(pixels, blocks)](
             x, wqkv.weight, wqkv.bias, wout.weight, wout.bias, gamma, beta, offsets, multiplicity,

@@ -159,7 +159,7 @@ def torch_kernel(inputs, w, bias, h, read, read_next,
                  steps, step_offsets, offsets, order, t, active,
                  D: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
                  DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """torch: h and read_next become h'; other programs still read ``read``. Grid [columns, rows]."""
+    """torch: h and read_next become h'; ``read`` is still read. Grid [columns, rows]."""
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     ok = rows < active
