@@ -352,7 +352,9 @@ def plan(
     }
     # 144 columns of sums in 72 registers of a thread, 256 in 64
     warps = 4 if short and width <= 160 else 8
-    return Plan(constants, {"num_warps": warps, "num_stages": 2 if short else 3})
+    return Plan(
+        constants, {"num_warps": warps, "num_stages": 3 if warps == 8 and width <= 160 else 2}
+    )
 
 
 def attention_block(

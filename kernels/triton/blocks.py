@@ -1,18 +1,8 @@
-"""Pieces of the kernels: products, rounding, quantised rows, LayerNorm over two blocks.
-
-The interpreter multiplies the bit patterns of bfloat16, truncates where a device rounds to nearest
-even, and has no exact path for e4m3; and the library it multiplies with takes a row's sums in an
-order that depends on the row's place. Where EMULATED, operands and results are rounded in so many
-words, and products summed in float64, so that every element gives what a device gives, up to the
-rounding of float32 sums, and a row's bits do not depend on its neighbours.
-"""
+"""Pieces of the kernels: products, rounding, quantised rows, LayerNorm over two blocks."""
 
 import triton
 import triton.language as tl
 
-from .device import INTERPRETED
-
-EMULATED = tl.constexpr(INTERPRETED)
 # Adding 1.5 * 2^23 leaves no bit below 1: the sum is rounded to nearest even, and its low byte is
 # the integer in two's complement.
 _ROUND = tl.constexpr(12582912.0)
@@ -22,28 +12,13 @@ _SMALLEST_MAXIMUM = tl.constexpr(1e-30)  # of a row: a row of zeros stays zeros
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b, or a b if acc is None: float32, or int32 of int8."""
-    if EMULATED and a.dtype != tl.int8:
-        y = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64))
-        if acc is not None:
-            y += acc
-        return y.to(tl.float32)
     SUM: tl.constexpr = tl.int32 if a.dtype == tl.int8 else tl.float32
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=SUM)
 
 
 @triton.jit
-def _round_bits(x, BITS: tl.constexpr):
-    """float32 without its last BITS bits, to nearest even."""
-    u = x.to(tl.uint32, bitcast=True)
-    u = u + ((1 << (BITS - 1)) - 1) + ((u >> BITS) & 1)
-    return ((u >> BITS) << BITS).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """float32 to DTYPE, to nearest even."""
-    if EMULATED and tl.bfloat16 == DTYPE:
-        x = _round_bits(x, 16)
     return x.to(DTYPE)
 
 
@@ -51,11 +26,8 @@ def narrow(x, DTYPE: tl.constexpr):
 def quantize(x, inverse, DTYPE: tl.constexpr):
     """Codes of DTYPE, int8 or e4m3: x [R, K] float32 times inverse [R], to nearest even."""
     y = x * inverse[:, None]
-    if tl.int8 == DTYPE:
+    if DTYPE == tl.int8:
         return (y + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
-    elif EMULATED:  # stays float32: below 2^-6 the step is 2^-9, above there are 3 bits
-        STEP: tl.constexpr = _ROUND * 2.0**-9
-        return tl.where(tl.abs(y) < 2.0**-6, (y + STEP) - STEP, _round_bits(y, 20))
     else:
         return y.to(DTYPE)
 
