@@ -58,7 +58,7 @@ def _w2_block(w2, cols, h, D: tl.constexpr, MASKED: tl.constexpr):
         return tl.load(p)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["bands", "orbit", "doy"])
 def _embed(
     bands, orbit, doy, mean, std, w1, b1, w2, b2, table, out, M,
     C: tl.constexpr, D: tl.constexpr, OUT_ROW: tl.constexpr,

@@ -19,7 +19,7 @@ import triton.language as tl
 from .blocks import narrow, power_of_two
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_BLOCK = 4096  # elements of x a program holds: 32 registers of each of 128 threads
+_BLOCK = 2048  # elements of x a program holds: 16 registers of each of 128 threads
 
 
 @triton.jit
@@ -105,8 +105,8 @@ def pool_steps_kernel(x, logits, steps, step_offsets, offsets, constant, out,
 
 def _sizes(width: int) -> dict[str, int]:
     block = power_of_two(width)
-    tokens = min(16, max(1, _BLOCK // block))
-    return {"TOKENS": tokens, "BLOCK": block, "num_warps": 8 if block > _BLOCK // 2 else 4}
+    tokens = min(16, max(2, _BLOCK // block))
+    return {"TOKENS": tokens, "BLOCK": block, "num_warps": 16 if block > _BLOCK else 4}
 
 
 def pool(

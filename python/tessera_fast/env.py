@@ -1,5 +1,6 @@
 """Every environment variable that the package reads, in one place.
 
+TESSERA_FAST_FUSED    1: the cuda back end runs a narrow model's whole network as one CUDA kernel
 TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
 TESSERA_FAST_THREADS  default number of threads of the cpu back end
 TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
@@ -12,6 +13,11 @@ import os
 from pathlib import Path
 
 from .errors import InputError
+
+
+def fused() -> bool:
+    """Whether the cuda back end is to run the fused CUDA network."""
+    return os.environ.get("TESSERA_FAST_FUSED") == "1"
 
 
 def isa() -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import env
 from ...errors import BackendUnavailable, InputError
 from ...packing import Observations, PackedTokens
 from ...spec import MAX_SEQUENCE, ModelSpec
@@ -19,6 +20,7 @@ from ...weights import Weights
 from . import INTERPRETER
 from .arena import Arena, padded
 from .forward import Network, Route
+from .fused import FusedNetwork
 from .packer import DevicePacker
 from .ranges import Ranges
 from .replay import Replay, rounded
@@ -52,12 +54,12 @@ class CudaEncoder:
         self._spec, self.device = spec, device
         self.ranges = Ranges(device)
         with self._on_device():
+            made = network_weights(spec, weights.tensors, device, precision)
+            fused = None
+            if env.fused():
+                fused = FusedNetwork(spec, made, precision, native, device)
             self._network: Network | None = Network(
-                spec,
-                network_weights(spec, weights.tensors, device, precision),
-                precision,
-                Route.of(spec, precision),
-                self.ranges,
+                spec, made, precision, Route.of(spec, precision), self.ranges, fused
             )
             self._packer = DevicePacker(spec, device, native)
         self._arena: Arena | None = None

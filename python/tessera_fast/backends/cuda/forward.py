@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.triton.attention import attention
-from ...kernels.triton.attention_block import attention_block
+from ...kernels.triton.attention_block import attention_block, fits_block
 from ...kernels.triton.elements import ACCURATE, ELEMENTS
 from ...kernels.triton.embed import embed
 from ...kernels.triton.ffn import ffn
@@ -28,11 +28,11 @@ from ...kernels.triton.pool import pool, pool_steps
 from ...kernels.triton.quantize import finish
 from ...spec import ModelSpec
 from .arena import Arena
+from .fused import FusedNetwork, schedule_size
 from .tokens import DeviceTokens, empty_stream
 from .weights import LayerWeights, NetworkWeights, Norm, StreamWeights
 
 Ranges = Callable[[str], AbstractContextManager[Any]]  # an op's name to what times or marks it
-WIDEST_BLOCK = 256  # see Route.of
 FUSION_HEADS = 4  # whatever the encoder's heads
 
 
@@ -58,11 +58,10 @@ class Route:
         A block streams all its weights from L2 for some 64 to 128 tokens; beyond a width of 256
         that costs more than the hidden activations' trip through device memory.
         """
-        narrow = spec.d_model <= WIDEST_BLOCK and not spec.pre_norm
-        plain = not spec.qk_norm and not ELEMENTS[element].scaled
+        fits = fits_block(spec.d_model, element) and not spec.qk_norm
         return Route(
-            attention_block=narrow and plain,
-            ffn_block=narrow and ffn_fits(spec.d_model),
+            attention_block=fits and not spec.pre_norm,
+            ffn_block=ffn_fits(spec.d_model) and not spec.pre_norm,
         )
 
 
@@ -70,9 +69,17 @@ class Network:
     """A model's launches on one device."""
 
     def __init__(
-        self, spec: ModelSpec, weights: NetworkWeights, element: str, route: Route, ranges: Ranges
+        self,
+        spec: ModelSpec,
+        weights: NetworkWeights,
+        element: str,
+        route: Route,
+        ranges: Ranges,
+        fused: FusedNetwork | None = None,
     ) -> None:
+        """``fused``: what both streams go through instead of the kernels that ``route`` says."""
         self.spec, self.weights, self.route, self.ranges = spec, weights, route, ranges
+        self._fused = fused
         self.storage = ELEMENTS[element].storage
         self._accurate = ACCURATE.get(element, element)
         self._device = weights.table.device
@@ -132,6 +139,11 @@ class Network:
         has no token."""
         w: StreamWeights = getattr(self.weights, name)
         N, D = tokens.doy.numel(), self.spec.d_model
+        if self._fused is not None:
+            with arena.frame(), self.ranges("network"):
+                planned = arena.empty(schedule_size(tokens.pixels), dtype=torch.int32)
+                self._fused.encode(name, tokens, planned, out, constant)
+            return
         with arena.frame():
             x, spare = (arena.empty(N, D, dtype=self.storage) for _ in range(2))
             series = Series(tokens.offsets, tokens.multiplicity, tokens.longest)

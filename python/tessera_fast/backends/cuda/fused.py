@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import ModelSpec
+from ...errors import BackendUnavailable
+from ...spec import MAX_SEQUENCE, ModelSpec
 from .tokens import DeviceTokens
-from .weights import LayerWeights, StreamWeights
+from .weights import LayerWeights, NetworkWeights, StreamWeights
 
 _NETWORKS = {(144, 4, 384): (128, 256)}  # (D, H, F): tokens that a block may hold
 _LAYERS = {(256, 4, 1024): (128,)}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CHANNELS = 16  # bands, padded
+_EMULATED_SHARED_MEMORY = 227 << 10  # that of an H100
 _SEGMENT = 128  # pixels that the scheduler packs by themselves
 
 
@@ -97,6 +99,59 @@ def layer_operands(layer: LayerWeights, element: str, heads: int) -> Operands:
     """The operands of one layer."""
     chunks, parameters = _layer_chunks(layer, heads), _layer_parameters(layer, heads)
     return _operands(chunks, parameters, 1, len(layer.out.weight), _DTYPES[element])
+
+
+class FusedNetwork:
+    """Both streams of a model through the whole-network kernel; see `why_not`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: NetworkWeights,
+        element: str,
+        native: Any,
+        device: torch.device,
+    ) -> None:
+        """Raises BackendUnavailable where the kernel cannot take every pixel of the model: which
+        kernel a pixel goes through may not depend on the pixels beside it."""
+        self._spec, self._native, self._device = spec, native, device
+        self._shared = _shared_memory(device)
+        reason = why_not(spec, element, whole=True)
+        if reason is None and self.shape(MAX_SEQUENCE) is None:
+            reason = f"{self._shared} bytes of shared memory hold no pixel of {MAX_SEQUENCE} tokens"
+        if reason is not None:
+            raise BackendUnavailable(f"TESSERA_FAST_FUSED: {reason}")
+        self._table = weights.table
+        self._operands = {
+            name: network_operands(getattr(weights, name), element, spec.num_heads)
+            for name in ("s2", "s1")
+        }
+
+    def shape(self, longest: int) -> "Shape | None":
+        return shape_for(self._spec, longest, self._shared, self._native, whole=True)
+
+    def encode(
+        self, name: str, tokens: DeviceTokens, planned: Tensor, out: Tensor, constant: Tensor
+    ) -> None:
+        """Pooled vectors of the stream ``name`` into out [P, D]; planned int32
+        [schedule_size(P)] is scratch, constant [D] float32 the row of a pixel without tokens."""
+        shape = self.shape(tokens.longest)
+        assert shape is not None
+        stream = 0
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device).cuda_stream
+        schedule(self._native, shape, tokens.offsets, planned, stream)
+        encode_network(
+            self._native, shape, self._operands[name], tokens, self._table, planned, out,
+            constant, stream,
+        )  # fmt: skip
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that one block may have."""
+    if device.type != "cuda":
+        return _EMULATED_SHARED_MEMORY
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def schedule_size(pixels: int) -> int:
