@@ -161,7 +161,7 @@ def gate(got: np.ndarray, expected: np.ndarray, precision: str, ours: bool) -> d
     if precision == "fp32":
         return {**row, **_judged("assert_golden", got, expected)}
     loose = not ours or precision in ("fp8", "int8")
-    kind = "int8" if loose else "bf16"
+    kind = "bf16" if not loose else "fp8" if precision == "fp8" and ours else "int8"
     return {**row, **_judged("assert_reduced", got, expected, kind)}
 
 

@@ -37,6 +37,7 @@ REPOSITORY = HERE.parent
 BUILD = REPOSITORY / "build" / "gpu"
 MODELS = ("v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat")
 CASES = ((50, 60), (100, 73))
+FUSED = ("v2-nano",)  # also as one CUDA kernel a stream
 OTHER_PRECISIONS = ("fp16", "tf32", "fp32", "fp8", "int8")
 KINDS = ("build", "small", "tests", "memcheck", "racecheck", "ceilings", "bench", "ncu", "long",
          "precisions")  # fmt: skip
@@ -133,7 +134,8 @@ def _stages(args: argparse.Namespace, check: "Check") -> Iterator[Stage]:
     peaks = check.worker("gpu_peaks.py", *device, *check.row_options())
     yield Stage("ceilings", "copies and products", peaks, 10, 60)
     for model in args.models:
-        command = check.model(model, CASES[0], *precise)
+        fused = [f"{args.precision}+fused"] if model in FUSED else []
+        command = check.model(model, CASES[0], *precise, *fused)
         yield Stage("bench", f"{model}, {_text(CASES[0])}", command, 20, 100, compiled=model)
     ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--launch-count", "40"]
     one = check.worker("gpu_small.py", *device, "--precision", args.precision, "--profiled")

@@ -7,6 +7,7 @@ fastest of a few batches; medians of rounds are compared. Nothing gets a figure 
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -80,7 +81,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dates", type=int, nargs=2, default=[50, 60], metavar=("S2", "S1"))
     parser.add_argument("--device", default="cuda:0", help="or cpu, or interpreter")
     parser.add_argument("--backend", default="cuda", help="ours")
-    parser.add_argument("--precisions", nargs="+", default=["bf16"], help="ours")
+    parser.add_argument(
+        "--precisions", nargs="+", default=["bf16"],
+        help="ours; bf16+fused is the whole network in one CUDA kernel a stream",
+    )  # fmt: skip
     parser.add_argument("--official", type=Path, help="checkout of ucam-eo/tessera")
     parser.add_argument("--compiler", help="back end of torch.compile (default: leave it out)")
     parser.add_argument("--no-stock", action="store_true")
@@ -105,9 +109,11 @@ def model_only(
     extra: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     models: list[Model] = []
-    for precision in args.precisions:
-        label, before = f"ours {precision}", _allocated(device)
+    for asked in args.precisions:
+        label, before = f"ours {asked}", _allocated(device)
+        precision, _, fused = asked.partition("+")
         plan = Plan(precision, None if args.backend == "cpu" else args.device)
+        os.environ["TESSERA_FAST_FUSED"] = "1" if fused else "0"
         try:
             name, encoder = backends.load(args.backend, case.spec, weights, plan)
         except tf.BackendUnavailable as error:
@@ -120,7 +126,8 @@ def model_only(
             left_out[label] = entry
             continue
         entries[label] = entry
-        models.append(model)
+        if not fused:
+            models.append(model)
         extra[label] = {
             "engine": model.provenance(), "peak_memory": _peak(device) - before,
             "invariant": invariant(case, model, entry), **ops(case, model, entry, device),

@@ -9,6 +9,7 @@ its gate makes the exit status 1. The released models also leave their kernels i
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -54,13 +55,26 @@ def main() -> None:
         profiled(load(released(args.profiled), args.backend, plan), device)
         return
     wrong = []
-    for spec in (*SPECS, *(() if args.few else map(released, RELEASED))):
-        for form, verdict in judged(load(spec, args.backend, plan), device):
-            print(f"  {spec.name:16} {form:8} {'equal' if verdict['equal'] else verdict['gate']}",
+    for label, model in models(args, plan):
+        for form, verdict in judged(model, device):
+            print(f"  {label:16} {form:8} {'equal' if verdict['equal'] else verdict['gate']}",
                   flush=True)  # fmt: skip
-            wrong += [] if verdict["equal"] else [f"{spec.name} {form}"]
+            wrong += [] if verdict["equal"] else [f"{label} {form}"]
     if wrong:
         raise SystemExit(f"outside the gate: {', '.join(wrong)}")
+
+
+def models(args: argparse.Namespace, plan: Plan) -> Iterator[tuple[str, Model]]:
+    """One after the other; first the whole network of nano as a CUDA kernel."""
+    if args.backend == "cuda" and args.precision in ("bf16", "fp16"):
+        os.environ["TESSERA_FAST_FUSED"] = "1"
+        try:
+            fused = load(released("v2-nano"), args.backend, plan)
+        finally:
+            del os.environ["TESSERA_FAST_FUSED"]
+        yield "v2-nano fused", fused
+    for spec in (*SPECS, *(() if args.few else map(released, RELEASED))):
+        yield spec.name, load(spec, args.backend, plan)
 
 
 def load(spec: ModelSpec, backend: str, plan: Plan) -> Model:

@@ -4,15 +4,15 @@ custom: r = s(i_r + Whr h), z = s(i_z + Whz h), c = tanh(i_h + Whh (r h)), h' = 
         logit = query . LN(h') + query_bias
 torch:  r, z alike, c = tanh(i_n + r (Whn h + bhn)), h' = (1 - z) c + z h; logit without LN
 inputs [N, 3D] (r | z | candidate) are W_i x + b of every token, from one linear(); a step reads its
-token's row. Row i of a state is pixel order[i]: longest first, so that step t works on the first
-active[t] rows. The state is float32, and rounded to the element where a product reads it. A product
+token's row. Row i of a state is pixel order[i], longest first: step t works on the first active[t]
+rows. The state is float32, and rounded to the element where a product reads it. A product
 program owns 64 or 128 rows x 64 columns of all the gates it needs, whatever the number of rows, so
 a pixel's result depends neither on its neighbours nor on which of them still run.
 
 Per step and pixel: 6 D^2 FLOP; 3 D inputs, and states of some 16 D bytes that stay in L2.
-Three launches a step (torch: two): 768 for 256 steps, some 5 us each. A CUDA graph for a fixed
-(pixels, active) removes the host's share; one kernel whose programs keep 64 pixels for all steps
-removes all of it, at 6 D^2 bytes of weights from L2 per program and step.
+Launches: three a step (torch: two), so 768 for 256 steps. A CUDA graph for given (pixels, active)
+would remove the host's share; one kernel whose programs keep 64 pixels for all steps would remove
+all, at 6 D^2 bytes of weights from L2 per program and step.
 """
 
 from collections.abc import Sequence

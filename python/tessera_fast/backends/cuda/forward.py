@@ -95,7 +95,7 @@ class Network:
         """Workspace of a pixel that reads ``steps`` steps, at most."""
         D, out = self.spec.d_model, self.spec.out_dim
         fusion = 2 * (D + 3 * D) if self.spec.fusion_layers else 0  # of two tokens
-        fused = (2 * D + 4 * D + fusion) * self.storage.itemsize + 4 * out + 16
+        fused = (2 * D + 4 * D + fusion) * self.storage.itemsize + 4 * (4 * D + out) + 16
         if not self.spec.needs_steps:
             return int(fused)
         scratch = scratch_sizes(1, D, self._accurate).values()
@@ -292,9 +292,11 @@ class Network:
             linear(fused, w.reduce1, out)
             return
         with arena.frame():
-            hidden = arena.empty(len(fused), w.reduce1.weight.shape[0], dtype=self.storage)
-            linear(fused, w.reduce1, hidden)
-            layer_norm(hidden, hidden, *w.reduce_norm, relu=True)
+            # float32 up to the norm: a pixel is one row here, and this makes the embedding
+            sums = arena.empty(len(fused), w.reduce1.weight.shape[0], dtype=torch.float32)
+            linear(fused, w.reduce1, sums)
+            hidden = arena.empty(*sums.shape, dtype=self.storage)
+            layer_norm(sums, hidden, *w.reduce_norm, relu=True)
             linear(hidden, w.reduce2, out)
 
     def _constant(self, name: str, arena: Arena) -> Tensor:
