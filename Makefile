@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels python tests/cuda_emulator -type f -not -name '*.so' -not -path '*/__pycache__/*')
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 TRITON ?= triton==3.6.0
 LINTERS := clang-format==23.1.5 mypy==2.4.1 ruff==0.17.6
 CPP = $(shell find csrc kernels tests/cuda_emulator -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
@@ -15,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/tessera-fast demo
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check .

@@ -1,69 +1,50 @@
-"""What the compiler gave each kernel of a .cu file: registers, spills, stack, shared memory."""
+"""What the compiler gave each kernel of the module tessera_fast._cuda: registers, stack, shared.
 
+Read off the machine code for every architecture in it, by the cuobjdump that Triton's package has.
+A kernel that spills has a stack, unless it has an array there.
+"""
+
+import importlib.util
 import re
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-ARCHITECTURES = ("80", "86", "87", "89", "90a", "100", "120")  # CMakeLists.txt
-NVCC = shutil.which("nvcc")
-
+import pytest
 
 class Resources(NamedTuple):
     registers: int  # per thread
-    spill_stores: int  # bytes per thread
-    spill_loads: int
-    stack: int
+    stack: int  # bytes per thread
     shared: int  # static bytes per block
 
 
-def resources(
-    source: str, architectures: Iterable[str] = ARCHITECTURES, options: Iterable[str] = ()
-) -> dict[tuple[str, str], Resources]:
-    """By (architecture, mangled name of the kernel); ``source`` is relative to the repository."""
-    assert NVCC is not None
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for architecture in architectures:
-            done = subprocess.run(
-                [
-                    NVCC, "-std=c++17", "-O3", "-fmad=false", "-I", ROOT / "csrc", *options,
-                    "-Xptxas", "-v", "-cubin",
-                    "-gencode", f"arch=compute_{architecture},code=sm_{architecture}",
-                    "-o", Path(folder) / "kernels.cubin", ROOT / source,
-                ],
-                capture_output=True,
-                text=True,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            for name, values in parse(done.stderr):
-                found[architecture, name] = values
-    return found
+def by_architecture(stem: str) -> dict[str, dict[str, Resources]]:
+    """Architecture ("90a") -> mangled name -> resources, of the kernels of one .cu file.
 
-
-def parse(report: str) -> Iterable[tuple[str, Resources]]:
-    """(kernel, resources) of what `ptxas -v` prints."""
-    for part in report.split("Compiling entry function '")[1:]:
-        name = part[: part.index("'")]
-        stack, stores, loads = (
-            number(part, rf"(\d+) bytes {what}")
-            for what in ("stack frame", "spill stores", "spill loads")
+    Every architecture that the module was built for. Skips the test where there is nothing to look
+    at, or to look with.
+    """
+    module = importlib.util.find_spec("tessera_fast._cuda")
+    if module is None or module.origin is None:
+        pytest.skip("tessera_fast._cuda was not built: no nvcc")
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        pytest.skip("triton, whose cuobjdump is used, is not installed")
+    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    report = subprocess.run(
+        [tool, "--dump-resource-usage", module.origin], capture_output=True, text=True, check=True
+    ).stdout
+    found: dict[str, dict[str, Resources]] = {}
+    for part in re.split(r"^arch = ", report, flags=re.MULTILINE)[1:]:
+        architecture = re.match(r"sm_(\w+)", part)
+        assert architecture, part[:200]
+        functions = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", part)
+        found.setdefault(architecture[1], {}).update(
+            (name, Resources(*map(int, values)))
+            for name, *values in functions
+            if f"_{stem}_cu_" in name  # nvcc's name of the file's unnamed namespace
         )
-        shared = re.search(r"(\d+) bytes smem", part)
-        yield (
-            name,
-            Resources(
-                number(part, r"Used (\d+) registers"), stores, loads, stack,
-                int(shared[1]) if shared else 0,
-            ),
-        )  # fmt: skip
+    from tessera_fast import _cuda
 
-
-def number(text: str, pattern: str) -> int:
-    match = re.search(pattern, text)
-    assert match, f"{pattern} is not in {text}"
-    return int(match[1])
+    assert set(found) == {a.partition("-")[0] for a in _cuda.arch_list()}
+    return found

@@ -1,8 +1,8 @@
 """Triton's interpreter (3.6), mended where it is wrong or fails.
 
 - It keeps bfloat16 as uint16 and multiplies those bits. Here products take the values.
-- The library it multiplies with takes a row's sum in an order that depends on the row's place, which
-  no GPU does. Here sums are float64, and rounded once.
+- The library it multiplies with takes a row's sum in an order that depends on the row's place,
+  which no GPU does. Here sums are float64, and rounded once.
 - float32 becomes bfloat16 and float8 e4m3 by rounding to nearest even, as every GPU does it.
 - A scalar is an array of one element, which numpy 2.4 no longer takes as an int.
 - Every call of a function within a kernel patches triton.language once more, on top of itself, and

@@ -102,7 +102,9 @@ def golden(case: GoldenCase, encoder: CudaEncoder) -> tuple[np.ndarray, np.ndarr
         window = case.observations()
         if INTERPRETED:
             wide = case.spec.d_model > 144
-            some = 1 if case.input == "long" else 2 if wide else 6 if case.spec.d_model > 100 else 12
+            some = (
+                1 if case.input == "long" else 2 if wide else 6 if case.spec.d_model > 100 else 12
+            )
             pixels, window = pixels[:some], crop(window, slice(0, 1), slice(0, some))
         out = encode(encoder, pack(window, case.spec))
     kept = observed[pixels]

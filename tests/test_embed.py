@@ -221,7 +221,11 @@ def test_a_loaded_model_goes_without_other_options(tile, model):
             tf.BackendUnavailable,
             "runs fp32, bf16, int8, not fp64",
         ),
-        ({"precision": "fp64"}, tf.BackendUnavailable, "no back end can run this: cuda: .*cpu: .*fp64"),
+        (
+            {"precision": "fp64"},
+            tf.BackendUnavailable,
+            "no back end can run this: cuda: .*cpu: .*fp64",
+        ),
         ({"precision": "int4"}, tf.BackendUnavailable, "int4"),
         ({"backend": "abacus"}, tf.InputError, "backend: expected auto, cuda, cpu, reference, got"),
         ({"device": "cuda"}, tf.BackendUnavailable, "runs on device 'cpu', not 'cuda'"),

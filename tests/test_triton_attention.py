@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from oracle import BF16_RTOL, OP_RTOL
+from oracle import ATTENTION_RTOL, BLOCK_RTOL, PEAKED
 from tessera_fast.reference import ops
 from triton_cases import DEVICE, UNSCALED, Guarded, Random
 
@@ -14,10 +14,6 @@ from tessera_fast.kernels.triton.attention import attention  # isort: skip
 from tessera_fast.kernels.triton.attention_block import attention_block  # isort: skip
 from tessera_fast.kernels.triton.elements import ELEMENTS, prepare  # isort: skip
 
-# Error relative to the largest output, per element: one rounding of p, of v and of the result.
-RTOL = {"fp32": OP_RTOL, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2 * BF16_RTOL}
-# The block rounds q, k, v, p, o and the result: some five roundings that do not all add up.
-BLOCK_RTOL = {"fp32": 2 * OP_RTOL, "tf32": 2.0**-8, "fp16": 2.0**-9, "bf16": 4 * BF16_RTOL}
 LENGTHS = (1, 8, 0, 9, 63, 64, 65, 0)
 LONG = (128, 129, 255, 256)
 # (heads, head width) of the released models, fewer heads where that changes nothing, and odd ones.
@@ -69,7 +65,7 @@ def test_attention(heads, head_width, element):
     out = Guarded((sum(lengths), width), dtype)
     attention(qkv, offsets_of(lengths), multiplicity, out.view, heads, element)
     expected = attended(wide(qkv), lengths, multiplicity.cpu(), heads)
-    assert_close(out.values(), expected, RTOL[element])
+    assert_close(out.values(), expected, ATTENTION_RTOL[element])
 
 
 @pytest.mark.parametrize("element", ["fp32", "fp16"])
@@ -80,7 +76,11 @@ def test_peaked_attention(element):
     multiplicity = multiplicities(random, [70])
     out = Guarded((70, 32), dtype)
     attention(qkv, offsets_of([70]), multiplicity, out.view, 2, element)
-    assert_close(out.values(), attended(wide(qkv), [70], multiplicity.cpu(), 2), 4 * RTOL[element])
+    assert_close(
+        out.values(),
+        attended(wide(qkv), [70], multiplicity.cpu(), 2),
+        PEAKED * ATTENTION_RTOL[element],
+    )
 
 
 def test_multiplicity_is_the_padded_sequence():
@@ -92,7 +92,9 @@ def test_multiplicity_is_the_padded_sequence():
     padded = wide(qkv).repeat_interleave(multiplicity.cpu().to(torch.int64), 0)
     ones = torch.ones(len(padded))
     first = multiplicity.cpu().to(torch.int64).cumsum(0) - multiplicity.cpu()
-    assert_close(out.values(), attended(padded, [len(padded)], ones, 4)[first], RTOL["fp32"])
+    assert_close(
+        out.values(), attended(padded, [len(padded)], ones, 4)[first], ATTENTION_RTOL["fp32"]
+    )
 
 
 @pytest.mark.parametrize(("heads", "head_width"), [(4, 16), (1, 1024)])
@@ -102,7 +104,9 @@ def test_two_tokens_a_pixel_without_multiplicities(heads, head_width):
     qkv = random.normal(6, 3 * width)
     out = Guarded((6, width), torch.float32)
     attention(qkv, offsets_of([2] * 3), None, out.view, heads, "fp32", longest=2)
-    assert_close(out.values(), attended(wide(qkv), [2] * 3, torch.ones(6), heads), RTOL["fp32"])
+    assert_close(
+        out.values(), attended(wide(qkv), [2] * 3, torch.ones(6), heads), ATTENTION_RTOL["fp32"]
+    )
 
 
 def test_longest_spares_a_launch_and_no_pixel():

@@ -4,18 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from oracle import BF16_RTOL, OP_RTOL
+from oracle import CODE_STEP, EMBED_ROUNDINGS, HIDDEN_ROUNDINGS, OP_RTOL, TF32_RTOL
 from tessera_fast.kernels.triton.device import capability
 from tessera_fast.kernels.triton.elements import ELEMENTS, Linear, prepare
 from tessera_fast.kernels.triton.embed import embed
 from tessera_fast.kernels.triton.ffn import config, ffn, fits
-from triton_cases import DEVICE, NAMES, UNSCALED, Guarded, Random, operand, strided, weight, wide
-
-# Proposed for oracle.py: as in test_triton_linear.py.
-STORED_RTOL = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: BF16_RTOL}
-TF32_RTOL = 2.0**-9 if DEVICE == "cuda" else 0.0
-# One code next to a tie may be its neighbour: a hidden value differs in its last float32 bits.
-CODE_STEP = {"int8": 1 / 127, "fp8": 32 / 448}
+from triton_cases import (
+    DEVICE,
+    NAMES,
+    UNSCALED,
+    Guarded,
+    Random,
+    operand,
+    stored_rtol,
+    strided,
+    weight,
+    wide,
+)
 
 
 def _prepare(random: Random, n: int, k: int, element: str) -> Linear:
@@ -28,7 +33,7 @@ def _assert_close(
 ) -> None:
     """One rounding to ``dtype``, and ``inner``: what the steps before it may be off."""
     assert torch.isfinite(got).all()
-    error = (got - expected).abs() - STORED_RTOL[dtype] * expected.abs() - inner
+    error = (got - expected).abs() - stored_rtol(dtype) * expected.abs() - inner
     assert error.max() <= 0, f"beyond the tolerance by {float(error.max()):.2e}"
 
 
@@ -53,9 +58,9 @@ class Block:
         w2 = weight(self.w2).abs()
         terms = (h @ w2.T + wide(self.x).abs() + 1).amax(1, keepdim=True)
         one = h.amax(1, keepdim=True) * w2.max()
-        inexact = 2 * TF32_RTOL if element == "tf32" else 0.0
-        rounding = CODE_STEP.get(element, 2 * STORED_RTOL[kind.storage])
-        off = (OP_RTOL + inexact) * terms + 2 * rounding * one
+        inexact = 2 * TF32_RTOL if element == "tf32" and DEVICE == "cuda" else 0.0
+        rounding = CODE_STEP.get(element, 2 * stored_rtol(kind.storage))
+        off = (OP_RTOL + inexact) * terms + HIDDEN_ROUNDINGS * rounding * one
         self.inner = off / std * wide(self.gamma).abs() + 4 * OP_RTOL * z.abs()
 
 
@@ -148,6 +153,6 @@ def _check_embed(element: str, m: int, d: int, c: int, kind: str, standardized: 
     expected = h @ weight(w2).T + wide(w2.bias) + wide(table)[doy.long().cpu()]
     terms = (h @ weight(w2).abs().T).amax(1, keepdim=True) + 4
     one = h.amax(1, keepdim=True) * weight(w2).abs().max()
-    inexact = TF32_RTOL if element == "tf32" else 0.0
-    inner = (OP_RTOL + inexact) * terms + 4 * STORED_RTOL[storage] * one
+    inexact = TF32_RTOL if element == "tf32" and DEVICE == "cuda" else 0.0
+    inner = (OP_RTOL + inexact) * terms + EMBED_ROUNDINGS * stored_rtol(storage) * one
     _assert_close(out.values(), expected, storage, inner)

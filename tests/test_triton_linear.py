@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oracle import BF16_RTOL, OP_RTOL
+from oracle import CODE_STEP, OP_RTOL, TF32_RTOL
 from tessera_fast.kernels.triton import linear as linears
 from tessera_fast.kernels.triton.elements import ELEMENTS, Linear, prepare
 from tessera_fast.kernels.triton.linear import fits_row, linear, linear_norm
@@ -15,18 +15,13 @@ from triton_cases import (
     Guarded,
     Random,
     operand,
+    stored_rtol,
     strided,
     weight,
     wide,
 )
 
-# Proposed for oracle.py. Rounding of a stored value, half a unit in the last place.
-STORED_RTOL = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: BF16_RTOL}
-# tf32 on a GPU: both factors are rounded, or cut, to 10 bits. The interpreter multiplies float32.
-TF32_RTOL = 2.0**-9 if DEVICE == "cuda" else 0.0
-# On a GPU 1 / scale is an approximate quotient, so a code next to a tie may be its neighbour:
-# one code of int8, or the largest step of e4m3, of a row's largest value.
-CODE_STEP = {"int8": 1 / 127, "fp8": 32 / 448} if DEVICE == "cuda" else {}
+STORED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def assert_close(
@@ -34,7 +29,7 @@ def assert_close(
 ) -> None:
     """One rounding to ``dtype``, and OP_RTOL of ``terms``, what the error of the op is of."""
     assert torch.isfinite(got).all()
-    error = (got - expected).abs() - STORED_RTOL[dtype] * expected.abs() - OP_RTOL * terms
+    error = (got - expected).abs() - stored_rtol(dtype) * expected.abs() - OP_RTOL * terms
     assert error.max() <= 0, f"beyond the tolerance by {float(error.max()):.2e}"
 
 
@@ -54,8 +49,10 @@ class Case:
         self.product = x @ w.T + wide(self.w.bias)
         # rounding of the sums, and what this device may round differently in the operands
         self.terms = (x.abs() @ w.abs().T + 1).max().item()
-        inexact = TF32_RTOL if element == "tf32" else 0.0
-        step = CODE_STEP.get(element, 0.0) * float(x.abs().max() * w.abs().max())
+        # (the interpreter multiplies float32 for tf32, and divides exactly for 1 / scale)
+        inexact = TF32_RTOL if element == "tf32" and DEVICE == "cuda" else 0.0
+        code = CODE_STEP.get(element, 0.0) if DEVICE == "cuda" else 0.0
+        step = code * float(x.abs().max() * w.abs().max())
         self.terms += (inexact * self.terms + step) / OP_RTOL
 
     def normalized(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +176,7 @@ def test_every_width_has_a_tile(element: str, of: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("d", [12, 48, 144, 440, 768, 4096, 16384])
-@pytest.mark.parametrize("dtype", list(STORED_RTOL))
+@pytest.mark.parametrize("dtype", STORED)
 def test_layer_norm(d: int, dtype: torch.dtype) -> None:
     random = Random(d)
     m = 7 if d > 1000 else 300 if d < 20 else 40
@@ -205,7 +202,7 @@ def test_layer_norm_in_place_without_parameters() -> None:
 
 
 @pytest.mark.parametrize("heads, k", [(4, 12), (4, 36), (4, 110), (3, 192), (4, 1024)])
-@pytest.mark.parametrize("dtype", list(STORED_RTOL))
+@pytest.mark.parametrize("dtype", STORED)
 def test_rms_norm_heads(heads: int, k: int, dtype: torch.dtype) -> None:
     random = Random(heads * k)
     m = 7 if k > 500 else 129

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton", reason="the GPU kernels need triton")
 
 from mended_interpreter import install
+from oracle import STORED_RTOL
 from tessera_fast.kernels.triton.device import INTERPRETED
 from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear
 
@@ -32,6 +33,11 @@ def _multiplies(element: str) -> bool:
 
 NAMES = [name for name in ELEMENTS if _multiplies(name)]  # the elements that run here
 UNSCALED = [name for name in NAMES if not ELEMENTS[name].scaled]
+
+
+def stored_rtol(dtype: torch.dtype) -> float:
+    """What rounding to ``dtype`` may change of a value."""
+    return STORED_RTOL[str(dtype).removeprefix("torch.")]
 
 
 class Random:

@@ -95,7 +95,7 @@ def _pixel(qkv, multiplicity, out, first_row, n, head,
                          PRECISION)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["multiplicity"])
 def attention_kernel(qkv, offsets, multiplicity, out,
                      H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, CHUNK: tl.constexpr,
                      ROWS: tl.constexpr, SHORT_ONES: tl.constexpr, WEIGHTED: tl.constexpr,

@@ -277,7 +277,7 @@ def _pixel(x, wqkv, bqkv, wout, bout, gamma, beta, multiplicity, out, row, n,
              EPSILON, K0, K1, D0, D1, DEPTH, REST, TILE, True, WEIGHTED, PRECISION)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["multiplicity"])
 def attention_block_kernel(x, wqkv, bqkv, wout, bout, gamma, beta, offsets, multiplicity, out,
                            H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr,
                            EPSILON: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr,

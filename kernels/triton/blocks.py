@@ -26,7 +26,7 @@ def narrow(x, DTYPE: tl.constexpr):
 def quantize(x, inverse, DTYPE: tl.constexpr):
     """Codes of DTYPE, int8 or e4m3: x [R, K] float32 times inverse [R], to nearest even."""
     y = x * inverse[:, None]
-    if DTYPE == tl.int8:
+    if tl.int8 == DTYPE:
         return (y + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
     else:
         return y.to(DTYPE)

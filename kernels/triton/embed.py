@@ -109,7 +109,7 @@ def _embed(
 def config(d: int, element: str, of: Capability) -> tuple[int, int, int, int, int]:
     """(BM, P0, P1, BH, warps) for width d; it does not depend on the number of tokens."""
     p0, p1 = parts(d) if d <= WIDEST_ROW else (256, 0)
-    rows = 64 if p0 + p1 <= 256 else 32
+    rows = 64 if d <= 256 else 32
     if ELEMENTS[element].operand == torch.float32:
         rows //= 2
     return rows, p0, p1, min(32, max(16, power_of_two(d))), 4 if p0 + p1 <= 160 else 8

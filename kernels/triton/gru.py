@@ -97,7 +97,7 @@ def _tokens(steps, step_offsets, offsets, order, rows, t, active):
     return (tl.load(offsets + pixel) + token).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["t", "active"])
+@triton.jit(do_not_specialize=["t", "active"], do_not_specialize_on_alignment=["steps"])
 def gates_kernel(inputs, w, bias, h, read, gated, update,
                  steps, step_offsets, offsets, order, t, active,
                  D: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -126,7 +126,7 @@ def gates_kernel(inputs, w, bias, h, read, gated, update,
         tl.store(gated + at, narrow(r_h, gated.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["t", "active"])
+@triton.jit(do_not_specialize=["t", "active"], do_not_specialize_on_alignment=["steps"])
 def candidate_kernel(inputs, w, bias, h, read, gated, update,
                      steps, step_offsets, offsets, order, t, active,
                      D: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -154,7 +154,7 @@ def candidate_kernel(inputs, w, bias, h, read, gated, update,
     tl.store(read + at, narrow(state, read.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["t", "active"])
+@triton.jit(do_not_specialize=["t", "active"], do_not_specialize_on_alignment=["steps"])
 def torch_kernel(inputs, w, bias, h, read, read_next,
                  steps, step_offsets, offsets, order, t, active,
                  D: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,

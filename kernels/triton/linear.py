@@ -203,7 +203,7 @@ def _norm_rows(width: int, of: Capability) -> tuple[int, int]:
     """(rows, warps) of a program that holds ``width`` columns of sums."""
     if width <= 256:
         return 64, 4 if width <= 160 else 8
-    if width <= 512 and of in ((8, 0), (9, 0), (10, 0)):
+    if width <= 512 and of in ((8, 0), (9, 0)):
         return 64, 8
     return 32 if width <= 768 else 16, 8
 

@@ -63,7 +63,7 @@ def layer_norm(
         x, residual, gamma, beta, out, m, d,
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
         rows, block, LAYER_EPS, relu,
-        num_warps=min(16, max(_WARPS, block // 1024)),
+        num_warps=min(16, max(_WARPS, block // 512)),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 _BLOCK = 2048  # elements of x a program holds: 16 registers of each of 128 threads
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["multiplicity"])
 def pool_kernel(x, query, query_bias, offsets, multiplicity, constant, out,
                 D: tl.constexpr, OUT_ROW: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
                 WEIGHTED: tl.constexpr):  # fmt: skip
@@ -67,7 +67,7 @@ def pool_kernel(x, query, query_bias, offsets, multiplicity, constant, out,
         tl.store(out, narrow(y / total, DTYPE), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["steps"])
 def pool_steps_kernel(x, logits, steps, step_offsets, offsets, constant, out,
                       D: tl.constexpr, OUT_ROW: tl.constexpr, TOKENS: tl.constexpr,
                       BLOCK: tl.constexpr, LONGEST: tl.constexpr):  # fmt: skip

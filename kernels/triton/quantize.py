@@ -21,7 +21,7 @@ EPS = 1e-5
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["P"], do_not_specialize_on_alignment=["out", "scales"])
 def finish_kernel(y, valid, out, scales, P, absmax_floor, scale_floor,
                   WIDTH: tl.constexpr, E: tl.constexpr, Y_ROW: tl.constexpr, ROWS: tl.constexpr,
                   BLOCK: tl.constexpr, NORM: tl.constexpr, EPSILON: tl.constexpr):  # fmt: skip
