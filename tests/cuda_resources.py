@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+
 class Resources(NamedTuple):
     registers: int  # per thread
     stack: int  # bytes per thread

@@ -304,13 +304,13 @@ def test_the_order_of_threads_does_not_matter(order):
     def make(spec, staging_bytes):
         return DevicePacker(spec, torch.device("cpu"), native, staging_bytes)
 
-    native.set_order(order, 5)
+    native.emulator.set_order(order, 5)
     try:
         for name, spec in SPECS.items():
             check(make, random_window(len(name), (3, 11), (70, 40, 35)), spec, seed=4)
             check(make, random_window(len(name), (1, 5), (290, 20, 20), clear=1), spec, seed=4)
     finally:
-        native.set_order("forward")
+        native.emulator.set_order("forward")
 
 
 def test_the_module_for_gpus_loads_without_one():

@@ -45,7 +45,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.cpu().to(torch.float64)
 
 
-def assert_close(got: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
+def assert_within(got: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
     assert got.shape == expected.shape
     assert got.isfinite().all()
     worst = ((got - expected).abs().max() / expected.abs().max()).item()
@@ -65,7 +65,7 @@ def test_attention(heads, head_width, element):
     out = Guarded((sum(lengths), width), dtype)
     attention(qkv, offsets_of(lengths), multiplicity, out.view, heads, element)
     expected = attended(wide(qkv), lengths, multiplicity.cpu(), heads)
-    assert_close(out.values(), expected, ATTENTION_RTOL[element])
+    assert_within(out.values(), expected, ATTENTION_RTOL[element])
 
 
 @pytest.mark.parametrize("element", ["fp32", "fp16"])
@@ -76,7 +76,7 @@ def test_peaked_attention(element):
     multiplicity = multiplicities(random, [70])
     out = Guarded((70, 32), dtype)
     attention(qkv, offsets_of([70]), multiplicity, out.view, 2, element)
-    assert_close(
+    assert_within(
         out.values(),
         attended(wide(qkv), [70], multiplicity.cpu(), 2),
         PEAKED * ATTENTION_RTOL[element],
@@ -92,7 +92,7 @@ def test_multiplicity_is_the_padded_sequence():
     padded = wide(qkv).repeat_interleave(multiplicity.cpu().to(torch.int64), 0)
     ones = torch.ones(len(padded))
     first = multiplicity.cpu().to(torch.int64).cumsum(0) - multiplicity.cpu()
-    assert_close(
+    assert_within(
         out.values(), attended(padded, [len(padded)], ones, 4)[first], ATTENTION_RTOL["fp32"]
     )
 
@@ -104,7 +104,7 @@ def test_two_tokens_a_pixel_without_multiplicities(heads, head_width):
     qkv = random.normal(6, 3 * width)
     out = Guarded((6, width), torch.float32)
     attention(qkv, offsets_of([2] * 3), None, out.view, heads, "fp32", longest=2)
-    assert_close(
+    assert_within(
         out.values(), attended(wide(qkv), [2] * 3, torch.ones(6), heads), ATTENTION_RTOL["fp32"]
     )
 
@@ -195,7 +195,7 @@ def test_attention_block(heads, width, element):
     if width == 24:
         lengths += LONG
     block = Block(lengths, heads, width, element)
-    assert_close(block.run(), block.expected(), BLOCK_RTOL[element])
+    assert_within(block.run(), block.expected(), BLOCK_RTOL[element])
 
 
 @pytest.mark.parametrize("element", ["fp32", "fp16"])

@@ -24,7 +24,7 @@ from triton_cases import (
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def assert_close(
+def assert_within(
     got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, terms: torch.Tensor | float
 ) -> None:
     """One rounding to ``dtype``, and OP_RTOL of ``terms``, what the error of the op is of."""
@@ -73,7 +73,7 @@ def test_linear(element: str, m: int, n: int, k: int) -> None:
     storage = ELEMENTS[element].storage
     out = Guarded((m, n), storage, pad=5)
     linear(case.x, case.w, out.view, relu=True)
-    assert_close(out.values(), case.product.relu(), storage, case.terms)
+    assert_within(out.values(), case.product.relu(), storage, case.terms)
 
 
 @pytest.mark.parametrize("element", NAMES)
@@ -84,7 +84,7 @@ def test_linear_adds_a_residual_in_place_before_relu(element: str) -> None:
     out = Guarded((70, 130), storage)
     out.view.copy_(case.residual)
     linear(case.x, case.w, out.view, relu=True, residual=out.view)
-    assert_close(out.values(), expected, storage, case.terms)
+    assert_within(out.values(), expected, storage, case.terms)
 
 
 @pytest.mark.parametrize("element", NAMES)
@@ -92,7 +92,7 @@ def test_linear_without_bias_to_float32(element: str) -> None:
     case = Case(element, 9, 33, 144)
     out = Guarded((9, 33), torch.float32)
     linear(case.x, case.w._replace(bias=None), out.view)
-    assert_close(out.values(), case.product - wide(case.w.bias), torch.float32, case.terms)
+    assert_within(out.values(), case.product - wide(case.w.bias), torch.float32, case.terms)
 
 
 @pytest.mark.parametrize("element", NAMES)
@@ -103,7 +103,7 @@ def test_linear_norm(element: str, m: int, n: int, k: int) -> None:
     expected, terms = case.normalized(case.product + wide(case.residual))
     out = Guarded((m, n), storage, pad=3)
     linear_norm(case.x, case.w, out.view, case.gamma, case.beta, residual=case.residual)
-    assert_close(out.values(), expected, storage, terms)
+    assert_within(out.values(), expected, storage, terms)
 
 
 @pytest.mark.parametrize("n", [576, 640, 768, 1024])
@@ -112,7 +112,7 @@ def test_linear_norm_of_wide_rows_then_relu_to_float32(n: int) -> None:
     expected, terms = case.normalized(case.product)
     out = Guarded((5, n), torch.float32)
     linear_norm(case.x, case.w, out.view, case.gamma, case.beta, relu=True)
-    assert_close(out.values(), expected.relu(), torch.float32, terms)
+    assert_within(out.values(), expected.relu(), torch.float32, terms)
 
 
 @pytest.mark.parametrize("element", UNSCALED)
@@ -123,7 +123,7 @@ def test_linear_norm_over_its_own_input(element: str) -> None:
     out = Guarded((70, 48), storage)
     out.view.copy_(case.x)
     linear_norm(out.view, case.w, out.view, case.gamma, case.beta, residual=out.view)
-    assert_close(out.values(), expected, storage, terms)
+    assert_within(out.values(), expected, storage, terms)
 
 
 def test_no_rows() -> None:
@@ -188,7 +188,7 @@ def test_layer_norm(d: int, dtype: torch.dtype) -> None:
     )
     out = Guarded((m, d), dtype, pad=1)
     layer_norm(x, out.view, gamma, beta, residual=residual, relu=True)
-    assert_close(out.values(), expected.relu(), dtype, float(expected.abs().max()))
+    assert_within(out.values(), expected.relu(), dtype, float(expected.abs().max()))
 
 
 def test_layer_norm_in_place_without_parameters() -> None:
@@ -198,7 +198,7 @@ def test_layer_norm_in_place_without_parameters() -> None:
     out.view.copy_(x)
     layer_norm(out.view, out.view, None, None)
     # the mean's rounding, half a unit of 5000, of a deviation of 100
-    assert_close(out.values(), expected, torch.float32, 5000 / 100)
+    assert_within(out.values(), expected, torch.float32, 5000 / 100)
 
 
 @pytest.mark.parametrize("heads, k", [(4, 12), (4, 36), (4, 110), (3, 192), (4, 1024)])
@@ -217,6 +217,6 @@ def test_rms_norm_heads(heads: int, k: int, dtype: torch.dtype) -> None:
     eps = torch.finfo(torch.float32).eps
     expected = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * wide(gain)
     expected = expected.reshape(m, width)
-    assert_close(after[:, width : 2 * width], expected, dtype, float(expected.abs().max()))
+    assert_within(after[:, width : 2 * width], expected, dtype, float(expected.abs().max()))
     after[:, width : 2 * width] = before[:, width : 2 * width]
     assert torch.equal(after, before)

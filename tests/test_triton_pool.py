@@ -26,7 +26,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.cpu().to(torch.float64)
 
 
-def assert_close(got: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
+def assert_within(got: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
     assert got.isfinite().all()
     worst = ((got - expected).abs().max() / expected.abs().max()).item()
     assert worst <= rtol, f"relative error {worst:.2e} > {rtol:.2e}"
@@ -69,13 +69,13 @@ class Pooled:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pool(width, element):
     case = Pooled(LENGTHS, width, element)
-    assert_close(case.run(), case.expected(), POOL_RTOL[element])
+    assert_within(case.run(), case.expected(), POOL_RTOL[element])
 
 
 @pytest.mark.parametrize("width", [640, 4096])
 def test_pool_of_wide_models(width):
     case = Pooled((3, 9, 0), width, "fp32")
-    assert_close(case.run(), case.expected(), POOL_RTOL["fp32"])
+    assert_within(case.run(), case.expected(), POOL_RTOL["fp32"])
 
 
 def test_pool_without_multiplicities_counts_every_token_once():
@@ -118,7 +118,7 @@ def test_pool_steps(width, element):
         first, start = (0, 3, 4)[pixel], (0, 8, 16)[pixel]
         weights = torch.softmax(wide(logits)[start : start + len(own)], 0)
         expected[n] = weights @ wide(x)[first + own.cpu().to(torch.int64)]
-    assert_close(out.values(), expected, POOL_RTOL[element])
+    assert_within(out.values(), expected, POOL_RTOL[element])
 
 
 def run_finish(y, valid, kept: int, **options) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_final_norm_is_over_all_columns(width, kept):
     seen = valid.cpu() != 0
     assert seen.any() and not seen.all()
     assert got[~seen].isnan().all()
-    assert_close(got[seen], expected[seen], OP_RTOL)
+    assert_within(got[seen], expected[seen], OP_RTOL)
 
 
 @pytest.mark.parametrize(("width", "kept"), [(128, 128), (192, 128), (5, 3), (1024, 1024)])

@@ -165,6 +165,7 @@ PYBIND11_MODULE(TESSERA_CUDA_MODULE, m) {
   define_pack_kernels(m);
   define_encoder(m);
 #ifdef TESSERA_CUDA_EMULATED
-  tessera::emulator::define_emulator(m);
+  py::module_ emulator = m.def_submodule("emulator");
+  tessera::emulator::define_emulator(emulator);
 #endif
 }

@@ -108,7 +108,7 @@ def encode_pixels(
 def _arrays(model: Model, s2_bands: Any, standardize: bool) -> Any:
     """What reads the arguments: HostArrays, or DeviceArrays where the bands lie on a GPU."""
     if hasattr(s2_bands, "__dlpack_device__") and s2_bands.__dlpack_device__()[0] not in _HOST:
-        from .backends.cuda.arrays import DeviceArrays
+        from .device_arrays import DeviceArrays
 
         return DeviceArrays(model.device, standardize)
     return HostArrays(standardize)

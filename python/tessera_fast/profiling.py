@@ -138,7 +138,7 @@ def report(
     ``trace`` names a file for the cuda back end's timeline; InputError with another one.
     """
     if model.backend == "cuda":
-        from .backends.cuda.profile import report_gpu
+        from .gpu_profiling import report_gpu
 
         return report_gpu(tile, model, rows=rows, by_op=by_op, trace=trace)
     if trace is not None:

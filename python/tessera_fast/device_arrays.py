@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError
-from ...official import has_form
-from ...spec import MAX_DOY
+from .errors import InputError
+from .official import has_form
+from .spec import MAX_DOY
 
 _RAW = (torch.uint16, torch.int16, torch.float32)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...errors import BackendUnavailable, InputError
-from ...model import Model
-from ...packing import Observations, pack
-from ...profiling import work
-from ...quantization import QuantizedEmbeddings
-from ...tile import Tile
-from .encoder import CudaEncoder
+from .backends.cuda.encoder import CudaEncoder
+from .errors import BackendUnavailable, InputError
+from .model import Model
+from .packing import Observations, pack
+from .profiling import work
+from .quantization import QuantizedEmbeddings
+from .tile import Tile
 
 _REPEATS = 5
 _PEAK_SIZE = 8192  # rows, columns and depth of the product: 1.1 TFLOP fill any GPU
