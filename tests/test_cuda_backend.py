@@ -48,6 +48,7 @@ REDUCED_CASES = [
     for stem in STEMS
     for precision in REDUCED
     if EVERY or precision == "bf16" or stem == "v2_nano"
+    if precision != "tf32" or not INTERPRETED  # which takes float32 for it
     if precision != "fp8" or MODELS[stem].d_model >= 144
 ]
 TINY = variant("v2-nano", name="v2-tiny", d_model=32, num_layers=1, num_heads=2, ff_dim=48,
@@ -325,7 +326,7 @@ def test_tokens_without_steps_are_refused():
         ("fp64", None, "runs bf16, fp16, tf32, fp32, fp8, int8, not fp64"),
         ("bf16", "cpu", "runs on device cuda or cuda:N, not 'cpu'"),
         ("bf16", "cuda:x", "runs on device cuda or cuda:N, not 'cuda:x'"),
-        ("bf16", "cuda:99", "cuda:99 was asked for|is missing|without CUDA|finds no GPU"),
+        ("bf16", "cuda:99", "cuda:99 was asked for|is missing|without CUDA|no GPU"),
     ],
 )
 def test_refusals_are_sentences(precision, device, message):

@@ -148,6 +148,18 @@ int runtime_version() {
   return version;
 }
 
+// GPUs that the driver shows; 0 also where there is no driver, or one older than the runtime here.
+int device_count() {
+  int count = 0;
+#ifndef TESSERA_CUDA_EMULATED
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver) return 0;
+  if (code != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA: device count: ") + cudaGetErrorString(code));
+#endif
+  return count;
+}
+
 }  // namespace
 }  // namespace tessera::bindings
 
@@ -161,6 +173,7 @@ PYBIND11_MODULE(TESSERA_CUDA_MODULE, m) {
     }
   });
   m.def("arch_list", arch_list);
+  m.def("device_count", device_count);
   m.def("runtime_version", runtime_version);
   define_pack_kernels(m);
   define_encoder(m);

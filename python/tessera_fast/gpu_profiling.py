@@ -72,7 +72,9 @@ def report_gpu(
         busy = sum(ops.values())
         lines += ["", f"{'op':24}{'seconds':>10}{'share':>8}"]
         lines += [f"{op:24}{s:10.4f}{s / busy:8.1%}" for op, s in ops.items()]
-        lines.append("(between events of the stream they ran on; packing overlaps the others)")
+        lines.append(
+            "(between events of their stream; upload and pack with the device idle around it)"
+        )
     return "\n".join(lines)
 
 
