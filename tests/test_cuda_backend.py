@@ -5,6 +5,7 @@ can do; with one, on whole inputs and every model.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ from tessera_fast.backends.base import Plan  # noqa: E402
 from tessera_fast.backends.cuda import cuda  # noqa: E402
 from tessera_fast.backends.cuda.encoder import CudaEncoder  # noqa: E402
 from tessera_fast.backends.cuda.replay import Replay, rounded  # noqa: E402
+from tessera_fast.device_arrays import DeviceArrays  # noqa: E402
 from tessera_fast.errors import BackendUnavailable, InputError  # noqa: E402
 from tessera_fast.packing import Observations, PackedTokens, pack  # noqa: E402
 from tessera_fast.pipeline import embed_rows  # noqa: E402
@@ -251,6 +253,38 @@ def test_observations_on_the_device(spec):
     out = torch.full((PIXELS, model.repr_dim), torch.nan, device=model._encoder.device)
     np.testing.assert_array_equal(model.encode(there, out), counts)
     np.testing.assert_array_equal(out.cpu().numpy(), expected)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="there is no GPU that arrays could lie on")
+def test_the_official_functions_take_and_give_tensors():
+    model, seen = tiny(), farm()
+    names = ("s1_asc", "s1_desc")
+    host = {f"{n}_bands": o.bands for n, o in zip(names, seen.orbits, strict=True)}
+    days = {f"{n}_doys": o.doys for n, o in zip(names, seen.orbits, strict=True)}
+    host |= {"s2_bands": seen.s2_bands, "s2_masks": seen.s2_masks}
+    expected = tf.encode_tile(model, s2_doys=seen.s2_doys, **host, **days)
+    there = {n: torch.from_numpy(np.ascontiguousarray(a)).cuda() for n, a in host.items()}
+    got = tf.encode_tile(model, s2_doys=seen.s2_doys, **there, **days)
+    assert got.device == there["s2_bands"].device
+    np.testing.assert_array_equal(got.cpu().numpy(), expected)
+    with pytest.raises(InputError, match="s2_doys: expected whole days"):
+        tf.encode_tile(model, s2_doys=seen.s2_doys * 0, **there, **days)
+
+
+def test_arrays_on_a_gpu_need_a_model_there():
+    with pytest.raises(InputError, match="they lie on a GPU, and the model runs on cpu"):
+        DeviceArrays("cpu", standardize=True)
+
+
+def test_several_threads_share_a_model():
+    model, seen = tiny(), farm()
+    expected = np.empty((PIXELS, model.repr_dim), np.float32)
+    model.encode(seen, expected)
+    outs = [np.full_like(expected, 7) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda out: model.encode(seen, out), outs))
+    for out in outs:
+        np.testing.assert_array_equal(out, expected)
 
 
 def test_rounded_requests_give_the_same():
