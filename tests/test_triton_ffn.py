@@ -6,7 +6,7 @@ import torch
 
 from oracle import CODE_STEP, EMBED_ROUNDINGS, HIDDEN_ROUNDINGS, OP_RTOL, TF32_RTOL
 from tessera_fast.kernels.triton.device import capability
-from tessera_fast.kernels.triton.elements import ELEMENTS, Linear, prepare
+from tessera_fast.kernels.triton.elements import ELEMENTS
 from tessera_fast.kernels.triton.embed import embed
 from tessera_fast.kernels.triton.ffn import config, ffn, fits
 from triton_cases import (
@@ -15,26 +15,14 @@ from triton_cases import (
     UNSCALED,
     Guarded,
     Random,
+    assert_stored,
     operand,
+    prepared,
     stored_rtol,
     strided,
     weight,
     wide,
 )
-
-
-def _prepare(random: Random, n: int, k: int, element: str) -> Linear:
-    prepared = prepare(random.normal(n, k, scale=k**-0.5).cpu(), random.normal(n).cpu(), element)
-    return Linear(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in prepared))
-
-
-def _assert_close(
-    got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, inner: torch.Tensor
-) -> None:
-    """One rounding to ``dtype``, and ``inner``: what the steps before it may be off."""
-    assert torch.isfinite(got).all()
-    error = (got - expected).abs() - stored_rtol(dtype) * expected.abs() - inner
-    assert error.max() <= 0, f"beyond the tolerance by {float(error.max()):.2e}"
 
 
 class Block:
@@ -44,7 +32,7 @@ class Block:
         random = Random(m * d + f)
         kind = ELEMENTS[element]
         self.x = random.normal(m, d, dtype=kind.storage)
-        self.w1, self.w2 = _prepare(random, f, d, element), _prepare(random, d, f, element)
+        self.w1, self.w2 = prepared(random, f, d, element), prepared(random, d, f, element)
         self.gamma, self.beta = random.normal(d), random.normal(d)
         hidden = (operand(self.x, element) @ weight(self.w1).T + wide(self.w1.bias)).relu()
         chunks = hidden.split(config(d, element, capability(self.x.device)).hidden, dim=1)
@@ -73,7 +61,7 @@ def test_ffn(element: str, m: int, d: int, f: int) -> None:
     storage = ELEMENTS[element].storage
     out = Guarded((m, d), storage, pad=3)
     ffn(strided(block.x, 8), block.w1, block.w2, out.view, block.gamma, block.beta)
-    _assert_close(out.values(), block.expected, storage, block.inner)
+    assert_stored(out.values(), block.expected, storage, block.inner)
 
 
 @pytest.mark.parametrize("element", NAMES)
@@ -83,7 +71,7 @@ def test_ffn_over_its_own_input(element: str) -> None:
     out = Guarded((70, 64), storage)
     out.view.copy_(block.x)
     ffn(out.view, block.w1, block.w2, out.view, block.gamma, block.beta)
-    _assert_close(out.values(), block.expected, storage, block.inner)
+    assert_stored(out.values(), block.expected, storage, block.inner)
 
 
 @pytest.mark.parametrize("element", NAMES)
@@ -136,7 +124,7 @@ def _check_embed(element: str, m: int, d: int, c: int, kind: str, standardized: 
     doy = random.integers(0, 367, m, dtype=torch.int16)
     mean = random.normal(2, c, scale=100.0) + 3000
     std = random.normal(2, c, scale=100.0).abs() + 1500
-    w1, w2 = _prepare(random, d, c, "fp32"), _prepare(random, d, d, element)
+    w1, w2 = prepared(random, d, c, "fp32"), prepared(random, d, d, element)
     table = random.normal(367, d)
     out = Guarded((m, d), storage, pad=3)
     embed(
@@ -155,4 +143,4 @@ def _check_embed(element: str, m: int, d: int, c: int, kind: str, standardized: 
     one = h.amax(1, keepdim=True) * weight(w2).abs().max()
     inexact = TF32_RTOL if element == "tf32" and DEVICE == "cuda" else 0.0
     inner = (OP_RTOL + inexact) * terms + EMBED_ROUNDINGS * stored_rtol(storage) * one
-    _assert_close(out.values(), expected, storage, inner)
+    assert_stored(out.values(), expected, storage, inner)

@@ -5,7 +5,7 @@ import torch
 
 from oracle import CODE_STEP, OP_RTOL, TF32_RTOL
 from tessera_fast.kernels.triton import linear as linears
-from tessera_fast.kernels.triton.elements import ELEMENTS, Linear, prepare
+from tessera_fast.kernels.triton.elements import ELEMENTS
 from tessera_fast.kernels.triton.linear import fits_row, linear, linear_norm
 from tessera_fast.kernels.triton.norm import layer_norm, rms_norm_heads
 from triton_cases import (
@@ -14,8 +14,9 @@ from triton_cases import (
     UNSCALED,
     Guarded,
     Random,
+    assert_stored,
     operand,
-    stored_rtol,
+    prepared,
     strided,
     weight,
     wide,
@@ -28,9 +29,7 @@ def assert_within(
     got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, terms: torch.Tensor | float
 ) -> None:
     """One rounding to ``dtype``, and OP_RTOL of ``terms``, what the error of the op is of."""
-    assert torch.isfinite(got).all()
-    error = (got - expected).abs() - stored_rtol(dtype) * expected.abs() - OP_RTOL * terms
-    assert error.max() <= 0, f"beyond the tolerance by {float(error.max()):.2e}"
+    assert_stored(got, expected, dtype, OP_RTOL * terms)
 
 
 class Case:
@@ -40,9 +39,7 @@ class Case:
         random = Random(m * n + k)
         storage = ELEMENTS[element].storage
         self.x = strided(random.normal(m, k, dtype=storage), extra)
-        matrix = random.normal(n, k, scale=k**-0.5).cpu()
-        prepared = prepare(matrix, random.normal(n).cpu(), element)
-        self.w = Linear(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in prepared))
+        self.w = prepared(random, n, k, element)
         self.residual = random.normal(m, n, dtype=storage)
         self.gamma, self.beta = random.normal(n), random.normal(n)
         x, w = operand(self.x, element), weight(self.w)

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="the GPU kernels need triton")
 from mended_interpreter import install
 from oracle import STORED_RTOL
 from tessera_fast.kernels.triton.device import INTERPRETED
-from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear
+from tessera_fast.kernels.triton.elements import ELEMENTS, LARGEST, Linear, prepare
 
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not set", allow_module_level=True)
@@ -115,3 +115,18 @@ def operand(x: torch.Tensor, element: str) -> torch.Tensor:
     codes = x * (torch.full_like(largest, top) / largest)
     codes = torch.round(codes) if kind.operand == torch.int8 else codes.to(kind.operand)
     return codes.to(torch.float64) * (largest.to(torch.float64) / top)
+
+
+def prepared(random: Random, n: int, k: int, element: str) -> Linear:
+    """A random Linear [n, k] with bias, prepared on the CPU."""
+    made = prepare(random.normal(n, k, scale=k**-0.5).cpu(), random.normal(n).cpu(), element)
+    return Linear(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in made))
+
+
+def assert_stored(
+    got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, inner: torch.Tensor | float
+) -> None:
+    """One rounding to ``dtype``, and ``inner``: what the steps before it may be off."""
+    assert torch.isfinite(got).all()
+    error = (got - expected).abs() - stored_rtol(dtype) * expected.abs() - inner
+    assert error.max() <= 0, f"beyond the tolerance by {float(error.max()):.2e}"

@@ -43,12 +43,6 @@ inline void __syncthreads() {
 inline int __syncthreads_count(int flag) {
   return tessera::emulator::barrier(flag != 0);
 }
-inline int __syncthreads_or(int flag) {
-  return tessera::emulator::barrier(flag != 0) > 0;
-}
-inline int __syncthreads_and(int flag) {
-  return tessera::emulator::barrier(flag == 0) == 0;
-}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -178,35 +172,9 @@ inline int __popc(unsigned x) {
 inline int __popcll(unsigned long long x) {
   return __builtin_popcountll(x);
 }
-inline int __ffs(int x) {
-  return __builtin_ffs(x);
-}
-inline int __ffsll(long long x) {
-  return __builtin_ffsll(x);
-}
-inline int __clz(int x) {
-  return x ? __builtin_clz(unsigned(x)) : 32;
-}
-inline int __clzll(long long x) {
-  return x ? __builtin_clzll(x) : 64;
-}
-inline unsigned __brev(unsigned x) {
-  unsigned y = 0;
-  for (int i = 0; i < 32; ++i) y |= (x >> i & 1u) << (31 - i);
-  return y;
-}
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return unsigned((uint64_t(a) * b) >> 32);
-}
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   __extension__ typedef unsigned __int128 Wide;
   return static_cast<unsigned long long>((Wide(a) * b) >> 64);
-}
-inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-  const uint64_t bytes = uint64_t(b) << 32 | a;
-  unsigned y = 0;
-  for (int i = 0; i < 4; ++i) y |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return y;
 }
 
 template <class To, class From>
@@ -219,20 +187,8 @@ inline To tessera_bits(From value) {
 inline unsigned __float_as_uint(float x) {
   return tessera_bits<unsigned>(x);
 }
-inline int __float_as_int(float x) {
-  return tessera_bits<int>(x);
-}
 inline float __uint_as_float(unsigned x) {
   return tessera_bits<float>(x);
-}
-inline float __int_as_float(int x) {
-  return tessera_bits<float>(x);
-}
-inline long long __double_as_longlong(double x) {
-  return tessera_bits<long long>(x);
-}
-inline double __longlong_as_double(long long x) {
-  return tessera_bits<double>(x);
 }
 
 // ---- arithmetic
@@ -241,59 +197,14 @@ template <class T>
 inline T __ldg(const T* at) {
   return *at;
 }
-inline float __fmul_rn(float a, float b) {
-  return a * b;
-}
-inline float __fadd_rn(float a, float b) {
-  return a + b;
-}
-inline float __fsub_rn(float a, float b) {
-  return a - b;
-}
-inline float __fdiv_rn(float a, float b) {
-  return a / b;
-}
-inline float __fmaf_rn(float a, float b, float c) {
-  return std::fma(a, b, c);
-}
-inline float __frcp_rn(float a) {
-  return 1.0f / a;
-}
-inline float __fsqrt_rn(float a) {
-  return std::sqrt(a);
-}
 inline double __dmul_rn(double a, double b) {
   return a * b;
-}
-inline double __dadd_rn(double a, double b) {
-  return a + b;
-}
-inline double __dsub_rn(double a, double b) {
-  return a - b;
 }
 inline double __ddiv_rn(double a, double b) {
   return a / b;
 }
-inline double __fma_rn(double a, double b, double c) {
-  return std::fma(a, b, c);
-}
 inline int __double2int_rn(double x) {
   return int(std::nearbyint(x));
-}
-inline int __float2int_rn(float x) {
-  return int(std::nearbyint(x));
-}
-inline float __int2float_rn(int x) {
-  return float(x);
-}
-inline float __expf(float x) {
-  return std::exp(x);
-}
-inline float __logf(float x) {
-  return std::log(x);
-}
-inline float __fdividef(float a, float b) {
-  return a / b;
 }
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
