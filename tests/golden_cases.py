@@ -5,7 +5,7 @@ where they exist; tests/golden holds those of the synthetic inputs, so that the 
 alone. A file that is absent skips the test that asks for it, with the reason.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -139,25 +139,6 @@ def golden_weights(stem: str) -> Weights:
     """Seed 1 parameters of a model, as the golden files were made."""
     drawn = untrained(MODELS[stem], SEED)
     return Weights(MODELS[stem], dict(drawn), drawn.sha256, f"untrained:{SEED}")
-
-
-def crop(observations: Observations, rows: slice, columns: slice) -> Observations:
-    """Every date of some rows and columns of a window, as views."""
-
-    def days(doys: np.ndarray) -> np.ndarray:
-        return doys if doys.ndim == 1 else doys[:, rows, columns]
-
-    masks = observations.s2_masks
-    return replace(
-        observations,
-        s2_bands=observations.s2_bands[:, rows, columns],
-        s2_masks=None if masks is None else masks[:, rows, columns],
-        s2_doys=days(observations.s2_doys),
-        orbits=tuple(
-            replace(o, bands=o.bands[:, rows, columns], doys=days(o.doys))
-            for o in observations.orbits
-        ),
-    )
 
 
 def tile_observations(arrays: dict[str, np.ndarray]) -> Observations:

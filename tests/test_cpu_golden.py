@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, crop, golden_weights
+from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, golden_weights
 from isas import BEST, ISAS, RUNNABLE, every_isa
 from oracle import assert_golden, assert_same_codes
 from tessera_fast import _cpu
@@ -79,7 +79,7 @@ def test_golden(case, isa, force):
         tokens, kept = case.model_input(), np.arange(len(observed))
     else:
         cut = window(case, isa)
-        tokens = pack(crop(case.observations(), *cut), spec)
+        tokens = pack(case.observations().window(*cut), spec)
         shape = case.observations().shape
         kept = np.arange(len(observed)).reshape(shape)[cut].reshape(-1)
     observed = observed[kept]

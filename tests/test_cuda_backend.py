@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
 import tessera_fast as tf  # noqa: E402
-from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, crop, golden_weights  # noqa: E402
+from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, golden_weights  # noqa: E402
 from oracle import assert_golden, assert_reduced  # noqa: E402
 from tessera_fast.backends.base import Plan  # noqa: E402
 from tessera_fast.backends.cuda import cuda  # noqa: E402
@@ -108,7 +108,7 @@ def golden(case: GoldenCase, encoder: CudaEncoder) -> tuple[np.ndarray, np.ndarr
             some = (
                 1 if case.input == "long" else 2 if wide else 6 if case.spec.d_model > 100 else 12
             )
-            pixels, window = pixels[:some], crop(window, slice(0, 1), slice(0, some))
+            pixels, window = pixels[:some], window.window(slice(0, 1), slice(0, some))
         out = encode(encoder, pack(window, case.spec))
     kept = observed[pixels]
     assert np.isnan(out[~kept]).all()
@@ -147,7 +147,7 @@ def test_a_pixel_does_not_depend_on_its_neighbours(spec, precision):
     model.encode(seen, whole)
     for row, column in ((0, 0), (1, 3), (1, 5)):
         alone = np.empty((1, model.repr_dim), np.float32)
-        window = crop(seen, slice(row, row + 1), slice(column, column + 1))
+        window = seen.window(slice(row, row + 1), slice(column, column + 1))
         model.encode(window, alone)
         np.testing.assert_array_equal(alone[0], whole[row * width + column])
 
@@ -295,7 +295,7 @@ def test_rounded_requests_give_the_same():
     with encoder.ranges.timed():  # nothing is replayed while ops are timed
         plain = encode(encoder, pack(seen, model.spec))
     np.testing.assert_array_equal(plain, rounded_up)
-    part = encode(encoder, pack(crop(seen, slice(1, 2), slice(1, 5)), model.spec))
+    part = encode(encoder, pack(seen.window(slice(1, 2), slice(1, 5)), model.spec))
     index = np.arange(PIXELS).reshape(HEIGHT, WIDTH)[1:2, 1:5].reshape(-1)
     np.testing.assert_array_equal(part, plain[index])
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from golden_cases import crop
 from isas import every_isa
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.cpu import cpu
@@ -103,7 +102,7 @@ def test_alone_and_among_many_others(precision, name, isa, load):
     alone = load(SPECS[name], isa, 1, precision)
     places = np.random.default_rng(2).integers(0, side, (40, 2))
     for row, column in [(0, 0), (side - 1, side - 1), *places]:
-        one = crop(tile, slice(row, row + 1), slice(column, column + 1))
+        one = tile.window(slice(row, row + 1), slice(column, column + 1))
         assert same(encode(alone, one)[0, 0], together[row, column])
 
 
@@ -136,7 +135,7 @@ def test_neighbours_of_any_length(name, isa, load):
     together = encode(model, tile)
     for row in range(5):
         for columns in (slice(0, 4), slice(4, 9), slice(row, row + 1)):
-            part = encode(model, crop(tile, slice(row, row + 1), columns))
+            part = encode(model, tile.window(slice(row, row + 1), columns))
             assert same(part[0], together[row, columns])
 
 
@@ -145,7 +144,7 @@ def test_nano_alone_and_among_others(isa, load):
     model, tile = load(released("v2-nano"), isa), window(8, (4, 32))
     together = encode(model, tile)
     for row, column in [(0, 0), (3, 31), (1, 7), (2, 20)]:
-        one = crop(tile, slice(row, row + 1), slice(column, column + 1))
+        one = tile.window(slice(row, row + 1), slice(column, column + 1))
         assert same(encode(model, one)[0, 0], together[row, column])
 
 
@@ -204,9 +203,9 @@ def test_draws_depend_on_seed_row_and_column(base, isa, load):
     observed = np.isfinite(whole).all(-1)
     assert observed.all()
     for start, stop in ((0, 1), (3, 8)):
-        rows = crop(tile, slice(start, stop), slice(None))
+        rows = tile.window(slice(start, stop), slice(None))
         assert same(encode(model, rows, seed=11, row0=100 + start), whole[start:stop])
-    left = crop(tile, slice(None), slice(0, 3))
+    left = tile.window(slice(None), slice(0, 3))
     assert same(encode(model, left, seed=11, row0=100), whole[:, :3])
     for other in ({"seed": 12, "row0": 100}, {"seed": 11, "row0": 101}):
         changed = (encode(model, tile, **other) != whole).any(-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, crop, golden_weights
+from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, golden_weights
 from oracle import GOLDEN_ATOL, assert_same_codes
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.reference import reference
@@ -48,7 +48,7 @@ def test_golden(case, precision):
     if case.input == MODEL_INPUT:
         s2, s1 = case.model_input()
     else:
-        window = crop(case.observations(), *golden_window(case, precision))
+        window = case.observations().window(*golden_window(case, precision))
         s2, s1 = packing.pack(window, spec)
     encoder = reference.load(spec, case.weights(), Plan(precision))
     out = np.zeros((s2.pixels, spec.saved_dim))
@@ -119,7 +119,7 @@ def test_encode_refuses_tokens_without_steps_and_streams_that_disagree():
     s2, s1 = packing.pack(small_window(), released("v2-nano"))
     with pytest.raises(InputError, match="steps"):
         encoder.encode(s2, s1, np.zeros((2, 16)))
-    one_pixel = packing.pack(crop(small_window(), slice(1), slice(1)), spec)[1]
+    one_pixel = packing.pack(small_window().window(slice(1), slice(1)), spec)[1]
     with pytest.raises(InputError, match="pixels"):
         encoder.encode(s2, one_pixel, np.zeros((2, 16)))
 

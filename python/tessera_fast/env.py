@@ -1,10 +1,13 @@
 """Every environment variable that the package reads, in one place.
 
+TESSERA_FAST_ENGINES  folder searched for TensorRT engines before the cache is
 TESSERA_FAST_FUSED    1: the cuda back end runs a narrow model's whole network as one CUDA kernel
 TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
+TESSERA_FAST_TENSORRT_GRAPHS  1: the tensorrt back end replays full batches as CUDA graphs
 TESSERA_FAST_THREADS  default number of threads of the cpu back end
 TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
                       without network works from files copied there
+XDG_CACHE_HOME        where the cache of engines lies: tessera_fast/engines below it
 The hub's own variables (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) are honoured by
 huggingface_hub.
 """
@@ -15,6 +18,18 @@ from pathlib import Path
 from .errors import InputError
 
 
+def engine_cache() -> Path:
+    """Folder that built TensorRT engines are kept in."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tessera_fast" / "engines"
+
+
+def engines_dir() -> Path | None:
+    """Folder of engines made elsewhere, or None."""
+    text = os.environ.get("TESSERA_FAST_ENGINES")
+    return Path(text) if text else None
+
+
 def fused() -> bool:
     """Whether the cuda back end is to run the fused CUDA network."""
     return os.environ.get("TESSERA_FAST_FUSED") == "1"
@@ -23,6 +38,11 @@ def fused() -> bool:
 def isa() -> str | None:
     """Name of the forced instruction set, or None."""
     return os.environ.get("TESSERA_FAST_ISA") or None
+
+
+def tensorrt_graphs() -> bool:
+    """Whether the tensorrt back end is to replay full batches as CUDA graphs."""
+    return os.environ.get("TESSERA_FAST_TENSORRT_GRAPHS") == "1"
 
 
 def threads() -> int:

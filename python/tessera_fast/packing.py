@@ -44,18 +44,23 @@ class Observations:
 
     def rows(self, start: int, stop: int) -> "Observations":
         """Rows ``start`` to ``stop`` (exclusive) of the window, as views."""
+        return self.window(slice(start, stop), slice(None))
+
+    def window(self, rows: slice, columns: slice) -> "Observations":
+        """Some rows and columns of the window, as views."""
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            return array[:, rows, columns]
 
         def days(doys: np.ndarray) -> np.ndarray:
-            return doys if doys.ndim == 1 else doys[:, start:stop]
+            return doys if doys.ndim == 1 else cut(doys)
 
         return replace(
             self,
-            s2_bands=self.s2_bands[:, start:stop],
-            s2_masks=None if self.s2_masks is None else self.s2_masks[:, start:stop],
+            s2_bands=cut(self.s2_bands),
+            s2_masks=None if self.s2_masks is None else cut(self.s2_masks),
             s2_doys=days(self.s2_doys),
-            orbits=tuple(
-                replace(o, bands=o.bands[:, start:stop], doys=days(o.doys)) for o in self.orbits
-            ),
+            orbits=tuple(replace(o, bands=cut(o.bands), doys=days(o.doys)) for o in self.orbits),
         )
 
 

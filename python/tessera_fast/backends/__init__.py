@@ -8,8 +8,10 @@ from ..spec import ModelSpec
 from ..weights import Weights
 from .base import Backend, Encoder, Plan
 
-BEST_FIRST = ("cuda", "cpu", "reference")
-AUTOMATIC = ("cuda", "cpu")  # the reference is slow on purpose and runs only when named
+BEST_FIRST = ("cuda", "tensorrt", "cpu", "reference")
+# tensorrt is not known to be the best choice anywhere yet, and the reference is slow on purpose:
+# they run when they are named
+AUTOMATIC = ("cuda", "cpu")
 
 _log = logging.getLogger("tessera_fast")
 

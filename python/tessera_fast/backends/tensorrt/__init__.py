@@ -1,0 +1,99 @@
+"""The tensorrt back end: compiled encoders behind the seam, for GPU boxes that run TensorRT.
+
+Never chosen by "auto" until a measurement shows where it beats the cuda back end. On device
+"onnxruntime" the same batches run through the same graphs in ONNX Runtime on the CPU, for tests.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from ...errors import BackendUnavailable
+from ...exports.form import PRECISIONS, Form
+from ...spec import ModelSpec
+from ...weights import Weights
+from ..base import Plan
+from . import adapter
+
+if TYPE_CHECKING:
+    from .encoder import TensorrtEncoder
+
+EMULATED = "onnxruntime"
+# The first compute capability with the products of a precision.
+_NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
+_OLDEST = (7, 5)
+
+
+class TensorrtBackend:
+    name = "tensorrt"
+
+    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+        """None if ``load`` would run here, else the reason as a sentence."""
+        if plan.precision not in ("auto", *PRECISIONS):
+            return f"the tensorrt back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
+        for package, extra in (("onnx", "onnx"), ("torch", "tensorrt")):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed: pip install 'tessera_fast[{extra}]'"
+        if plan.device == EMULATED or _quantized(plan):
+            if importlib.util.find_spec("onnxruntime") is None:
+                return "onnxruntime is not installed: pip install 'tessera_fast[onnx]'"
+            if plan.device == EMULATED:
+                return None
+        kind, _, index = (plan.device or "cuda").partition(":")
+        if kind != "cuda" or not (index or "0").isdigit():
+            return f"the tensorrt back end runs on device cuda or cuda:N, not {plan.device!r}"
+        package = adapter.installed()
+        if package is None:
+            return (
+                "no TensorRT is installed: pip install tensorrt-rtx for RTX cards, tensorrt for "
+                "others, or on Jetson that of JetPack"
+            )
+        return _why_no_gpu(package, int(index or 0), precision_of(spec, plan))
+
+    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> "TensorrtEncoder":
+        """Prepare a model, building its engines where no cached ones fit (minutes for TensorRT);
+        raises BackendUnavailable with ``why_not``'s sentence."""
+        reason = self.why_not(spec, plan)
+        if reason is not None:
+            raise BackendUnavailable(f"back end {self.name}: {reason}")
+        from .encoder import TensorrtEncoder
+
+        form = Form(precision_of(spec, plan), "dense")
+        return TensorrtEncoder(weights, form, plan.device or "cuda")
+
+
+def precision_of(spec: ModelSpec, plan: Plan) -> str:
+    """What "auto" is: fp16, which keeps three more bits than bf16 at its speed; bf16 where the
+    residual stream is never normalised (the teacher) and might outgrow float16."""
+    if plan.precision != "auto":
+        return plan.precision
+    return "bf16" if spec.pre_norm else "fp16"
+
+
+def _quantized(plan: Plan) -> bool:
+    return plan.precision in ("int8", "fp8")
+
+
+def _why_no_gpu(package: adapter.Package, index: int, precision: str) -> str | None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if found == 0:
+        return "torch finds no GPU: check with nvidia-smi, and that torch is a CUDA build"
+    if index >= found:
+        return f"device cuda:{index} was asked for, and torch finds {found} CUDA devices"
+    capability = torch.cuda.get_device_capability(index)
+    written = "{}.{}".format(*capability)
+    card = f"{torch.cuda.get_device_name(index)} has compute capability {written}"
+    needed = max(_NEEDS.get(precision, _OLDEST), _OLDEST)
+    if capability < needed:
+        return f"{card}, and {precision} needs {needed[0]}.{needed[1]}"
+    known = adapter.capabilities(package)
+    if known and written not in known:
+        return (
+            f"{card}, and {package.name} {package.version} builds for {', '.join(known)}: install "
+            "tensorrt instead"
+        )
+    return None
+
+
+tensorrt = TensorrtBackend()

@@ -1,0 +1,137 @@
+"""An exported model on disk: three graphs and a manifest, in a folder that appears whole."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from .. import __version__
+from ..errors import StoreError
+from ..spec import S1_BANDS, S2_BANDS, ModelSpec
+from ..weights import Weights
+from ..weights.checkpoint import digest
+from . import network
+from .form import Form
+from .graph import OPSET
+from .runtime import save
+
+PARTS = ("s2_encoder", "s1_encoder", "head")
+MANIFEST = "manifest.json"
+_BESIDE = 1 << 30  # bytes of parameters: more go into a file beside the graph (protobuf ends at 2 GiB)
+
+
+def write_onnx(
+    weights: Weights, form: Form, folder: Path, ranges: network.Ranges | None = None
+) -> dict[str, Any]:
+    """Write the graphs and the manifest into an existing folder; returns the manifest.
+
+    ``ranges``: of `calibrate.calibrated_ranges`, which int8 and fp8 need.
+    """
+    spec = weights.spec
+    graphs = {}
+    for part in PARTS:
+        data = folder / f"{part}.onnx.data" if _bytes(spec) > _BESIDE else None
+        if part == "head":
+            model = network.head(spec, weights.tensors, form, data=data)
+        else:
+            model = network.encoder(
+                spec, weights.tensors, part[:2], form, ranges=ranges, data=data
+            )
+        graphs[part] = describe_graph(save(model, folder / f"{part}.onnx"), model, data)
+        del model
+    manifest = {
+        "tessera_fast": __version__,
+        "model": spec.name,
+        "trained": weights.trained,
+        "weights": {"sha256": weights.sha256, "source": Path(weights.source).name},
+        "form": asdict(form),
+        "compute": form.compute,
+        "opset": OPSET,
+        "s2_bands": S2_BANDS,
+        "s1_bands": S1_BANDS,
+        "graphs": graphs,
+        "calibrated_ranges": dict(ranges or {}),
+        "spec": spec.to_json(),
+    }
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_graph(path: Path, model: onnx.ModelProto, data: Path | None) -> dict[str, Any]:
+    """File names, digests, inputs and outputs of a written graph."""
+    graph = model.graph
+    described = {
+        "file": path.name,
+        "sha256": digest(path),
+        "inputs": [_tensor(v) for v in graph.input],
+        "outputs": [_tensor(v) for v in graph.output],
+    }
+    if data is not None:
+        described |= {"data": data.name, "data_sha256": digest(data)}
+    return described
+
+
+@contextmanager
+def whole(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside ``folder`` that takes its place when the block ends without an error.
+
+    StoreError if ``folder`` exists and ``overwrite`` is False, or holds anything but an export.
+    """
+    if folder.exists():
+        if not overwrite:
+            raise StoreError(f"{folder}: exists; give another folder, or overwrite")
+        if not (folder / MANIFEST).is_file():
+            raise StoreError(f"{folder}: holds no {MANIFEST}, so it is not overwritten")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made: {error}") from error
+    try:
+        yield made
+        made.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            folder.rename(old / "old")
+            made.rename(folder)
+            shutil.rmtree(old)
+        else:
+            made.rename(folder)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tessera_fast.") as folder:
+        yield Path(folder)
+
+
+def _bytes(spec: ModelSpec) -> int:
+    """Of the parameters of one encoder and the head together, in float32."""
+    shapes = spec.parameter_shapes()
+    return 4 * sum(prod(shape) for name, shape in shapes.items() if "s1_backbone" not in name)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    return {
+        "name": value.name,
+        "dtype": helper.tensor_dtype_to_string(tensor.elem_type).removeprefix("TensorProto.").lower(),
+        "shape": [d.dim_param or d.dim_value for d in tensor.shape.dim],
+    }
