@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BackendUnavailable, InputError, StoreError, TesseraError, WeightsError
 
 if TYPE_CHECKING:
+    from .exporting import export
     from .model import Model, load_model
     from .official import encode_pixels, encode_tile
     from .pipeline import embed
@@ -35,6 +36,7 @@ __all__ = [
     "embed",
     "encode_pixels",
     "encode_tile",
+    "export",
     "load_model",
     "open_tile",
     "quantize",
@@ -49,6 +51,7 @@ _HOMES = {
     "embed": "pipeline",
     "encode_pixels": "official",
     "encode_tile": "official",
+    "export": "exporting",
     "load_model": "model",
     "open_tile": "tile",
     "quantize": "quantization",

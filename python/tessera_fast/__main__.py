@@ -1,4 +1,4 @@
-"""The command line: `tessera-fast embed | demo | bench | convert | info`.
+"""The command line: `tessera-fast embed | demo | bench | convert | export | model-repository | info`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and then a failure, 130 interrupted.
 """
@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from .errors import InputError, TesseraError
@@ -88,6 +89,51 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true")
     convert.set_defaults(run=_convert)
 
+    export = commands.add_parser("export", help="write ONNX graphs or TensorRT engines")
+    export.add_argument(
+        "model", help=f"{', '.join(RELEASED)}, or a checkpoint's path", metavar="MODEL"
+    )
+    export.add_argument("-o", "--out", required=True, metavar="DIR", help="folder, made whole")
+    export.add_argument("--format", choices=("onnx", "tensorrt"), default="onnx")
+    export.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16", "int8", "fp8"),
+        help="default fp32 for onnx; fp16 for tensorrt, bf16 for the teacher",
+    )  # fmt: skip
+    export.add_argument(
+        "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
+    )
+    export.add_argument(
+        "--layout", choices=("packed", "dense"),
+        help="onnx: pixels of any numbers of dates together (default), or of one length",
+    )  # fmt: skip
+    export.add_argument("--int8-output", action="store_true", help="codes and scales, not float32")
+    export.add_argument("--dims", type=int, help="keep a Matryoshka prefix (v2: 16, 32, 64, 128)")
+    export.add_argument(
+        "--calibrate", metavar="TILE",
+        help="int8, fp8: tile whose pixels set the ranges (default: a synthetic tile)",
+    )  # fmt: skip
+    export.add_argument(
+        "--target", action="append", default=[], metavar="CC",
+        help="tensorrt-rtx: compute capability to build for, e.g. 8.9; may be repeated "
+        "(default: the GPU that is there)",
+    )  # fmt: skip
+    export.add_argument(
+        "--refittable", action="store_true", help="tensorrt: other parameters can be put in"
+    )
+    export.add_argument("--overwrite", action="store_true")
+    export.set_defaults(run=_export)
+
+    repository = commands.add_parser(
+        "model-repository", help="an export as models of Triton Inference Server"
+    )
+    repository.add_argument("export", metavar="EXPORT", help="folder written by export")
+    repository.add_argument("-o", "--out", required=True, metavar="DIR", help="new, or added to")
+    repository.add_argument("--name", help="of the models (default: tessera-MODEL)")
+    repository.add_argument("--version", type=_positive, default=1, help="default 1")
+    repository.add_argument("--max-batch", type=_positive, default=256, help="pixels; default 256")
+    repository.add_argument("--cpu", action="store_true", help="run on the server's processors")
+    repository.set_defaults(run=_model_repository)
+
     info = commands.add_parser("info", help="versions, instruction sets, back ends, models")
     info.set_defaults(run=_info)
     return parser
@@ -101,10 +147,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
     )
-    parser.add_argument("--backend", default="auto", help="auto, cuda, cpu or reference")
+    parser.add_argument("--backend", default="auto", help="auto, cuda, tensorrt, cpu or reference")
     parser.add_argument(
         "--precision", default="auto",
-        help="auto, fp32, bf16 or int8 (cuda: also fp16, tf32, fp8; reference: fp32, fp64)",
+        help="auto, fp32, bf16 or int8 (cuda: also fp16, tf32, fp8; tensorrt: fp16, fp8; "
+        "reference: fp32, fp64)",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=_positive, help="default: TESSERA_FAST_THREADS or all CPUs"
@@ -191,6 +238,35 @@ def _convert(args: argparse.Namespace) -> int:
     convert(args.source, args.destination, args.model, args.overwrite)
     weights = load_weights(args.destination)
     print(f"{args.destination}: {weights.spec.name}, {len(weights.tensors)} tensors")
+    return OK
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .exporting import export
+
+    started = time.perf_counter()
+    folder = export(
+        args.model, args.out, format=args.format, precision=args.precision, layout=args.layout,
+        int8_output=args.int8_output, dims=args.dims, weights=args.weights,
+        calibration=args.calibrate, targets=args.target, refittable=args.refittable,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    for file in sorted(folder.iterdir()):
+        print(f"{file.stat().st_size / 1e6:10.2f} MB  {file}")
+    print(f"exported in {time.perf_counter() - started:.1f} s")
+    return OK
+
+
+def _model_repository(args: argparse.Namespace) -> int:
+    from .exports.repository import write_repository
+
+    export, out = Path(args.export), Path(args.out)
+    write_repository(
+        export, out, name=args.name, version=args.version, max_batch=args.max_batch, cpu=args.cpu
+    )
+    for folder in sorted(p.parent for p in out.glob("*/config.pbtxt")):
+        versions = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        print(f"{folder}: version {', '.join(versions)}")
     return OK
 
 

@@ -1,7 +1,7 @@
 """The range of every activation that int8 or fp8 quantises, from real or synthetic pixels.
 
 The encoders run in float32 in ONNX Runtime with the inputs of their products as outputs. Kept is the
-largest magnitude of each, on the pixels as they are and on the same pixels as bright as snow: what a
+largest magnitude of each, on the pixels as they are and on the same pixels as white as snow: what a
 tile of fields does not show, another place or year will, and a clipped value costs far more than a
 coarser step. With seeded v2-nano weights calibrated on one real tile and run on another: mean cosine
 0.9996 so, 0.9967 with the clip of least squared error, 0.9973 with the tile's own largest values
@@ -25,7 +25,7 @@ from .runtime import save, session
 
 PIXELS = 256  # some 10,000 tokens a stream
 _SLOTS = 2048  # of one run: bounds what its outputs take
-_SNOW = 16_000  # digital number that the brightest band of snow or thin cloud reaches
+_WHITE = 16_000  # digital number that snow and thin cloud reach, in every band
 _STRONG = 1.5  # of the official int16 scale: 7 dB at its middle, 14 near its top
 # e4m3's steps are relative, so room above what was seen costs nothing until values become
 # subnormal, 2^-15 of the largest: two of those fifteen octaves.
@@ -89,10 +89,10 @@ def _largest(
 
 
 def _bright(observations: Observations) -> Observations:
-    """The same series, every pixel's scaled until its brightest band is that of snow."""
+    """The same series, every band's of a pixel scaled until its brightest date is white."""
     bands = observations.s2_bands.astype(np.float32)
-    brightest = np.maximum(bands.max(axis=(0, 3), keepdims=True), 1)
-    bands = (bands * np.maximum(_SNOW / brightest, 1)).astype(observations.s2_bands.dtype)
+    brightest = np.maximum(bands.max(axis=0, keepdims=True), 1)
+    bands = (bands * np.maximum(_WHITE / brightest, 1)).astype(observations.s2_bands.dtype)
 
     def stronger(radar: np.ndarray) -> np.ndarray:
         top = np.iinfo(np.int16).max

@@ -115,6 +115,13 @@ def whole(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+def whole_file(path: Path, text: str) -> None:
+    """Write a small file that is replaced whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder that is gone afterwards."""
@@ -132,6 +139,6 @@ def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
     tensor = value.type.tensor_type
     return {
         "name": value.name,
-        "dtype": helper.tensor_dtype_to_string(tensor.elem_type).removeprefix("TensorProto.").lower(),
+        "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
         "shape": [d.dim_param or d.dim_value for d in tensor.shape.dim],
     }

@@ -54,6 +54,11 @@ class Form:
             return self.precision
         return "fp32" if self.precision == "int8" and self.packed else "fp16"
 
+    @property
+    def between(self) -> str:
+        """The type of values between products: float32 where bfloat16 would round them all."""
+        return "fp32" if self.compute == "bf16" else self.compute
+
     def standard_attention(self, spec: ModelSpec) -> bool:
         """Whether an encoder's attention is one Attention node, or the ops that it stands for.
 

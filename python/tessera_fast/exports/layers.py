@@ -1,8 +1,9 @@
 """The ops of a TESSERA model as ONNX nodes: typed, and named after their parameters.
 
 P pixels, T slots of a sequence, D width, H heads, K head width. A method takes and returns names
-of values. What is rounded: products, their inputs and the residual stream have the form's compute
-type; norms, softmax and pooling are float32 inside, or in full.
+of values, which have the form's `between` type: the compute type, but float32 around bfloat16, whose
+eight bits do not bear a rounding after every sum. Products round their inputs and results to the
+compute type; norms, softmax and pooling are float32 inside, or in full.
 """
 
 from collections.abc import Mapping
@@ -45,30 +46,59 @@ class Layers:
             name, array.T if transposed else array, element, "T" if transposed else ""
         )
 
-    def linear(
-        self, x: str, name: str, element: str | None = None, quantized: bool = False
-    ) -> str:
-        """x W^T + b of the parameters ``name``.weight and .bias, in ``element``."""
+    def linear(self, x: str, name: str, quantized: bool = False) -> str:
+        """x W^T + b of the parameters ``name``.weight and .bias."""
+        g, form = self.graph, self.form
         weight, bias = f"{name}.weight", f"{name}.bias"
         if name.endswith("in_proj"):  # torch joins q, k and v under names of their own
             weight, bias = f"{name}_weight", f"{name}_bias"
-        element = element or self.form.compute
         if quantized:
             self.inputs_of_products[name] = x
-        if quantized and self.form.quantized:
-            product = self._quantized_product(x, name, weight, self.form.quantized)
+        x = self.narrow(x)
+        if quantized and form.quantized:
+            product = self._quantized_product(x, name, weight, form.quantized)
         else:
-            product = self.graph.node("MatMul", x, self.tensor(weight, element, transposed=True))
-        return self.graph.node("Add", product, self.tensor(bias, element))
+            product = g.node("MatMul", x, self.tensor(weight, form.compute, transposed=True))
+        return g.node("Add", self.widen(product), self.tensor(bias, form.between))
 
-    def layer_norm(self, x: str, name: str | None, width: int, element: str | None = None) -> str:
-        """LayerNorm over the last axis with the parameters ``name``, or without any."""
-        element = element or self.form.compute
-        if name is None:
-            scale = self._stored(f"ones_{width}", np.ones(width, np.float32), element)
-            bias = self._stored(f"zeros_{width}", np.zeros(width, np.float32), element)
-        else:
-            scale, bias = self.tensor(f"{name}.weight", element), self.tensor(f"{name}.bias", element)
+    def exact_linear(self, x: str, name: str) -> str:
+        """x W^T + b in float32. x float32."""
+        product = self.graph.node(
+            "MatMul", x, self.tensor(f"{name}.weight", "fp32", transposed=True)
+        )
+        return self.graph.node("Add", product, self.tensor(f"{name}.bias", "fp32"))
+
+    def narrow(self, x: str) -> str:
+        """To the compute type, from the type between products."""
+        f = self.form
+        return x if f.between == f.compute else self.graph.cast(x, f.compute)
+
+    def widen(self, x: str) -> str:
+        """Inverse of ``narrow``."""
+        f = self.form
+        return x if f.between == f.compute else self.graph.cast(x, f.between)
+
+    def from_float(self, x: str) -> str:
+        """float32 to the type between products."""
+        return x if self.form.between == "fp32" else self.graph.cast(x, self.form.between)
+
+    def to_float(self, x: str) -> str:
+        """The type between products to float32."""
+        return x if self.form.between == "fp32" else self.graph.cast(x, "fp32")
+
+    def layer_norm(self, x: str, name: str) -> str:
+        """LayerNorm over the last axis with the parameters ``name``."""
+        scale, bias = (self.tensor(f"{name}.{p}", self.form.between) for p in ("weight", "bias"))
+        return self._layer_norm(x, scale, bias)
+
+    def plain_layer_norm(self, x: str, width: int) -> str:
+        """LayerNorm without parameters. x (..., width) float32."""
+        ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+        return self._layer_norm(
+            x, self._stored("ones", ones, "fp32"), self._stored("zeros", zeros, "fp32")
+        )
+
+    def _layer_norm(self, x: str, scale: str, bias: str) -> str:
         return self.graph.node(
             "LayerNormalization", x, scale, bias, axis=-1, epsilon=LAYER_NORM_EPS, stash_type=1
         )
@@ -76,32 +106,38 @@ class Layers:
     def rms_norm(self, x: str, weight: str) -> str:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis, float32 inside. x (..., K)."""
         g = self.graph
-        wide = g.cast(x, "fp32")
+        wide = self.to_float(x)
         square = g.node("Mul", wide, wide)
         mean = g.node("ReduceMean", square, g.constant([-1], "int64"), keepdims=1)
         root = g.node("Sqrt", g.node("Add", mean, g.constant(RMS_NORM_EPS, "fp32")))
         scaled = g.node("Mul", g.node("Div", wide, root), self.tensor(weight, "fp32"))
-        return g.cast(scaled, self.form.compute)
+        return self.from_float(scaled)
 
     def transformer_layer(
-        self, x: str, name: str, width: int, heads: int, pre_norm: bool, bias: str | None,
-        quantized: bool,
+        self, x: str, name: str, width: int, heads: int, pre_norm: bool, bias: str | None = None,
+        quantized: bool = False, first: bool = False,
     ) -> str:  # fmt: skip
-        """x (P, T, D) -> (P, T, D); ``bias`` (P, 1, T, T) float32 on the logits, or None."""
+        """x (P, T, D) -> (P, T, D); ``bias`` (P, 1, T, T) float32 on the logits, or None.
+
+        Not quantised with the rest, as there is no norm before them that bounds what they read:
+        the output projection, and what projects the input of the ``first`` layer. They are 15 % of
+        the products of v2-small and bring more than half of the error (docs/design/0008).
+        """
         g = self.graph
 
         def attend(y: str) -> str:
-            return self.self_attention(y, name, width, heads, bias, quantized)
+            bounded = quantized and (pre_norm or not first)
+            return self.self_attention(y, name, width, heads, bias, bounded)
 
         def feed_forward(y: str) -> str:
             hidden = g.node("Relu", self.linear(y, f"{name}.linear1", quantized=quantized))
             return self.linear(hidden, f"{name}.linear2", quantized=quantized)
 
         if pre_norm:
-            x = g.node("Add", x, attend(self.layer_norm(x, f"{name}.norm1", width)))
-            return g.node("Add", x, feed_forward(self.layer_norm(x, f"{name}.norm2", width)))
-        x = self.layer_norm(g.node("Add", x, attend(x)), f"{name}.norm1", width)
-        return self.layer_norm(g.node("Add", x, feed_forward(x)), f"{name}.norm2", width)
+            x = g.node("Add", x, attend(self.layer_norm(x, f"{name}.norm1")))
+            return g.node("Add", x, feed_forward(self.layer_norm(x, f"{name}.norm2")))
+        x = self.layer_norm(g.node("Add", x, attend(x)), f"{name}.norm1")
+        return self.layer_norm(g.node("Add", x, feed_forward(x)), f"{name}.norm2")
 
     def self_attention(
         self, x: str, name: str, width: int, heads: int, bias: str | None, quantized: bool
@@ -117,16 +153,19 @@ class Layers:
                     for p, y in (("q", q), ("k", k)))  # fmt: skip
             out = f"{name}.out_proj"
         mixed = self.attention(q, k, v, width, heads, bias)
-        return self.linear(mixed, out, quantized=quantized)
+        return self.linear(mixed, out)
 
     def attention(
         self, q: str, k: str, v: str, width: int, heads: int, bias: str | None
     ) -> str:
         """softmax(q k^T / sqrt(K) + bias) v per head. q, k, v (P, T, D) -> (P, T, D)."""
         g, compute = self.graph, self.form.compute
+        q, k, v = (self.narrow(y) for y in (q, k, v))
         if self._standard_attention:
             mask = [] if bias is None else [bias if compute == "fp32" else g.cast(bias, compute)]
-            return g.node("Attention", q, k, v, *mask, q_num_heads=heads, kv_num_heads=heads)
+            return self.widen(
+                g.node("Attention", q, k, v, *mask, q_num_heads=heads, kv_num_heads=heads)
+            )
         scale = g.constant((width // heads) ** -0.5, compute)
         q, k, v = (self._split_heads(y, width, heads) for y in (q, k, v))
         keys = g.node("Transpose", k, perm=[0, 1, 3, 2])
@@ -135,7 +174,7 @@ class Layers:
             logits = g.node("Add", logits, bias)
         weights = g.cast(g.node("Softmax", logits, axis=-1), compute)
         joined = g.node("Transpose", g.node("MatMul", weights, v), perm=[0, 2, 1, 3])
-        return g.node("Reshape", joined, g.constant([0, 0, width], "int64"))
+        return self.widen(g.node("Reshape", joined, g.constant([0, 0, width], "int64")))
 
     def pool(self, x: str, logits: str, bias: str | None) -> str:
         """sum_t a_t x_t, a = softmax over slots of logits (P, T, 1) + bias (P, T, 1); float32."""
@@ -143,7 +182,7 @@ class Layers:
         if bias is not None:
             logits = g.node("Add", logits, bias)
         weights = g.node("Transpose", g.node("Softmax", logits, axis=1), perm=[0, 2, 1])
-        pooled = g.node("MatMul", weights, g.cast(x, "fp32"))  # (P, 1, D)
+        pooled = g.node("MatMul", weights, self.to_float(x))  # (P, 1, D)
         return g.node("Squeeze", pooled, g.constant([1], "int64"))
 
     def gru(self, x: str, name: str, width: int, custom: bool) -> str:
@@ -161,7 +200,7 @@ class Layers:
         else:
             inputs = self.tensor(f"{name}.weight_ih_l0", self.form.compute, transposed=True)
             input_bias = self.tensor(f"{name}.bias_ih_l0", self.form.compute)
-        steps = g.node("Transpose", x, perm=[1, 0, 2])  # (T, P, D)
+        steps = g.node("Transpose", self.narrow(x), perm=[1, 0, 2])  # (T, P, D)
         gates = g.node("Add", g.node("MatMul", steps, inputs), input_bias)  # (T, P, 3D)
         first = g.node("Gather", steps, g.constant(0, "int64"), axis=0)  # (P, D)
         body = Graph(f"{g.name}-step", prefix="step_")
@@ -171,7 +210,7 @@ class Layers:
         for output in ("step_next", "step_result"):
             body.output(new, output, self.form.compute, ("P", width))
         zero = g.node("Sub", first, first)
-        return g.node("Transpose", g.scan(body, zero, gates), perm=[1, 0, 2])
+        return self.widen(g.node("Transpose", g.scan(body, zero, gates), perm=[1, 0, 2]))
 
     def _custom_cell(self, body: Graph, name: str, state: str, gates: list[str]) -> str:
         """h' = h + z (c - h), r applied to h before W_hh."""

@@ -54,21 +54,20 @@ def encoder(
     values = _standardized(graph, spec, form, stream, bands, doy)
     key_bias, step_bias = _biases(graph, multiplicity)
 
-    hidden = graph.node("Relu", layers.linear(values, f"{backbone}.embedding.0", "fp32"))
-    x = layers.linear(_typed(graph, hidden, form), f"{backbone}.embedding.2")
-    table = graph.parameter("positions", positional_table(spec.d_model))
-    # the table is added in float32, whatever the precision: models.md of upstream's authors
-    x = _typed(graph, graph.node("Add", _wide(graph, x, form), graph.node("Gather", table, doy)), form)
+    hidden = graph.node("Relu", layers.exact_linear(values, f"{backbone}.embedding.0"))
+    x = layers.to_float(layers.linear(layers.from_float(hidden), f"{backbone}.embedding.2"))
+    table = graph.parameter("positions", positional_table(spec.d_model))  # float32 in any precision
+    x = layers.from_float(graph.node("Add", x, graph.node("Gather", table, doy)))
     for i in range(spec.num_layers):
         x = layers.transformer_layer(
             x, spec.layer_name(backbone, i), spec.d_model, spec.num_heads, spec.pre_norm, key_bias,
-            quantized=True,
+            quantized=True, first=i == 0,
         )  # fmt: skip
     pooled = layers.pool(x, _pool_logits(layers, spec, x, f"{backbone}.attn_pool"), step_bias)
     graph.output(pooled, "pooled", "fp32", ("P", spec.d_model))
     if taps is not None:
         for name, value in layers.inputs_of_products.items():
-            graph.output(_wide(graph, value, form), f"tap:{name}", "fp32", ("P", "T", f"K:{name}"))
+            graph.output(layers.to_float(value), f"tap:{name}", "fp32", ("P", "T", f"K:{name}"))
             taps.append(name)
     return graph.model({"model": spec.name, "precision": form.precision, "layout": form.layout})
 
@@ -85,20 +84,19 @@ def head(
         axis = graph.constant([1], "int64")
         tokens = graph.node("Concat", *(graph.node("Unsqueeze", p, axis) for p in pooled), axis=1)
         modality = layers.tensor("fusion_modality_embed", "fp32")
-        x = _typed(graph, graph.node("Add", tokens, modality), form)
+        x = layers.from_float(graph.node("Add", tokens, modality))
         for i in range(spec.fusion_layers):
             name = f"fusion_transformer.layers.{i}"
-            x = layers.transformer_layer(x, name, d, FUSION_HEADS, spec.pre_norm, None, False)
+            x = layers.transformer_layer(x, name, d, FUSION_HEADS, spec.pre_norm)
         x = graph.node("Reshape", x, graph.constant([0, 2 * d], "int64"))
     else:
-        x = _typed(graph, graph.node("Concat", *pooled, axis=-1), form)
+        x = layers.from_float(graph.node("Concat", *pooled, axis=-1))
     if spec.reducer == "mlp":
-        x = layers.layer_norm(layers.linear(x, "dim_reducer.0"), "dim_reducer.1", 4 * d)
-        x = graph.node("Relu", x)
+        x = graph.node("Relu", layers.layer_norm(layers.linear(x, "dim_reducer.0"), "dim_reducer.1"))
     last = "dim_reducer.4" if spec.reducer == "mlp" else "dim_reducer.0"
-    x = layers.linear(_wide(graph, x, form), last, "fp32")
+    x = layers.exact_linear(layers.to_float(x), last)
     if spec.final_norm:
-        x = layers.layer_norm(x, None, spec.out_dim, "fp32")
+        x = layers.plain_layer_norm(x, spec.out_dim)
     dims = form.dims or spec.saved_dim
     if dims < spec.out_dim:
         ends = [graph.constant([n], "int64") for n in (0, dims, 1)]  # first, last, axis
@@ -174,8 +172,8 @@ def _pool_logits(layers: Layers, spec: ModelSpec, x: str, name: str) -> str:
         custom = spec.pooling == "custom_gru"
         context = layers.gru(x, f"{name}.temporal_context", spec.d_model, custom)
         if custom:
-            context = layers.layer_norm(context, f"{name}.layer_norm", spec.d_model)
-    return layers.linear(_wide(graph, context, layers.form), f"{name}.query", "fp32")
+            context = layers.layer_norm(context, f"{name}.layer_norm")
+    return layers.exact_linear(layers.to_float(context), f"{name}.query")
 
 
 def _quantized_output(graph: Graph, spec: ModelSpec, x: str, dims: int) -> None:
@@ -190,13 +188,3 @@ def _quantized_output(graph: Graph, spec: ModelSpec, x: str, dims: int) -> None:
     graph.output(graph.cast(graph.node("Clip", code, *ends), "int8"), "codes", "int8", ("P", dims))
     flat = graph.node("Squeeze", scale, graph.constant([-1], "int64"))
     graph.output(flat, "scales", "fp32", ("P",))
-
-
-def _typed(graph: Graph, x: str, form: Form) -> str:
-    """float32 to the compute type."""
-    return x if form.compute == "fp32" else graph.cast(x, form.compute)
-
-
-def _wide(graph: Graph, x: str, form: Form) -> str:
-    """The compute type to float32."""
-    return x if form.compute == "fp32" else graph.cast(x, "fp32")

@@ -3,11 +3,12 @@
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import onnx
 
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
@@ -26,7 +27,7 @@ def version() -> str:
     return importlib.metadata.version("onnxruntime")
 
 
-def save(model: onnx.ModelProto, path: Path) -> Path:
+def save(model: "onnx.ModelProto", path: Path) -> Path:
     """Write a model; its external data, if it has any, lies beside it already."""
     path.write_bytes(model.SerializeToString(deterministic=True))
     return path

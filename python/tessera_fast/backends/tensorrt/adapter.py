@@ -124,9 +124,9 @@ class Engine:
         if not (parser.refit_from_file(str(onnx)) and refitter.refit_cuda_engine()):
             raise BackendUnavailable(f"cannot refit an engine from {onnx}: {self._messages.text()}")
 
-    def workspace_bytes(self, profile: int) -> int:
-        """Device memory that a context of this profile works in."""
-        size: int = self._engine.get_device_memory_size_for_profile_v2(profile)
+    def workspace_bytes(self) -> int:
+        """Device memory that a context works in, whatever its profile."""
+        size: int = self._engine.device_memory_size_v2
         return size
 
     def context(self, profile: int, stream: int, memory: tuple[int, int]) -> "Context":
@@ -134,7 +134,8 @@ class Engine:
         manual = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         made = self._engine.create_execution_context(manual)
         made.set_device_memory(*memory)
-        made.set_optimization_profile_async(profile, stream)
+        if not made.set_optimization_profile_async(profile, stream):
+            raise RuntimeError(f"TensorRT: {self._messages.text()}")
         return Context(made, self._messages)
 
 

@@ -15,7 +15,7 @@ from ...exports.form import Form
 from ...spec import S1_BANDS, S2_BANDS
 from ...weights import Weights
 from . import adapter
-from .engines import BATCH_SLOTS, GROUPS, batch_pixels, engines, group_of
+from .engines import BATCH_SLOTS, batch_pixels, engines, group_of
 
 # Of the encoders' inputs, and of the rows that a batch's results belong to.
 _TYPES = {
@@ -45,8 +45,7 @@ class EngineModule:
         self.part, self._engine = part, engine
 
     def workspace_bytes(self) -> int:
-        count = 1 if self.part == "head" else len(GROUPS)
-        return max(self._engine.workspace_bytes(i) for i in range(count))
+        return self._engine.workspace_bytes()
 
     def context(self, length: int, workspace: Tensor) -> adapter.Context:
         profile = 0 if self.part == "head" else group_of(length)
