@@ -1,4 +1,4 @@
-"""The command line: `tessera-fast embed | demo | bench | convert | export | model-repository | info`.
+"""The command line: `tessera-fast COMMAND`, one function below for each.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and then a failure, 130 interrupted.
 """

@@ -33,13 +33,13 @@ def export(
 
     ``model`` and ``weights``: as for `load_model`. ``format``: "onnx" (opset 23), or "tensorrt":
     those graphs and an engine for each. ``precision``: fp32, fp16, bf16, int8 or fp8; default fp32
-    for ONNX, fp16 for engines (bf16 for the teacher). ``layout`` (ONNX; engines are dense): "packed"
-    graphs take pixels of different numbers of dates side by side, "dense" ones sequences of one
-    length, in types that TensorRT reads. ``int8_output``: codes and scales instead of float32.
-    ``dims``: a Matryoshka prefix. ``calibration``: a tile (as for `embed`) whose pixels give int8 and
-    fp8 their ranges; None: the synthetic tile. ``targets``: compute capabilities such as "8.9" that
-    TensorRT-RTX builds for; none: the GPU that is there. ``refittable``: engines whose parameters
-    can be replaced.
+    for ONNX, fp16 for engines (bf16 for the teacher). ``layout`` (ONNX; engines are dense):
+    "packed" graphs take pixels of different numbers of dates side by side, "dense" ones sequences
+    of one length, in types that TensorRT reads. ``int8_output``: codes and scales instead of
+    float32. ``dims``: a Matryoshka prefix. ``calibration``: a tile (as for `embed`) whose pixels
+    give int8 and fp8 their ranges; None: the synthetic tile. ``targets``: compute capabilities such as "8.9" that
+    TensorRT-RTX builds for; none: the GPU that is there. ``refittable``: engines for that GPU whose
+    parameters can be replaced: `load_model` then builds none for other weights of the model.
 
     The folder ``out`` appears whole or not at all. Raises InputError for an option that does not go
     with another, StoreError if ``out`` exists and ``overwrite`` is False, WeightsError, and
@@ -130,7 +130,8 @@ def _write_engines(
         if not torch.cuda.is_available():
             known = ", ".join(adapter.capabilities(package)) or "none"
             raise BackendUnavailable(
-                f"no GPU is found to build for; {package.name} builds without one for targets: {known}"
+                f"no GPU is found to build for; {package.name} builds without one for targets: "
+                f"{known}"
             )
         device = torch.cuda.get_device_name()
     write_engines(

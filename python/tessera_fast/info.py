@@ -9,7 +9,8 @@ from .backends.base import Plan
 from .spec import RELEASED
 
 _PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
-             "rioxarray", "rasterio", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")  # fmt: skip
+             "rioxarray", "rasterio", "onnx", "onnxruntime", "tensorrt",
+             "tensorrt_rtx")  # fmt: skip
 
 
 def describe() -> str:

@@ -100,7 +100,9 @@ def _sequence(
     if tokens.steps is None or tokens.step_offsets is None:
         counts = tokens.multiplicity[begin:end].astype(np.int64)
         ends = np.concatenate([[0], np.cumsum(counts)])
-        return np.repeat(np.arange(begin, end), counts), ends[tokens.offsets[first : last + 1] - begin]
+        return np.repeat(np.arange(begin, end), counts), ends[
+            tokens.offsets[first : last + 1] - begin
+        ]
     offsets = tokens.step_offsets[first : last + 1]
     owner = np.repeat(tokens.offsets[first:last], np.diff(offsets))
     return owner + tokens.steps[offsets[0] : offsets[-1]], offsets - offsets[0]

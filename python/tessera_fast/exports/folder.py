@@ -25,7 +25,9 @@ from .runtime import save
 
 PARTS = ("s2_encoder", "s1_encoder", "head")
 MANIFEST = "manifest.json"
-_BESIDE = 1 << 30  # bytes of parameters: more go into a file beside the graph (protobuf ends at 2 GiB)
+_BESIDE = (
+    1 << 30
+)  # bytes of parameters: more go into a file beside the graph (protobuf ends at 2 GiB)
 
 
 def write_onnx(
@@ -42,9 +44,7 @@ def write_onnx(
         if part == "head":
             model = network.head(spec, weights.tensors, form, data=data)
         else:
-            model = network.encoder(
-                spec, weights.tensors, part[:2], form, ranges=ranges, data=data
-            )
+            model = network.encoder(spec, weights.tensors, part[:2], form, ranges=ranges, data=data)
         graphs[part] = describe_graph(save(model, folder / f"{part}.onnx"), model, data)
         del model
     manifest = {

@@ -12,7 +12,9 @@ from onnx import TensorProto, helper
 
 OPSET = 23  # the first with Attention
 IR_VERSION = 10  # what opset 23 needs at least: runtimes refuse a later one than they know
-_MINIMUM_EXTERNAL = 1024  # bytes: smaller tensors stay in the file, where shape inference reads them
+_MINIMUM_EXTERNAL = (
+    1024  # bytes: smaller tensors stay in the file, where shape inference reads them
+)
 _ALIGNMENT = 4096  # of tensors beside the file, so that runtimes can map them
 
 DTYPES = {

@@ -1,9 +1,9 @@
 """The ops of a TESSERA model as ONNX nodes: typed, and named after their parameters.
 
 P pixels, T slots of a sequence, D width, H heads, K head width. A method takes and returns names
-of values, which have the form's `between` type: the compute type, but float32 around bfloat16, whose
-eight bits do not bear a rounding after every sum. Products round their inputs and results to the
-compute type; norms, softmax and pooling are float32 inside, or in full.
+of values, which have the form's `between` type: the compute type, but float32 around bfloat16,
+whose eight bits do not bear a rounding after every sum. Products round their inputs and results to
+the compute type; norms, softmax and pooling are float32 inside, or in full.
 """
 
 from collections.abc import Mapping
@@ -155,9 +155,7 @@ class Layers:
         mixed = self.attention(q, k, v, width, heads, bias)
         return self.linear(mixed, out)
 
-    def attention(
-        self, q: str, k: str, v: str, width: int, heads: int, bias: str | None
-    ) -> str:
+    def attention(self, q: str, k: str, v: str, width: int, heads: int, bias: str | None) -> str:
         """softmax(q k^T / sqrt(K) + bias) v per head. q, k, v (P, T, D) -> (P, T, D)."""
         g, compute = self.graph, self.form.compute
         q, k, v = (self.narrow(y) for y in (q, k, v))
@@ -261,7 +259,8 @@ class Layers:
             raise InputError(f"precision {element}: no calibrated range for {name}")
         top = _LARGEST_CODE[element]
         dtype = numpy_dtype(compute)
-        step = np.asarray(max(self._ranges[name], np.finfo(np.float16).tiny) / top).astype(dtype)
+        largest_input = max(self._ranges[name], float(np.finfo(np.float16).tiny))
+        step = np.asarray(largest_input / top).astype(dtype)
         scale = g.parameter(f"{name}.input_scale", step)
         zero = g.constant(0, element)
         coded = g.node("QuantizeLinear", x, scale, zero)
@@ -283,7 +282,7 @@ class Layers:
             made = np.asarray(array).astype(numpy_dtype(element), order="C")
         if element == "fp16" and not np.isfinite(made).all():
             raise InputError(
-                f"precision fp16: {name} has a value of {np.abs(array).max():.3g}, beyond float16's "
-                "65504; export bf16"
+                f"precision fp16: {name} has a value of {np.abs(array).max():.3g}, beyond the "
+                "65504 of float16; export bf16"
             )
         return self.graph.parameter(label, made)

@@ -92,7 +92,9 @@ def head(
     else:
         x = layers.from_float(graph.node("Concat", *pooled, axis=-1))
     if spec.reducer == "mlp":
-        x = graph.node("Relu", layers.layer_norm(layers.linear(x, "dim_reducer.0"), "dim_reducer.1"))
+        x = graph.node(
+            "Relu", layers.layer_norm(layers.linear(x, "dim_reducer.0"), "dim_reducer.1")
+        )
     last = "dim_reducer.4" if spec.reducer == "mlp" else "dim_reducer.0"
     x = layers.exact_linear(layers.to_float(x), last)
     if spec.final_norm:
@@ -167,7 +169,7 @@ def _biases(graph: Graph, multiplicity: str | None) -> tuple[str | None, str | N
 
 def _pool_logits(layers: Layers, spec: ModelSpec, x: str, name: str) -> str:
     """The query's answer for every slot, float32 (P, T, 1)."""
-    graph, context = layers.graph, x
+    context = x
     if spec.pooling != "softmax":
         custom = spec.pooling == "custom_gru"
         context = layers.gru(x, f"{name}.temporal_context", spec.d_model, custom)

@@ -41,7 +41,7 @@ def write_repository(
         manifest = json.loads((export / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{export}: expected a folder written by tessera-fast export, got none with a {MANIFEST}"
+            f"{export}: expected a folder written by tessera-fast export, got no {MANIFEST} in it"
         ) from error
     engines = manifest.get("engines")
     if engines and engines["identity"]["package"] != "tensorrt":
@@ -55,9 +55,7 @@ def write_repository(
     names = {part: f"{name}_{_SUFFIX[part]}" for part in PARTS}
     for model in (*names.values(), name):
         if (repository / model / str(version)).exists():
-            raise StoreError(
-                f"{repository / model / str(version)}: exists; give another version"
-            )
+            raise StoreError(f"{repository / model / str(version)}: exists; give another version")
     for part, model in names.items():
         graph = manifest["graphs"][part]
         place = repository / model / str(version)

@@ -30,9 +30,9 @@ class TensorrtBackend:
         """None if ``load`` would run here, else the reason as a sentence."""
         if plan.precision not in ("auto", *PRECISIONS):
             return f"the tensorrt back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
-        for package, extra in (("onnx", "onnx"), ("torch", "tensorrt")):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: pip install 'tessera_fast[{extra}]'"
+        for needed, extra in (("onnx", "onnx"), ("torch", "tensorrt")):
+            if importlib.util.find_spec(needed) is None:
+                return f"{needed} is not installed: pip install 'tessera_fast[{extra}]'"
         if plan.device == EMULATED or _quantized(plan):
             if importlib.util.find_spec("onnxruntime") is None:
                 return "onnxruntime is not installed: pip install 'tessera_fast[onnx]'"

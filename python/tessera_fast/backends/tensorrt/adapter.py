@@ -1,4 +1,4 @@
-"""The one place that calls TensorRT: the packages `tensorrt` and `tensorrt_rtx`, which share an API.
+"""The one place that calls TensorRT: the packages tensorrt and tensorrt_rtx, which share an API.
 
 TensorRT builds for the GPU that is there; TensorRT-RTX also without one, for a list of compute
 capabilities, and finishes the compilation on the machine that runs the engine.
@@ -56,7 +56,9 @@ def capabilities(package: Package) -> list[str]:
     if not package.builds_without_gpu:
         return []
     names = [n for n in package.module.ComputeCapability.__members__ if n.startswith("SM")]
-    return sorted((f"{n[2:-1]}.{n[-1]}" for n in names), key=lambda c: tuple(map(int, c.split("."))))
+    return sorted(
+        (f"{n[2:-1]}.{n[-1]}" for n in names), key=lambda c: tuple(map(int, c.split(".")))
+    )
 
 
 def build(

@@ -53,7 +53,9 @@ class TensorrtEncoder:
         if form.quantized:
             self.provenance["calibration"] = calibrate.SYNTHETIC
         self._lock = threading.Lock()
-        capturable = not self._spec.needs_steps  # the recurrence's loop asks the host how long it is
+        capturable = (
+            not self._spec.needs_steps
+        )  # the recurrence's loop asks the host how long it is
         self._lanes: dict[str, list[Lane]] = {
             part: [Lane(modules[part], self.device, capturable) for _ in range(_LANES)]
             for part in ("s2_encoder", "s1_encoder")
@@ -150,7 +152,9 @@ class TensorrtEncoder:
         if out.dtype != np.float32 or out.ndim != 2 or len(out) != s2.pixels or not (
             1 <= out.shape[1] <= widest
         ):  # fmt: skip
-            raise InputError(f"out: expected float32 of at most {shape}, got {out.dtype} {out.shape}")
+            raise InputError(
+                f"out: expected float32 of at most {shape}, got {out.dtype} {out.shape}"
+            )
         if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
             raise InputError(
                 f"packed tokens: model {self._spec.name} reads the padded sequence in order, "

@@ -1,7 +1,7 @@
 """Folders of engines: an ONNX export of the dense layout, and one engine for each of its graphs.
 
-A folder is found again by its manifest: weights, model, form, TensorRT and what it was built for. The
-cache holds such folders; TESSERA_FAST_ENGINES names another place, where folders made by
+A folder is found again by its manifest: weights, model, form, TensorRT and what it was built for.
+The cache holds such folders; TESSERA_FAST_ENGINES names another place, where folders made by
 `tessera-fast export --format tensorrt` on another machine lie.
 """
 
@@ -92,10 +92,13 @@ def write_engines(
     """
     if form.packed:
         raise InputError("engines are of the dense layout: TensorRT has no 16-bit integer inputs")
-    if refittable and len(targets) > 1:
+    if refittable and targets:  # TensorRT-RTX 1.7 asks CUDA for a device to build them
         raise InputError(
-            f"refittable: TensorRT-RTX builds such engines for one target, got {', '.join(targets)}"
+            "refittable: such engines are built on the GPU that runs them; give no targets, got "
+            f"{', '.join(targets)}"
         )
+    if form.precision == "fp8" and any(float(t) < 8.9 for t in targets):
+        raise InputError(f"targets: fp8 needs compute capability 8.9, got {', '.join(targets)}")
     manifest = exports.write_onnx(weights, form, folder, ranges)
     for part, graph in manifest["graphs"].items():
         _log.info("TensorRT: building %s of %s", part, weights.spec.name)

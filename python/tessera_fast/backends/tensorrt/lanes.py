@@ -1,4 +1,4 @@
-"""Where a batch runs: a stream, buffers of fixed addresses, and the graph of one part of a model."""
+"""Where a batch runs: a stream, buffers of fixed addresses, and one graph of a model."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -183,7 +183,9 @@ class Lane:
             return
         if length not in self._graphs:
             context = self._module.context(length, self._workspace)
-            self._module.enqueue(context, inputs, output)  # what only a first run does is not captured
+            self._module.enqueue(
+                context, inputs, output
+            )  # what only a first run does is not captured
             assert self._stream is not None
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
