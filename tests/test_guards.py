@@ -198,8 +198,10 @@ def test_rooms_do_not_know_what_comes_after_them():
         "store": {"store"},
         "reference": {"reference", "packing"},
         "synthetic": {"synthetic", "tile"},
+        "exports": {"exports", "packing", "positions", "synthetic", "weights"},
         "backends": {
             "backends",
+            "exports",
             "kernels",
             "packing",
             "positions",

@@ -37,9 +37,10 @@ def export(
     "packed" graphs take pixels of different numbers of dates side by side, "dense" ones sequences
     of one length, in types that TensorRT reads. ``int8_output``: codes and scales instead of
     float32. ``dims``: a Matryoshka prefix. ``calibration``: a tile (as for `embed`) whose pixels
-    give int8 and fp8 their ranges; None: the synthetic tile. ``targets``: compute capabilities such as "8.9" that
-    TensorRT-RTX builds for; none: the GPU that is there. ``refittable``: engines for that GPU whose
-    parameters can be replaced: `load_model` then builds none for other weights of the model.
+    give int8 and fp8 their ranges; None: the synthetic tile. ``targets``: compute capabilities such
+    as "8.9" that TensorRT-RTX builds for; none: the GPU that is there. ``refittable``: engines for
+    that GPU whose parameters can be replaced: `load_model` then builds none for other weights of
+    the same model.
 
     The folder ``out`` appears whole or not at all. Raises InputError for an option that does not go
     with another, StoreError if ``out`` exists and ``overwrite`` is False, WeightsError, and

@@ -53,9 +53,7 @@ class TensorrtEncoder:
         if form.quantized:
             self.provenance["calibration"] = calibrate.SYNTHETIC
         self._lock = threading.Lock()
-        capturable = (
-            not self._spec.needs_steps
-        )  # the recurrence's loop asks the host how long it is
+        capturable = not self._spec.needs_steps  # a loop asks the host how long it is
         self._lanes: dict[str, list[Lane]] = {
             part: [Lane(modules[part], self.device, capturable) for _ in range(_LANES)]
             for part in ("s2_encoder", "s1_encoder")

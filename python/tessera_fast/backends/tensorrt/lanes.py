@@ -183,9 +183,7 @@ class Lane:
             return
         if length not in self._graphs:
             context = self._module.context(length, self._workspace)
-            self._module.enqueue(
-                context, inputs, output
-            )  # what only a first run does is not captured
+            self._module.enqueue(context, inputs, output)  # a first run does more: not captured
             assert self._stream is not None
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
