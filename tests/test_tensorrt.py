@@ -20,13 +20,14 @@ from tessera_fast.backends.tensorrt import (
     adapter,
     encoder,
     engines,
+    lanes,
     precision_of,
     tensorrt,
 )
 from tessera_fast.errors import BackendUnavailable, InputError
 from tessera_fast.exports.calibrate import synthetic_ranges
 from tessera_fast.exports.feeds import bins
-from tessera_fast.exports.form import Form
+from tessera_fast.exports.form import PRECISIONS, Form
 from tessera_fast.exports.repository import write_repository
 from tessera_fast.packing import pack
 from tessera_fast.spec import RELEASED, released
@@ -337,6 +338,36 @@ def test_engines_that_cannot_be(form, options, message, builds, tmp_path):
     with pytest.raises(InputError, match=message):
         write(golden_weights("v2_qknorm"), tmp_path / "x", form, **options)
     assert builds == []
+
+
+# ---- on a GPU
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stem", SMALL)
+def test_engines_on_a_gpu(stem, precision, graphs, monkeypatch, tmp_path):
+    """Built, cached and run here; a second encode replays what the first captured."""
+    reason = tensorrt.why_not(MODELS[stem], Plan(precision))
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TESSERA_FAST_TENSORRT_GRAPHS", graphs)
+    monkeypatch.setattr(lanes, "batch_pixels", lambda length: 2)
+    monkeypatch.setattr(encoder, "batch_pixels", lambda length: 2)
+    loaded = tensorrt.load(MODELS[stem], golden_weights(stem), Plan(precision))
+    got, expected = [], []
+    for case in [c for c in CASES if c.stem == stem]:
+        tokens = pack(case.observations(), case.spec)[:2]
+        out, observed = encode(loaded, *tokens), case.compared()
+        assert np.array_equal(out, encode(loaded, *tokens), equal_nan=True)
+        got.append(out[observed])
+        expected.append(case.expected("f32")[observed])
+    values, wanted = np.concatenate(got), np.concatenate(expected)
+    if precision == "fp32":
+        assert_golden(values, wanted)
+    else:
+        assert_reduced(values, wanted, "bf16" if precision == "fp16" else precision)
 
 
 # ---- real engines, built without a GPU

@@ -27,7 +27,7 @@ _WHITE = 16_000  # digital number that snow and thin cloud reach, in every band
 _STRONG = 1.5  # of the official int16 scale: 7 dB at its middle, 14 near its top
 # e4m3's steps are relative, so room above what was seen costs nothing until values become
 # subnormal, 2^-15 of the largest: two of those fifteen octaves.
-_HEADROOM = {"int8": 1.0, "fp8": 4.0}
+HEADROOM = {"int8": 1.0, "fp8": 4.0}
 
 
 SYNTHETIC = "synthetic tile"
@@ -65,7 +65,7 @@ def calibrated_ranges(
                     f"{stream.upper()}; calibrate on another tile"
                 )
             for name, largest in _largest(spec, tensors, stream, tokens).items():
-                ranges[name] = max(ranges.get(name, 0.0), largest * _HEADROOM[precision])
+                ranges[name] = max(ranges.get(name, 0.0), largest * HEADROOM[precision])
     return ranges
 
 
