@@ -209,7 +209,11 @@ def test_export_on_the_command_line(run, tmp_path):
 def test_a_tile_of_the_disk_calibrates(tmp_path):
     path = tf.export(**NANO, out=tmp_path / "x", precision="fp8",
                      calibration=SHARED / "data" / "flanders_2018")  # fmt: skip
-    ranges = manifest_of(path)["calibrated_ranges"]
-    assert ranges and ranges != calibrate.synthetic_ranges(
-        tf.load_model("v2-nano", weights="untrained").weights, "fp8"
+    recorded = manifest_of(path)["calibration"]
+    assert recorded["source"] == "flanders_2018"
+    assert (
+        recorded["ranges"]
+        != calibrate.synthetic_calibration(
+            tf.load_model("v2-nano", weights="untrained").weights, "fp8"
+        ).ranges
     )

@@ -18,7 +18,7 @@ from tessera_fast import backends
 from tessera_fast.backends.base import Plan
 from tessera_fast.errors import InputError
 from tessera_fast.exports import calibrate
-from tessera_fast.exports.calibrate import calibrated_ranges, synthetic_ranges
+from tessera_fast.exports.calibrate import calibrated_ranges, synthetic_calibration
 from tessera_fast.exports.form import LAYOUTS, PRECISIONS, Form
 from tessera_fast.exports.graph import DTYPES
 from tessera_fast.packing import PackedTokens, pack
@@ -41,14 +41,14 @@ def tensors_of(stem: str) -> Weights:
 
 @lru_cache(maxsize=1)
 def int8_ranges(stem: str) -> dict[str, float]:
-    """As `synthetic_ranges`, of fewer pixels for a wide model."""
+    """As `synthetic_calibration`, of fewer pixels for a wide model."""
     weights, tile = tensors_of(stem), synthetic_tile(32, 32)
     pixels = 32 if weights.spec.d_model > WIDE else calibrate.PIXELS
     return calibrated_ranges(weights.spec, weights.tensors, tile.rows(0, 32), "int8", pixels)
 
 
 def ranges_of(stem: str, form: Form) -> dict[str, float] | None:
-    """What `synthetic_ranges` gives for the form's precision."""
+    """What `synthetic_calibration` gives for the form's precision."""
     if not form.quantized:
         return None
     room = calibrate.HEADROOM[form.precision] / calibrate.HEADROOM["int8"]
@@ -168,7 +168,7 @@ def test_what_a_processor_runs_as_it_is(precision):
     """Without the emulation: ONNX Runtime's own kernels, optimisations and casts."""
     weights = golden_weights("v2_nano")
     form = Form(precision)
-    ranges = synthetic_ranges(weights, precision) if form.quantized else None
+    ranges = synthetic_calibration(weights, precision).ranges if form.quantized else None
     model = OnnxModel(weights, form, ranges, as_is=True)
     s2, s1, _ = pack(golden_observations("tile"), weights.spec)
     expected = OnnxModel(weights, Form()).embed(s2, s1)[0]
@@ -222,7 +222,7 @@ def linears(spec) -> list[str]:
 
 def test_weights_have_a_scale_per_output_channel():
     weights = golden_weights("v2_nano")
-    ranges = synthetic_ranges(weights, "int8")
+    ranges = synthetic_calibration(weights, "int8").ranges
     model = graphs(weights, Form("int8"), ranges)["s2"]
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     name = "s2_backbone.transformer_encoder.layers.0.linear1.weight"

@@ -25,8 +25,9 @@ from tessera_fast.backends.tensorrt import (
     tensorrt,
 )
 from tessera_fast.errors import BackendUnavailable, InputError
-from tessera_fast.exports.calibrate import synthetic_ranges
+from tessera_fast.exports.calibrate import Calibration, synthetic_calibration
 from tessera_fast.exports.feeds import bins
+from tessera_fast.exports.folder import read_manifest
 from tessera_fast.exports.form import PRECISIONS, Form
 from tessera_fast.exports.repository import write_repository
 from tessera_fast.packing import pack
@@ -245,7 +246,7 @@ def builds(monkeypatch, tmp_path):
 
 def get(weights, form=None, capability="8.9", device="A card"):
     return engines.engines(
-        weights, form or Form("fp16", "dense"), FakePackage(), capability, device, lambda: {}
+        weights, form or Form("fp16", "dense"), FakePackage(), capability, device
     )
 
 
@@ -300,12 +301,14 @@ def test_quantised_engines_are_not_refitted(builds, tmp_path):
     """Their scales are no parameters: other weights would run with the ranges of the first."""
     spec, form = MODELS["v2_qknorm"], Form("int8", "dense")
     one, other = untrained_weights(spec, 1), untrained_weights(spec, 2)
-    ranges = synthetic_ranges(one, "int8")
+    calibration = Calibration("a tile", synthetic_calibration(one, "int8").ranges)
     write(one, tmp_path / "engines" / "one", form, device="A card", refittable=True,
-          ranges=ranges)  # fmt: skip
+          calibration=calibration)  # fmt: skip
+    assert get(one, form)[1] == tmp_path / "engines" / "one"
     built = len(builds)
-    engines.engines(other, form, FakePackage(), "8.9", "A card", lambda: ranges)
+    _, where = get(other, form)
     assert len(builds) == built + 3
+    assert read_manifest(where)["calibration"]["source"] == "synthetic tile"
 
 
 def test_a_damaged_engine_is_named(builds):
@@ -398,8 +401,8 @@ def test_engines_of_every_kind_of_model_build(stem, precision, tmp_path):
     """QK-norm, a recurrence, pre-norm with fusion layers: what TensorRT-RTX can trip over."""
     form = Form(precision, "dense")
     weights = golden_weights(stem)
-    ranges = synthetic_ranges(weights, precision) if form.quantized else None
-    engines.write_engines(weights, form, RTX, tmp_path, targets=("8.9",), ranges=ranges)
+    calibration = synthetic_calibration(weights, precision) if form.quantized else None
+    engines.write_engines(weights, form, RTX, tmp_path, targets=("8.9",), calibration=calibration)
     assert all((tmp_path / f"{part}.engine").stat().st_size for part in
                ("s2_encoder", "s1_encoder", "head"))  # fmt: skip
 

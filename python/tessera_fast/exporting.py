@@ -3,13 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailable, InputError
 from .exports.form import LAYOUTS, PRECISIONS, Form
 from .spec import ModelSpec
 from .tile import open_tile
 from .weights import Weights, load_weights
+
+if TYPE_CHECKING:
+    from .exports.calibrate import Calibration
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -71,11 +74,11 @@ def export(
     from .exports import folder as exports
 
     with exports.whole(folder, overwrite) as made:
-        ranges = _ranges(loaded, form, calibration)
+        measured = _calibrate(loaded, form, calibration)
         if engines:
-            _write_engines(loaded, form, made, tuple(targets), refittable, ranges)
+            _write_engines(loaded, form, made, tuple(targets), refittable, measured)
         else:
-            exports.write_onnx(loaded, form, made, ranges)
+            exports.write_onnx(loaded, form, made, measured)
     return folder
 
 
@@ -95,16 +98,17 @@ def _checked_dims(spec: ModelSpec, dims: int | None) -> int | None:
     return dims
 
 
-def _ranges(weights: Weights, form: Form, calibration: Any) -> dict[str, float] | None:
+def _calibrate(weights: Weights, form: Form, source: Any) -> "Calibration | None":
     if not form.quantized:
         return None
-    from .exports.calibrate import calibrated_ranges, synthetic_ranges
+    from .exports.calibrate import Calibration, calibrated_ranges, synthetic_calibration
 
-    if calibration is None:
-        return synthetic_ranges(weights, form.precision)
-    tile = open_tile(calibration)
-    observations = tile.rows(0, tile.height)
-    return calibrated_ranges(weights.spec, weights.tensors, observations, form.precision)
+    if source is None:
+        return synthetic_calibration(weights, form.precision)
+    tile = open_tile(source)
+    window = tile.rows(0, tile.height)
+    ranges = calibrated_ranges(weights.spec, weights.tensors, window, form.precision)
+    return Calibration(tile.name, ranges)
 
 
 def _write_engines(
@@ -113,7 +117,7 @@ def _write_engines(
     folder: Path,
     targets: tuple[str, ...],
     refittable: bool,
-    ranges: dict[str, float] | None,
+    calibration: "Calibration | None",
 ) -> None:
     from .backends.tensorrt import adapter
     from .backends.tensorrt.engines import write_engines
@@ -137,7 +141,7 @@ def _write_engines(
         device = torch.cuda.get_device_name()
     write_engines(
         weights, form, package, folder, targets=targets, device=device, refittable=refittable,
-        ranges=ranges,
+        calibration=calibration,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,16 +31,23 @@ _STRONG = 1.5  # of the official int16 scale: 7 dB at its middle, 14 near its to
 HEADROOM = {"int8": 1.0, "fp8": 4.0}
 
 
-SYNTHETIC = "synthetic tile"
-_SIDE = 32  # pixels of it
+_SIDE = 32  # pixels of the synthetic tile
 
 
-def synthetic_ranges(weights: Weights, precision: str) -> dict[str, float]:
+class Calibration(NamedTuple):
+    """Ranges, and the name of the tile that they come from."""
+
+    source: str
+    ranges: dict[str, float]
+
+
+def synthetic_calibration(weights: Weights, precision: str) -> Calibration:
     """`calibrated_ranges` from the synthetic tile, for those who have no tile at hand."""
     from ..synthetic import synthetic_tile
 
-    tile = synthetic_tile(_SIDE, _SIDE)
-    return calibrated_ranges(weights.spec, weights.tensors, tile.rows(0, _SIDE), precision)
+    window = synthetic_tile(_SIDE, _SIDE).rows(0, _SIDE)
+    ranges = calibrated_ranges(weights.spec, weights.tensors, window, precision)
+    return Calibration("synthetic tile", ranges)
 
 
 def calibrated_ranges(

@@ -19,25 +19,26 @@ from ..spec import S1_BANDS, S2_BANDS, ModelSpec
 from ..weights import Weights
 from ..weights.checkpoint import digest
 from . import network
+from .calibrate import Calibration
 from .form import Form
 from .graph import OPSET
 from .runtime import save
 
 PARTS = ("s2_encoder", "s1_encoder", "head")
 MANIFEST = "manifest.json"
-_BESIDE = (
-    1 << 30
-)  # bytes of parameters: more go into a file beside the graph (protobuf ends at 2 GiB)
+# Bytes of parameters: more go into a file beside the graph. Protobuf ends at 2 GiB.
+_BESIDE = 1 << 30
 
 
 def write_onnx(
-    weights: Weights, form: Form, folder: Path, ranges: network.Ranges | None = None
+    weights: Weights, form: Form, folder: Path, calibration: Calibration | None = None
 ) -> dict[str, Any]:
     """Write the graphs and the manifest into an existing folder; returns the manifest.
 
-    ``ranges``: of `calibrate.calibrated_ranges`, which int8 and fp8 need.
+    ``calibration``: which int8 and fp8 need.
     """
     spec = weights.spec
+    ranges = calibration.ranges if calibration else None
     graphs = {}
     for part in PARTS:
         data = folder / f"{part}.onnx.data" if _bytes(spec) > _BESIDE else None
@@ -58,10 +59,16 @@ def write_onnx(
         "s2_bands": S2_BANDS,
         "s1_bands": S1_BANDS,
         "graphs": graphs,
-        "calibrated_ranges": dict(ranges or {}),
+        "calibration": calibration._asdict() if calibration else None,
         "spec": spec.to_json(),
     }
     write_manifest(folder, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an exported folder."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest
 
 

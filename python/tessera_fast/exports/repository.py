@@ -8,13 +8,12 @@ The server joins requests of equal shapes into batches: with the packed layout a
 multiple of 32 slots, so that there are few shapes.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
-from .folder import MANIFEST, PARTS, whole_file
+from .folder import MANIFEST, PARTS, read_manifest, whole_file
 
 MAX_BATCH = 256  # pixels of a batch that the server makes
 QUEUE_MICROSECONDS = 2000  # that a request may wait for others
@@ -38,7 +37,7 @@ def write_repository(
     there, InputError for a folder that holds no export or engines of TensorRT-RTX.
     """
     try:
-        manifest = json.loads((export / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(export)
     except FileNotFoundError as error:
         raise InputError(
             f"{export}: expected a folder written by tessera-fast export, got no {MANIFEST} in it"

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ...errors import InputError
-from ...exports import calibrate
 from ...exports.feeds import bins
 from ...exports.form import Form
 from ...packing import PackedTokens
@@ -50,8 +49,6 @@ class TensorrtEncoder:
             modules, provenance = engine_modules(weights, form, self.device)
             self.place = str(self.device)
         self.provenance: dict[str, Any] = provenance
-        if form.quantized:
-            self.provenance["calibration"] = calibrate.SYNTHETIC
         self._lock = threading.Lock()
         capturable = not self._spec.needs_steps  # a loop asks the host how long it is
         self._lanes: dict[str, list[Lane]] = {

@@ -16,8 +16,8 @@ from typing import Any
 from ... import env
 from ...errors import BackendUnavailable, InputError
 from ...exports import folder as exports
+from ...exports.calibrate import Calibration, synthetic_calibration
 from ...exports.form import VERSION, Form
-from ...exports.network import Ranges
 from ...spec import MAX_SEQUENCE, S1_BANDS, S2_BANDS, ModelSpec
 from ...weights import Weights
 from .adapter import Engine, Package, Profile, build
@@ -83,7 +83,7 @@ def write_engines(
     targets: tuple[str, ...] = (),
     device: str = "",
     refittable: bool = False,
-    ranges: Ranges | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write an ONNX export and its engines into an existing folder.
 
@@ -99,7 +99,7 @@ def write_engines(
         )
     if form.precision == "fp8" and any(float(t) < 8.9 for t in targets):
         raise InputError(f"targets: fp8 needs compute capability 8.9, got {', '.join(targets)}")
-    manifest = exports.write_onnx(weights, form, folder, ranges)
+    manifest = exports.write_onnx(weights, form, folder, calibration)
     for part, graph in manifest["graphs"].items():
         _log.info("TensorRT: building %s of %s", part, weights.spec.name)
         plan = build(
@@ -118,12 +118,12 @@ def write_engines(
 
 
 def engines(
-    weights: Weights, form: Form, package: Package, capability: str, device: str, ranges: Any
+    weights: Weights, form: Form, package: Package, capability: str, device: str
 ) -> tuple[dict[str, Engine], Path]:
     """The engines of a model on this GPU and their folder: found, refitted or built.
 
-    ``capability`` "8.6", ``device`` its name. ``ranges``: called for calibrated ranges if an engine
-    of int8 or fp8 must be built.
+    ``capability`` "8.6", ``device`` its name. What is built in int8 or fp8 is calibrated on the
+    synthetic tile.
     """
     for refit in (False, True):
         found = _find(weights, form, package, capability, device, refit)
@@ -133,10 +133,8 @@ def engines(
     key = hashlib.sha256(wanted.encode()).hexdigest()[:16]
     folder = env.engine_cache() / f"{weights.spec.name}-{form.precision}-{key}"
     with exports.whole(folder, overwrite=folder.exists()) as made:
-        write_engines(
-            weights, form, package, made, device=device,
-            ranges=ranges() if form.quantized else None,
-        )  # fmt: skip
+        calibration = synthetic_calibration(weights, form.precision) if form.quantized else None
+        write_engines(weights, form, package, made, device=device, calibration=calibration)
     return _load(folder, package, weights, None), folder
 
 
@@ -165,7 +163,7 @@ def _folders() -> Iterator[tuple[Path, dict[str, Any]]]:
         if place is None or not place.is_dir():
             continue
         for path in sorted({*place.glob(exports.MANIFEST), *place.glob(f"*/{exports.MANIFEST}")}):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = exports.read_manifest(path.parent)
             if "engines" in manifest:
                 yield path.parent, manifest
 
@@ -174,7 +172,7 @@ def _load(
     folder: Path, package: Package, weights: Weights, refit: Form | None
 ) -> dict[str, Engine]:
     """Deserialise a folder's engines; ``refit`` gives them the parameters of ``weights``."""
-    manifest = json.loads((folder / exports.MANIFEST).read_text(encoding="utf-8"))
+    manifest = exports.read_manifest(folder)
     loaded = {}
     for part, graph in manifest["graphs"].items():
         plan = (folder / graph["engine"]).read_bytes()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import env
-from ...exports import calibrate, folder, runtime
+from ...exports import folder, runtime
+from ...exports.calibrate import synthetic_calibration
 from ...exports.form import Form
 from ...spec import S1_BANDS, S2_BANDS
 from ...weights import Weights
@@ -84,26 +85,30 @@ def engine_modules(
     assert package is not None, "why_not has looked"
     card = torch.cuda.get_device_name(device)
     capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
-
-    def ranges() -> dict[str, float]:
-        return calibrate.synthetic_ranges(weights, form.precision)
-
     with torch.cuda.device(device):
-        found, where = engines(weights, form, package, capability, card, ranges)
-    provenance = {package.name: package.version, "device": card, "engines": where.name}
-    return {part: EngineModule(part, engine) for part, engine in found.items()}, provenance
+        found, where = engines(weights, form, package, capability, card)
+    facts = {package.name: package.version, "device": card, "engines": where.name}
+    facts |= _calibrated(folder.read_manifest(where))
+    return {part: EngineModule(part, engine) for part, engine in found.items()}, facts
 
 
 def emulated_modules(weights: Weights, form: Form) -> tuple[dict[str, Module], dict[str, Any]]:
     """The graphs of the engines in ONNX Runtime."""
-    ranges = calibrate.synthetic_ranges(weights, form.precision) if form.quantized else None
+    calibration = synthetic_calibration(weights, form.precision) if form.quantized else None
     with folder.scratch() as place:
-        described = folder.write_onnx(weights, form, place, ranges)
+        described = folder.write_onnx(weights, form, place, calibration)
         modules: dict[str, Module] = {
             part: EmulatedModule(part, runtime.session(place / graph["file"]))
             for part, graph in described["graphs"].items()
         }
-    return modules, {"onnxruntime": runtime.version(), "device": "cpu"}
+    facts = {"onnxruntime": runtime.version(), "device": "cpu"}
+    return modules, facts | _calibrated(described)
+
+
+def _calibrated(manifest: dict[str, Any]) -> dict[str, str]:
+    """Which tile the ranges of int8 and fp8 come from, where there are any."""
+    calibration = manifest["calibration"]
+    return {"calibration": calibration["source"]} if calibration else {}
 
 
 class Lane:
