@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..errors import InputError
 from ..packing import Observations, PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
@@ -76,3 +77,30 @@ class Backend(Protocol):
 
     def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> Encoder:
         """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""
+
+
+def check_tokens(spec: ModelSpec, s2: PackedTokens, s1: PackedTokens) -> None:
+    """InputError unless both streams are of the same pixels and packed for this model."""
+    if s2.pixels != s1.pixels:
+        raise InputError(
+            f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
+            f"got {s1.pixels}"
+        )
+    if spec.needs_steps and (s2.steps is None or s1.steps is None):
+        raise InputError(
+            f"packed tokens: model {spec.name} reads the padded sequence in order, "
+            "got tokens without steps; pack them with this model's spec"
+        )
+
+
+def check_out(
+    spec: ModelSpec, pixels: int, out: np.ndarray, dtypes: tuple[str, ...] = ("float32",)
+) -> None:
+    """InputError unless ``out`` is (pixels, E), E at most ``saved_dim``, of one of ``dtypes``."""
+    if out.ndim != 2 or len(out) != pixels or not 1 <= out.shape[1] <= spec.saved_dim:
+        raise InputError(
+            f"out: expected ({pixels}, 1..{spec.saved_dim}) for {pixels} pixels of model "
+            f"{spec.name}, got {out.shape}"
+        )
+    if out.dtype.name not in dtypes:
+        raise InputError(f"out: expected {' or '.join(dtypes)}, got {out.dtype}")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import env
-from ..errors import BackendUnavailable, InputError
+from ..errors import BackendUnavailable
 from ..packing import PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
-from .base import Plan
+from .base import Plan, check_out, check_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,8 @@ class ReferenceEncoder:
 
         from ..reference.model import forward
 
-        self._check(s2, s1, out)
+        check_tokens(self._spec, s2, s1)
+        check_out(self._spec, s2.pixels, out, ("float32", "float64"))
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
@@ -67,26 +68,6 @@ class ReferenceEncoder:
     def close(self) -> None:
         """Free the parameters."""
         self._tensors = {}
-
-    def _check(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
-        if s2.pixels != s1.pixels:
-            raise InputError(
-                f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
-                f"got {s1.pixels}"
-            )
-        widest = self._spec.saved_dim
-        if out.ndim != 2 or len(out) != s2.pixels or not 1 <= out.shape[1] <= widest:
-            raise InputError(
-                f"out: expected ({s2.pixels}, 1..{widest}) for {s2.pixels} pixels of model "
-                f"{self._spec.name}, got {out.shape}"
-            )
-        if out.dtype not in (np.float32, np.float64):
-            raise InputError(f"out: expected float32 or float64, got {out.dtype}")
-        if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
-            raise InputError(
-                f"packed tokens: model {self._spec.name} reads the padded sequence in order, "
-                "got tokens without steps; pack them with this model's spec"
-            )
 
 
 class ReferenceBackend:

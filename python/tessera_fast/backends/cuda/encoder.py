@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from ... import env
-from ...errors import BackendUnavailable, InputError
+from ...errors import BackendUnavailable
 from ...packing import Observations, PackedTokens
 from ...spec import MAX_SEQUENCE, ModelSpec
 from ...weights import Weights
+from ..base import check_tokens
 from . import INTERPRETER
 from .arena import Arena, padded
 from .forward import Network, Route
@@ -78,16 +79,7 @@ class CudaEncoder:
         """As ``Encoder.encode``; tokens may also be tensors on the device, and ``out`` a float32
         tensor there or QuantizedEmbeddings of arrays or tensors. Tensors are written in the order
         of the current stream, numpy arrays before this returns."""
-        if s2.pixels != s1.pixels:
-            raise InputError(
-                f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
-                f"got {s1.pixels}"
-            )
-        if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
-            raise InputError(
-                f"packed tokens: model {self._spec.name} reads the padded sequence in order, "
-                "got tokens without steps; pack them with this model's spec"
-            )
+        check_tokens(self._spec, s2, s1)
         with self._turn():
             streams = to_device(s2, self.device), to_device(s1, self.device)
             sink = self._sink(out, s2.pixels, progress)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import InputError
 from ...exports.feeds import bins
 from ...exports.form import Form
 from ...packing import PackedTokens
 from ...weights import Weights
+from ..base import check_out, check_tokens
 from . import EMULATED
 from .engines import HEAD_PIXELS, batch_pixels
 from .lanes import Lane, Module, emulated_modules, engine_modules
@@ -66,7 +66,8 @@ class TensorrtEncoder:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """As ``Encoder.encode``: ``out`` (P, E) float32."""
-        self._check(s2, s1, out)
+        check_tokens(self._spec, s2, s1)
+        check_out(self._spec, s2.pixels, out)
         with self._lock:
             for first in range(0, s2.pixels, _CHUNK_PIXELS):
                 last = min(first + _CHUNK_PIXELS, s2.pixels)
@@ -135,23 +136,3 @@ class TensorrtEncoder:
         lane.run(bands | days, pooled, np.zeros(1, np.int64))
         lane.join()
         return pooled
-
-    def _check(self, s2: PackedTokens, s1: PackedTokens, out: np.ndarray) -> None:
-        if s2.pixels != s1.pixels:
-            raise InputError(
-                f"packed tokens: expected as many Sentinel-1 as Sentinel-2 pixels ({s2.pixels}), "
-                f"got {s1.pixels}"
-            )
-        widest = self._spec.saved_dim
-        shape = (s2.pixels, widest)
-        if out.dtype != np.float32 or out.ndim != 2 or len(out) != s2.pixels or not (
-            1 <= out.shape[1] <= widest
-        ):  # fmt: skip
-            raise InputError(
-                f"out: expected float32 of at most {shape}, got {out.dtype} {out.shape}"
-            )
-        if self._spec.needs_steps and (s2.steps is None or s1.steps is None):
-            raise InputError(
-                f"packed tokens: model {self._spec.name} reads the padded sequence in order, "
-                "got tokens without steps; pack them with this model's spec"
-            )
