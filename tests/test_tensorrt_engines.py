@@ -1,4 +1,4 @@
-"""Engines of the tensorrt back end: the folders they are kept in; real ones, built without a GPU."""
+"""Engines of the tensorrt back end: the folders they are kept in, and real ones."""
 
 import json
 
