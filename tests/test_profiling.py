@@ -85,7 +85,13 @@ def test_command(capsys, tmp_path):
     assert re.search(r": 16 px", capsys.readouterr().out)
 
 
-def test_other_back_ends_have_no_profile(capsys):
+def test_other_back_ends_show_their_stages_and_no_ops(capsys):
     pytest.importorskip("torch")
-    assert main(["bench", "--size", "8", "--model", "v2-nano", "--backend", "reference"]) == 1
-    assert "only the cpu back end" in capsys.readouterr().err
+    command = ["bench", "--size", "8", "--model", "v2-nano", "--backend", "reference"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "v2-nano (untrained)" in text and "backend reference" in text
+    for stage in ("read", "pack", "encode", "int8", "all"):
+        assert re.search(rf"^{stage} +\d+\.\d+ +\d+\.\d%", text, re.MULTILINE)
+    assert main([*command, "--profile"]) == 1
+    assert "ops are timed by cpu and cuda, not reference" in capsys.readouterr().err

@@ -96,13 +96,13 @@ class Profile:
 def profile(tile: Tile, model: Model, *, rows: int | None = None) -> Profile:
     """Embed the first ``rows`` rows of a tile (default: all, in one piece) and time the stages.
 
-    Stages: reading, packing, encoding, int8. The encoder is profiled in a second pass, so that its
-    clock does not touch the first. Raises BackendUnavailable for another back end than cpu.
+    Stages: reading, packing, encoding, int8. The ops of the cpu back end are timed in a second
+    pass, so that their clock does not touch the first; another back end has none, and one pass
+    before the clock starts, as it may compile.
     """
     from .backends.cpu import CpuEncoder
 
-    if not isinstance(model._encoder, CpuEncoder):
-        raise BackendUnavailable(f"bench: only the cpu back end has a profile, not {model.backend}")
+    encoder = model._encoder
     threads = model.plan.threads or env.threads()
     rows = min(rows or tile.height, tile.height)
     values = np.empty((rows * tile.width, model.repr_dim), np.float32)
@@ -117,11 +117,14 @@ def profile(tile: Tile, model: Model, *, rows: int | None = None) -> Profile:
     lap("read")
     s2, s1, _ = pack(observations, model.spec, binary_masks=True, threads=threads)
     lap("pack")
-    model._encoder.encode(s2, s1, values)
+    if not isinstance(encoder, CpuEncoder):
+        encoder.encode(s2, s1, values)
+        marks[-1] = time.perf_counter()
+    encoder.encode(s2, s1, values)
     lap("encode")
     model.quantize(values)
     lap("int8")
-    ops = model._encoder.profile(s2, s1, values)
+    ops = encoder.profile(s2, s1, values) if isinstance(encoder, CpuEncoder) else {}
     return Profile(len(values), threads, stages, ops, work(model.spec, s2, s1))
 
 
@@ -136,6 +139,7 @@ def report(
     """The profile of a tile as text: px/s per stage and, ``by_op``, every op of the encoder.
 
     ``trace`` names a file for the cuda back end's timeline; InputError with another one.
+    ``by_op`` is of the cpu and the cuda back end: BackendUnavailable with another one.
     """
     if model.backend == "cuda":
         from .gpu_profiling import report_gpu
@@ -143,20 +147,20 @@ def report(
         return report_gpu(tile, model, rows=rows, by_op=by_op, trace=trace)
     if trace is not None:
         raise InputError(f"trace: only the cuda back end has a timeline, not {model.backend}")
+    if model.backend != "cpu":
+        if by_op:
+            raise BackendUnavailable(f"bench: ops are timed by cpu and cuda, not {model.backend}")
+        return "\n".join([*_heading(tile, model), *_stages(profile(tile, model, rows=rows))])
     measured = profile(tile, model, rows=rows)
     kinds, isa = elements(model), model.provenance()["isa"]
     peaks = {e: peak(isa, e, measured.threads) for e in sorted(set(kinds.values()))}
-    total = sum(measured.stages.values())
     lines = [
         f"{model.label}, {model.precision} on {isa}, {measured.threads} threads, "
         f"{tile.name}: {measured.pixels:,} px",
         f"measured peak: {', '.join(f'{e} {p / 1e9:,.0f} GFLOP/s' for e, p in peaks.items())}",
         "",
-        f"{'stage':12}{'seconds':>10}{'share':>8}{'px/s':>12}",
+        *_stages(measured),
     ]
-    for stage, seconds in [*measured.stages.items(), ("all", total)]:
-        rate = measured.pixels / max(seconds, 1e-9)
-        lines.append(f"{stage:12}{seconds:10.3f}{seconds / total:8.1%}{rate:12,.0f}")
     limit = measured.limit(peaks, kinds)
     lines += ["", f"the encoder runs at {limit / measured.stages['encode']:.0%} of the arithmetic "
               f"limit, which is {measured.pixels / limit:,.0f} px/s"]  # fmt: skip
@@ -174,3 +178,18 @@ def report(
         lines.append(line)
     lines.append(f"(seconds of all threads together; GFLOP/s of {measured.threads} threads)")
     return "\n".join(lines)
+
+
+def _heading(tile: Tile, model: Model) -> list[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in model.provenance().items())
+    return [f"{model.label}, {tile.name}: {facts}", ""]
+
+
+def _stages(measured: Profile) -> list[str]:
+    """The table of the stages."""
+    total = sum(measured.stages.values())
+    lines = [f"{'stage':12}{'seconds':>10}{'share':>8}{'px/s':>12}"]
+    for stage, seconds in [*measured.stages.items(), ("all", total)]:
+        rate = measured.pixels / max(seconds, 1e-9)
+        lines.append(f"{stage:12}{seconds:10.3f}{seconds / total:8.1%}{rate:12,.0f}")
+    return lines
