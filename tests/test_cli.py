@@ -259,7 +259,10 @@ def test_a_changed_tile_is_made_again(farm, mini, run, tmp_path):
         (["--model", "v2-nano", "--weights", "untrained:x"], "untrained:<seed>"),
         (["--dims", "17"], "can be cut to 8, 16, 32 dimensions, got 17"),
         (["--memory", "1MiB"], r"give at least"),
-        (["--backend", "abacus"], "backend: expected auto, cuda, cpu, reference, got 'abacus'"),
+        (
+            ["--backend", "abacus"],
+            "backend: expected auto, cuda, tensorrt, cpu, reference, got 'abacus'",
+        ),
         (
             ["--backend", "cpu", "--precision", "fp64"],
             "the cpu back end runs fp32, bf16, int8, not fp64",

@@ -227,7 +227,11 @@ def test_a_loaded_model_goes_without_other_options(tile, model):
             "no back end can run this: cuda: .*cpu: .*fp64",
         ),
         ({"precision": "int4"}, tf.BackendUnavailable, "int4"),
-        ({"backend": "abacus"}, tf.InputError, "backend: expected auto, cuda, cpu, reference, got"),
+        (
+            {"backend": "abacus"},
+            tf.InputError,
+            "backend: expected auto, cuda, tensorrt, cpu, reference, got",
+        ),
         ({"device": "cuda"}, tf.BackendUnavailable, "runs on device 'cpu', not 'cuda'"),
         ({"threads": 0}, tf.InputError, "threads: expected a positive integer, got 0"),
         ({"output": "int4"}, tf.InputError, "output: expected 'float32' or 'int8', got 'int4'"),
