@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailable, InputError
-from .exports.form import LAYOUTS, PRECISIONS, Form
+from .exports.form import PRECISIONS, Form
 from .spec import ModelSpec
 from .tile import open_tile
 from .weights import Weights, load_weights
@@ -143,6 +143,3 @@ def _write_engines(
         weights, form, package, folder, targets=targets, device=device, refittable=refittable,
         calibration=calibration,
     )  # fmt: skip
-
-
-__all__ = ["FORMATS", "LAYOUTS", "PRECISIONS", "export"]
