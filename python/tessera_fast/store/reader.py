@@ -137,6 +137,7 @@ def _open_folder(path: Path) -> Embeddings:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
         if values.ndim != 3:  # scales, or something else
             continue
+        height, width, dims = values.shape
         scales = file.with_name(f"{file.stem}{_SCALES}.npy")
         arrays = {"embeddings": values}
         if values.dtype == np.int8:
@@ -147,7 +148,7 @@ def _open_folder(path: Path) -> Embeddings:
         known = json.loads(marker.read_text()) if marker.exists() else {}
         layers.append(
             Layer(
-                file.stem, *values.shape, values.dtype == np.int8, known.get("year"),
+                file.stem, height, width, dims, values.dtype == np.int8, known.get("year"),
                 known.get("crs"), tuple(known["transform"]) if known.get("transform") else None,
                 _arrays=arrays,
             )
