@@ -1,0 +1,257 @@
+"""A plan as rows and totals: split among workers, printed, and kept in a Parquet file."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .calibration import Calibration
+from .errors import InputError, StoreError, TesseraError
+
+_KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
+_SHOWN = 10  # rows of a summary
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One tile of a plan. Tokens and FLOP are estimates from a sample of the tile's rows."""
+
+    name: str
+    source: str  # path or URL for `open_tile`
+    year: int | None
+    crs: str | None
+    transform: tuple[float, ...] | None  # (a, b, c, d, e, f) of the pixel corners
+    height: int
+    width: int
+    s2_dates: int
+    s1_asc_dates: int
+    s1_desc_dates: int
+    pixels: int
+    s2_tokens: int
+    s1_tokens: int
+    flop: float
+    bytes_in: int  # of raw observations
+    bytes_out: int  # before compression
+    fingerprint: str  # of the observations, as Tile.fingerprint() gives it
+    seconds: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.s2_tokens + self.s1_tokens
+
+    def timed(self, seconds: float) -> "PlanRow":
+        return replace(self, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A tile that is not in the plan, and why."""
+
+    source: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of a job, largest first, with what each takes; see `tessera_fast.plan`."""
+
+    rows: Sequence[PlanRow]
+    failed: Sequence[Failure]
+    options: dict[str, Any]  # of the job: model, precision, dims, ...
+    memory: tuple[int, int] | None  # bytes: the least, and what is used where none is set
+    calibration: Calibration | None
+    weights_bytes: int  # of the model's parameters in float32
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> PlanRow:
+        return self.rows[index]
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def shard(self, index: int, count: int) -> "Plan":
+        """Rows ``index``, ``index + count``, ...: the part of worker ``index`` of ``count``.
+
+        As rows are largest first, parts take about the same time. InputError unless 0 <= index <
+        count.
+        """
+        if not 0 <= index < count:
+            raise InputError(f"shard: expected 0 <= index < count, got {index} of {count}")
+        return replace(self, rows=self.rows[index::count], failed=self.failed[index::count])
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time of all tiles one after another; None without an estimate."""
+        return sum(r.seconds or 0.0 for r in self.rows) if self.calibration else None
+
+    def wall_seconds(self, workers: int | None = None) -> float | None:
+        """Estimated time until the last of ``workers`` (default: the option's) is done."""
+        workers = workers or self.options["workers"]
+        if self.calibration is None:
+            return None
+        return max(self.shard(i, workers).seconds or 0.0 for i in range(workers))
+
+    def summary(self, shown: int = _SHOWN) -> str:
+        """The largest ``shown`` tiles and the totals, as text of at most 100 columns."""
+        return "\n".join([*_table(self, shown), *_totals(self), *_failures(self)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file of one row a tile, whole or not at all.
+
+        Needs pyarrow (extra ``[plan]``). StoreError where it cannot be written.
+        """
+        arrow, parquet = _pyarrow()
+        columns = {
+            f.name: arrow.array([getattr(r, f.name) for r in self.rows], _arrow_type(arrow, f.name))
+            for f in fields(PlanRow)
+        }
+        head = {
+            "options": self.options,
+            "memory": self.memory,
+            "calibration": self.calibration and asdict(self.calibration),
+            "weights_bytes": self.weights_bytes,
+            "failed": [asdict(f) for f in self.failed],
+        }
+        table = arrow.table(columns).replace_schema_metadata({_KEY: json.dumps(head).encode()})
+        target = Path(path).expanduser()
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            parquet.write_table(table, staged)
+            os.replace(staged, target)
+        except OSError as error:
+            raise StoreError(f"{target}: the plan cannot be written ({error})") from error
+        finally:
+            staged.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """The plan that :meth:`save` wrote; InputError for any other file."""
+        arrow, parquet = _pyarrow()
+        try:
+            table = parquet.read_table(Path(path).expanduser())
+            head = json.loads((table.schema.metadata or {})[_KEY])
+            rows = [PlanRow(**_plain(row)) for row in table.to_pylist()]
+            speed = head["calibration"]
+            return cls(
+                rows, [Failure(**f) for f in head["failed"]], head["options"],
+                head["memory"] and tuple(head["memory"]), speed and Calibration(**speed),
+                head["weights_bytes"],
+            )  # fmt: skip
+        except (OSError, arrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected a plan as `tessera-fast plan -o` writes it, got a file that "
+                f"cannot be read as one ({type(error).__name__}: {error}); plan again"
+            ) from error
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    transform = row["transform"]
+    return {**row, "transform": None if transform is None else tuple(transform)}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise TesseraError(
+            "a plan's file is Parquet, which needs pyarrow: pip install 'tessera_fast[plan]'"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _arrow_type(arrow: Any, column: str) -> Any:
+    if column in ("name", "source", "crs", "fingerprint"):
+        return arrow.string()
+    if column in ("flop", "seconds"):
+        return arrow.float64()
+    return arrow.list_(arrow.float64(), 6) if column == "transform" else arrow.int64()
+
+
+def _table(plan: Plan, shown: int) -> list[str]:
+    if not plan.rows:
+        return []
+    head = f"{'tile':26} {'rows x cols':>13} {'dates S2+asc+desc':>17} {'tokens':>8}"
+    lines = [f"{head} {'input':>8} {'time':>10}"]
+    for r in plan.rows[:shown]:
+        name = r.name if len(r.name) <= 26 else r.name[:12] + "..." + r.name[-11:]
+        dates = f"{r.s2_dates}+{r.s1_asc_dates}+{r.s1_desc_dates}"
+        time = "" if r.seconds is None else duration(r.seconds)
+        lines.append(
+            f"{name:26} {f'{r.height} x {r.width}':>13} {dates:>17} {count(r.tokens):>8} "
+            f"{size(r.bytes_in):>8} {time:>10}".rstrip()
+        )
+    if len(plan.rows) > shown:
+        lines.append(f"... and {len(plan.rows) - shown:,} smaller ones")
+    return [*lines, ""]
+
+
+def _totals(plan: Plan) -> list[str]:
+    options, rows = plan.options, plan.rows
+    workers = options["workers"]
+    bad = f", {len(plan.failed):,} cannot be used" if plan.failed else ""
+    lines = [("model", Path(options["model"]).name), ("tiles", f"{len(rows):,}{bad}")]
+    if not rows:
+        return [f"{what:10}{text}" for what, text in lines]
+    lines += [
+        ("pixels", f"{sum(r.pixels for r in rows):,}"),
+        ("tokens", f"{count(sum(r.s2_tokens for r in rows))} Sentinel-2, "
+                   f"{count(sum(r.s1_tokens for r in rows))} Sentinel-1, estimated"),
+        ("input", size(sum(r.bytes_in for r in rows))),
+        ("output", f"{size(sum(r.bytes_out for r in rows))} before compression"),
+    ]  # fmt: skip
+    if plan.memory is not None:
+        least, used = map(size, plan.memory)
+        lines.append(("memory", f"{used}, or from {least} with --memory; and "
+                                f"{size(plan.weights_bytes)} of weights in float32"))  # fmt: skip
+    wall = plan.wall_seconds()
+    if wall is None or plan.calibration is None:
+        lines.append(("time", "not estimated"))
+    else:
+        each = f"{workers} workers" if workers > 1 else "1 worker"
+        rate = sum(r.pixels for r in rows) / max(plan.seconds or 0.0, 1e-9)
+        lines.append(("time", f"{duration(wall)} with {each} of {rate:,.0f} px/s"))
+        lines.append(("", plan.calibration.source))
+    return [f"{what:10}{text}" for what, text in lines]
+
+
+def _failures(plan: Plan) -> list[str]:
+    if not plan.failed:
+        return []
+    lines = ["", f"cannot be used ({len(plan.failed):,})"]
+    lines += [f"  {f.message}" for f in plan.failed[:_SHOWN]]
+    more = len(plan.failed) - _SHOWN
+    return [*lines, *([f"  ... and {more:,} more"] if more > 0 else [])]
+
+
+def count(number: float) -> str:
+    """1234567 as "1.23 M"."""
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}" if number < 1e3 * factor else f"{number:.2e}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes as "12.3 MB"."""
+    return f"{count(number)}{'' if number >= 1e3 else ' '}B"
+
+
+def duration(seconds: float) -> str:
+    """ "0.25 s", "12 s", "3 min 20 s", "5 h 10 min", "2 d 3 h"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    for unit, length, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
+                                      ("min", 60, "s", 1)):  # fmt: skip
+        whole = round(seconds / part) * part
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length} {unit}" + (f" {rest} {lower}" if rest else "")
+    return f"{seconds:.0f} s"
