@@ -11,7 +11,7 @@ import pytest
 
 from tessera_fast.errors import InputError, TesseraError
 from tessera_fast.tile import open_tile
-from tessera_fast.tile.tile import year_in
+from tessera_fast.tile.folder import year_in
 from tile_sources import NAMES, H, T, W, arrays, assert_same, by_variable, flat, save, stacked
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

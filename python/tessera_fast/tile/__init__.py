@@ -1,5 +1,7 @@
-"""Inputs: a folder, arrays or a Dataset, checked once and read by rows."""
+"""Inputs: a folder, cube, URL, arrays or a Dataset, checked once and read by rows."""
 
+from .sources import expand
 from .tile import Tile, open_tile
+from .windows import open_windows
 
-__all__ = ["Tile", "open_tile"]
+__all__ = ["Tile", "expand", "open_tile", "open_windows"]

@@ -1,28 +1,50 @@
 """The arrays of a tile, read one band of rows at a time. Axes (T, H, W) or (T, H, W, C)."""
 
 import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import InputError
+from .npy import HEADER_BYTES, Header, header_length, parse_header, spans, unreadable
+
+ALL = slice(None)
+Picks = slice | np.ndarray  # of dates: a range with step 1, or positions
+
+# Runs of a file nearer than this are read as one: 16 KiB more take as long as another read().
+_GAP = 16 << 10
+_SPAN = 4 << 20  # bytes read at once
 
 
-class RowArray(Protocol):
-    """An array on disk, in memory or behind xarray, that is never read whole."""
+class RowArray(ABC):
+    """An array on disk, in memory, behind a URL or xarray, that is never read whole."""
 
     shape: tuple[int, ...]
     dtype: np.dtype  # in native byte order
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Image rows ``start..stop`` of every date, (T, stop - start, W[, C]).
+    @abstractmethod
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        """A window of some dates, (D, h, w[, C]); slices have step 1.
 
         Native byte order and C-contiguous in the last two axes; a view where the source is so.
         """
 
-    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The K image rows (dates[k], rows[k]) as (K, W[, C])."""
+    @abstractmethod
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        """The K image rows (dates[k], rows[k]) as (K, w[, C])."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Image rows ``start..stop`` of every date, (T, stop - start, W[, C])."""
+        return self.read(ALL, slice(start, stop), ALL)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes that hold one image row of every date once it is read."""
+        return self.dtype.itemsize * self.shape[0] * math.prod(self.shape[2:])
 
 
 def packable(array: np.ndarray) -> np.ndarray:
@@ -33,22 +55,81 @@ def packable(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-class MemoryArray:
+class MemoryArray(RowArray):
     """A numpy array that the caller holds."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
-        self.shape: tuple[int, ...] = array.shape
-        self.dtype: np.dtype = array.dtype.newbyteorder("=")
+        self.shape = array.shape
+        self.dtype = array.dtype.newbyteorder("=")
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return packable(self._array[:, start:stop])
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        return packable(self._array[dates, rows, columns])
 
-    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return self._array[dates, rows].astype(self.dtype, copy=False)
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        return self._array[dates, rows, columns].astype(self.dtype, copy=False)
 
 
-class NpyArray:
+class StoredArray(RowArray):
+    """An array whose rows lie in a file in row-major order: what to read, without how."""
+
+    header: Header
+
+    def _set(self, header: Header) -> None:
+        self.header = header
+        self.shape = header.shape
+        self.dtype = header.dtype.newbyteorder("=")
+
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        count, height, width = self.shape[:3]
+        picks = np.arange(count)[dates]
+        y0, y1, _ = rows.indices(height)
+        x0, x1, _ = columns.indices(width)
+        out = np.empty((len(picks), y1 - y0, x1 - x0, *self.shape[3:]), self.header.dtype)
+        if x1 - x0 == width:
+            starts = (picks * height + y0) * width
+        else:
+            starts = ((picks[:, None] * height + np.arange(y0, y1)) * width + x0).reshape(-1)
+        self._fill(starts, out)
+        return packable(out)
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        height, width = self.shape[1:3]
+        x0, x1, _ = columns.indices(width)
+        out = np.empty((len(dates), x1 - x0, *self.shape[3:]), self.header.dtype)
+        self._fill((dates * height + rows) * width + x0, out)
+        return out.astype(self.dtype, copy=False)
+
+    def _fill(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Fill ``out`` with equal runs that begin at ``pixels``, counted over rows and dates."""
+        if out.size == 0:
+            return
+        step = self.header.dtype.itemsize * math.prod(self.shape[3:])
+        runs = out.reshape(len(pixels), -1).view(np.uint8)
+        self._fetch(pixels * step + self.header.offset, runs)
+
+    @abstractmethod
+    def _fetch(self, starts: np.ndarray, runs: np.ndarray) -> None:
+        """Fill ``runs`` (K, n) uint8 with the n bytes of the file from each of ``starts`` (K,)."""
+
+    def check_header(self, where: object, found: Header) -> None:
+        """InputError if the file is not the one that was opened."""
+        if found != self.header:
+            raise InputError(
+                f"{where}: expected {self.shape} {self.dtype} as when the tile was opened, got "
+                f"{found.shape} {found.dtype.newbyteorder('=')}; open the tile again once the file "
+                "is final"
+            )
+
+    def cut(self, where: object) -> InputError:
+        """The error of a file that ends too early."""
+        return InputError(
+            f"{where}: expected {self.shape} {self.dtype}, got a file that was cut while it was "
+            "read; copy or write the file again"
+        )
+
+
+class NpyArray(StoredArray):
     """A .npy file, of which every band is read anew.
 
     Mapping it would be as short, but what a map keeps resident is the kernel's choice: Linux 6.18
@@ -57,64 +138,138 @@ class NpyArray:
     """
 
     def __init__(self, path: Path) -> None:
-        array = map_npy(path)
         self.path = path
-        self.shape: tuple[int, ...] = array.shape
-        self.dtype: np.dtype = array.dtype.newbyteorder("=")
+        try:
+            with path.open("rb") as file:
+                self._set(self._header_of(file))
+        except OSError as error:
+            raise unreadable(path, 0, error) from error
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        array = self._map()
-        if not array.flags.c_contiguous:
-            return packable(array[:, start:stop])
-        firsts = np.arange(self.shape[0]) * self.shape[1] + start
-        return packable(self._read(array, firsts, (stop - start, *self.shape[2:])))
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        if self.header.fortran:
+            return packable(self._map()[dates, rows, columns])
+        return super().read(dates, rows, columns)
 
-    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        array = self._map()
-        if not array.flags.c_contiguous:
-            return np.asarray(array[dates, rows]).astype(self.dtype, copy=False)
-        found = self._read(array, dates * self.shape[1] + rows, self.shape[2:])
-        return found.astype(self.dtype, copy=False)
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        if self.header.fortran:
+            return np.asarray(self._map()[dates, rows, columns]).astype(self.dtype, copy=False)
+        return super().lines(dates, rows, columns)
 
-    def _map(self) -> np.memmap:
-        """Checked against what the tile was opened with; no page of it is touched yet."""
-        array = map_npy(self.path)
-        if array.shape != self.shape or array.dtype.newbyteorder("=") != self.dtype:
-            raise InputError(
-                f"{self.path}: expected {self.shape} {self.dtype} as when the tile was opened, got "
-                f"{array.shape} {array.dtype}; open the tile again once the file is final"
-            )
-        return array
+    def _header_of(self, file: BinaryIO) -> Header:
+        """InputError if the file is cut, pickled or not a .npy file."""
+        size = os.fstat(file.fileno()).st_size
+        try:
+            start = file.read(HEADER_BYTES)
+            header = parse_header(start + file.read(max(0, header_length(start) - len(start))))
+            if size < header.size:
+                raise ValueError(f"{header.size} bytes are needed")
+        except ValueError as error:
+            raise unreadable(self.path, size, error) from error
+        return header
 
-    def _read(self, array: np.memmap, firsts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """(K, *shape): what begins at the image rows ``firsts``, counted over all dates."""
-        out = np.empty((len(firsts), *shape), array.dtype)
-        row = array.dtype.itemsize * math.prod(self.shape[2:])
+    def _map(self) -> np.ndarray:
+        """A file in column-major order, whose rows lie nowhere together."""
+        with self.path.open("rb") as file:
+            self.check_header(self.path, self._header_of(file))
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def _fetch(self, starts: np.ndarray, runs: np.ndarray) -> None:
         try:
             with self.path.open("rb") as file:
-                for part, first in zip(out, firsts.tolist(), strict=True):
-                    file.seek(array.offset + first * row)
-                    if file.readinto(part.reshape(-1).view(np.uint8)) != part.nbytes:
-                        raise InputError(
-                            f"{self.path}: expected {self.shape} {self.dtype}, got a file that was "
-                            "cut while it was read; copy or write the file again"
-                        )
+                self.check_header(self.path, self._header_of(file))
+                for k0, k1, first, last in spans(starts, runs.shape[1], _GAP, _SPAN):
+                    file.seek(first)
+                    into = runs[k0:k1].reshape(-1)
+                    joined = last - first == into.nbytes  # else with bytes that nobody asked for
+                    data = into if joined else np.empty(last - first, np.uint8)
+                    if file.readinto(data.data) != len(data):
+                        raise self.cut(self.path)
+                    if not joined:
+                        scatter(data, starts[k0:k1] - first, runs[k0:k1])
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error}); check the disk") from error
+
+
+def scatter(data: np.ndarray, starts: np.ndarray, runs: np.ndarray) -> None:
+    """Copy what begins at ``starts`` (K,) of the bytes ``data`` to the rows of ``runs`` (K, n)."""
+    length = runs.shape[1]
+    for run, start in zip(runs, starts.tolist(), strict=True):
+        run[:] = data[start : start + length]
+
+
+class Part(RowArray):
+    """Some dates, rows and columns of an array."""
+
+    def __init__(
+        self, source: RowArray, dates: Picks = ALL, rows: slice = ALL, columns: slice = ALL
+    ) -> None:
+        count, height, width = source.shape[:3]
+        self._source = source
+        self._dates = np.arange(count)[dates]
+        self._rows = range(height)[rows]
+        self._columns = range(width)[columns]
+        sizes = len(self._dates), len(self._rows), len(self._columns)
+        self.shape = (*sizes, *source.shape[3:])
+        self.dtype = source.dtype
+
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        picks = _as_slice(self._dates[dates])
+        return packable(self._source.read(picks, self._at(rows), self._across(columns)))
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        rows = rows + self._rows.start
+        return self._source.lines(self._dates[dates], rows, self._across(columns))
+
+    def _at(self, rows: slice) -> slice:
+        found = self._rows[rows]
+        return slice(found.start, found.stop)
+
+    def _across(self, columns: slice) -> slice:
+        found = self._columns[columns]
+        return slice(found.start, found.stop)
+
+    @property
+    def bytes_per_row(self) -> int:
+        whole = math.prod(self._source.shape[:1]) * self._source.shape[2]
+        share = self.shape[0] * self.shape[2]
+        return -(-self._source.bytes_per_row * share // max(1, whole))
+
+
+def _as_slice(picks: np.ndarray) -> Picks:
+    """A range where it is one: reading it gives a view, and one request of a cube."""
+    if len(picks) and np.array_equal(picks, np.arange(picks[0], picks[0] + len(picks))):
+        return slice(int(picks[0]), int(picks[0]) + len(picks))
+    return picks
+
+
+# Values of some dates (K, ...), and which dates they are (K,), to converted values.
+Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_AT_ONCE = 1 << 20  # values converted at once: bounds what a conversion takes beside its result
+
+
+class Converted(RowArray):
+    """An array whose values are converted as they are read."""
+
+    def __init__(self, source: RowArray, dtype: np.dtype, convert: Convert) -> None:
+        self._source = source
+        self._convert = convert
+        self.shape = source.shape
+        self.dtype = dtype
+
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        values = self._source.read(dates, rows, columns)
+        return self._converted(values, np.arange(self.shape[0])[dates])
+
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        return self._converted(self._source.lines(dates, rows, columns), dates)
+
+    def _converted(self, values: np.ndarray, dates: np.ndarray) -> np.ndarray:
+        out = np.empty(values.shape, self.dtype)
+        step = max(1, _AT_ONCE // max(1, math.prod(values.shape[1:])))
+        for k in range(0, len(values), step):
+            out[k : k + step] = self._convert(values[k : k + step], dates[k : k + step])
         return out
 
-
-def map_npy(path: Path) -> np.memmap:
-    """Map a .npy file read-only; InputError if it is truncated, pickled or not a .npy file."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, OverflowError) as error:
-        reason = str(error).partition(". ")[0]  # numpy goes on to advise loading pickles
-        raise InputError(
-            f"{path}: expected a complete .npy file of plain numbers, got {path.stat().st_size} "
-            f"bytes that cannot be read as one ({reason}); copy or write the file again"
-        ) from error
-    if not isinstance(array, np.memmap):
-        array.close()
-        raise InputError(f"{path}: expected one array as np.save writes it, got an .npz archive")
-    return array
+    @property
+    def bytes_per_row(self) -> int:
+        return super().bytes_per_row + self._source.bytes_per_row

@@ -4,12 +4,14 @@ Two forms, stream by stream:
   stacked     bands (time, y, x, band) with a coordinate ``band``; sar_ascending and sar_descending
               (time, y, x, polarization) with a coordinate ``polarization``
   by variable B02 ... B12 (time, y, x); sar_ascending_VV, sar_ascending_VH and so on
-and in both ``masks`` (or ``mask``) and the days of year, from variables with the official names or
-from the datetime64 coordinate of the stream's time dimension, which may have any name.
+and in both ``masks`` (or ``mask``) or scene classes ``SCL``, and the days of year, from variables
+with the official names or from the datetime64 coordinate of the stream's time dimension, which may
+have any name. The attribute ``units`` of a Sentinel-1 variable declares what it is in.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +20,35 @@ import xarray as xr
 
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
-from .arrays import RowArray, packable
-from .fields import DAYS, ORBITS, Fields
+from .arrays import ALL, Picks, RowArray, packable
+from .fields import DAYS, ORBITS, SCL, Fields
 from .georeference import Georeference
 
 MASKS = ("masks", "mask")
+CLASSES = ("SCL", "scl")
 
 
-class DatasetArray:
+class DatasetArray(RowArray):
     """One stream: DataArrays of (time, y, x), or one of (time, y, x, channel), in any order."""
 
     def __init__(self, parts: Sequence[xr.DataArray], time: str, channel: "Channel | None") -> None:
-        self._parts = parts
+        self._parts = [part.variable for part in parts]  # indexed quicker than with coordinates
         self._time = time
         self._channel = channel
         sizes = parts[0].sizes
-        self.shape: tuple[int, ...] = (sizes[time], sizes["y"], sizes["x"])
+        self.shape = (sizes[time], sizes["y"], sizes["x"])
         if channel is not None:
             self.shape += (sizes[channel.dim] if channel.dim else len(parts),)
-        self.dtype: np.dtype = np.result_type(*(p.dtype for p in parts)).newbyteorder("=")
+        self.dtype = np.result_type(*(p.dtype for p in parts)).newbyteorder("=")
 
     def _read(self, index: dict[str, Any], *leading: str) -> np.ndarray:
         """The picked part with dimensions (leading, x[, channel]); read only after picking."""
         channel = self._channel
         dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
-        values = [part.isel(index).transpose(*dims).values for part in self._parts]
+        try:
+            values = [part.isel(index).transpose(*dims).values for part in self._parts]
+        except OSError as error:  # of a store on a disk or behind a URL
+            raise InputError(f"Dataset: cannot be read ({error}); check its source") from error
         if channel is None:
             return values[0]
         if not channel.dim:
@@ -52,13 +58,17 @@ class DatasetArray:
             return values[0]
         return values[0][..., list(channel.order)]
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return packable(self._read({"y": slice(start, stop)}, self._time, "y"))
+    def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
+        index = {self._time: dates, "y": rows, "x": columns}
+        return packable(self._read(index, self._time, "y"))
 
-    def lines(self, dates: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        line = "line of the fingerprint"  # no dimension of a Dataset has this name
-        picks = {self._time: xr.DataArray(dates, dims=line), "y": xr.DataArray(rows, dims=line)}
-        return self._read(picks, line).astype(self.dtype, copy=False)
+    def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
+        # One by one: picking points at once, a Zarr store is told the place of every single value.
+        found = [
+            self._read({self._time: t, "y": y, "x": columns})
+            for t, y in zip(dates.tolist(), rows.tolist(), strict=True)
+        ]
+        return np.stack(found).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -77,29 +87,38 @@ def read_dataset(dataset: Any) -> Fields:
             f"tile: expected an xarray.Dataset, got xarray.{type(dataset).__name__}; name its "
             "variables, e.g. array.to_dataset(name='bands')"
         )
-    arrays: dict[str, RowArray] = {}
+    fields = Fields("Dataset", {}, {})
     times: dict[str, str] = {}
     streams = (("bands", "band", S2_BANDS), *((o, "polarization", S1_BANDS) for o in ORBITS))
     for name, dim, members in streams:
         found = _stream(dataset, name, dim, members)
-        if found is not None:
-            arrays[name], times[name] = found
-    masks = [name for name in MASKS if name in dataset.variables]
-    if len(masks) == 2:
-        raise InputError("Dataset: expected one of masks and mask, got both; drop one")
-    if masks:
-        mask = dataset[masks[0]]
-        arrays["masks"] = DatasetArray([mask], _time_dim(mask, masks[0], ()), None)
-    days = {DAYS[n]: d for n, time in times.items() if (d := _days(dataset, n, time)) is not None}
-    return Fields(
-        "Dataset", arrays, days, year=_year(dataset, list(times.values())),
-        georeference=_georeference(dataset),
-    )  # fmt: skip
+        if found is None:
+            continue
+        parts, channel, times[name] = found
+        fields.arrays[name] = DatasetArray(parts, times[name], channel)
+        if times[name] in dataset.coords and dataset.coords[times[name]].dtype.kind == "M":
+            fields.dates[name] = functools.partial(_values, dataset.coords[times[name]])
+        if name in ORBITS and (units := _units(name, parts)):
+            fields.s1_units[name] = units
+    for official, spellings in (("masks", MASKS), (SCL, CLASSES)):
+        there = [name for name in spellings if name in dataset.variables]
+        if len(there) == 2:
+            raise InputError(f"Dataset: expected one of {' and '.join(there)}, got both; drop one")
+        if there:
+            fields.aliases[official] = there[0]
+            array = dataset[there[0]]
+            fields.arrays[official] = DatasetArray([array], _time_dim(array, there[0], ()), None)
+    for day in (DAYS[name] for name in times if DAYS[name] in dataset.variables):
+        fields.days[day] = dataset[day].values
+    fields.year = _year(fields.dates)
+    fields.georeference = _georeference(dataset)
+    return fields
 
 
 def _stream(
     dataset: xr.Dataset, name: str, dim: str, members: tuple[str, ...]
-) -> tuple[DatasetArray, str] | None:
+) -> tuple[list[xr.DataArray], "Channel", str] | None:
+    """DataArrays of a stream, how they hold its bands, and its time dimension."""
     if name in dataset.variables:
         array = dataset[name]
         if dim not in array.dims or dim not in array.coords:
@@ -111,7 +130,7 @@ def _stream(
         _check_names(name, members, names)
         order = tuple(names.index(member) for member in members)
         time = _time_dim(array, name, (dim,))
-        return DatasetArray([array], time, Channel(dim, order)), time
+        return [array], Channel(dim, order), time
     prefix = "" if name == "bands" else f"{name}_"
     pattern = r"B\d{1,2}A?" if name == "bands" else rf"{name}_(?!doy$).+"
     variables = [str(v) for v in dataset.data_vars if re.fullmatch(pattern, str(v))]
@@ -126,7 +145,7 @@ def _stream(
                 f"{prefix}{member}: expected dimensions ({time}, y, x) as {prefix}{members[0]} "
                 f"has, got {part.dims}; put all bands on one grid and time axis"
             )
-    return DatasetArray(parts, time, Channel("", ())), time
+    return parts, Channel("", ()), time
 
 
 def _check_names(name: str, expected: tuple[str, ...], found: list[str]) -> None:
@@ -157,27 +176,24 @@ def _time_dim(array: xr.DataArray, name: str, others: tuple[str, ...]) -> str:
     return left[0]
 
 
-def _datetimes(dataset: xr.Dataset, dim: str) -> np.ndarray | None:
-    if dim not in dataset.coords or dataset.coords[dim].dtype.kind != "M":
-        return None
-    return dataset.coords[dim].values
+def _values(coordinate: xr.DataArray) -> np.ndarray:
+    return coordinate.values
 
 
-def _days(dataset: xr.Dataset, stream: str, dim: str) -> np.ndarray | None:
-    name = DAYS[stream]
-    if name in dataset.variables:
-        return dataset[name].values
-    dates = _datetimes(dataset, dim)
-    if dates is None:
-        return None
-    if np.isnat(dates).any():
-        raise InputError(f"{dim}: expected a date everywhere, got NaT; drop those dates")
-    return (dates.astype("M8[D]") - dates.astype("M8[Y]").astype("M8[D]")).astype(np.int64) + 1
+def _units(name: str, parts: list[xr.DataArray]) -> str | None:
+    found = {str(part.attrs["units"]) if "units" in part.attrs else None for part in parts}
+    if len(found) > 1:
+        raise InputError(
+            f"{name}: expected one attribute units for {' and '.join(S1_BANDS)}, got "
+            f"{sorted(map(str, found))}; correct it"
+        )
+    return found.pop()
 
 
-def _year(dataset: xr.Dataset, dims: list[str]) -> int | None:
-    dates = [d for dim in dims if (d := _datetimes(dataset, dim)) is not None]
-    years = {int(y) for d in dates for y in d[~np.isnat(d)].astype("M8[Y]").astype(np.int64)}
+def _year(dates: dict[str, Callable[[], np.ndarray]]) -> int | None:
+    """The calendar year of all dates, or None."""
+    found = [read() for read in dates.values()]
+    years = {int(y) for d in found for y in d[~np.isnat(d)].astype("M8[Y]").astype(np.int64)}
     return 1970 + years.pop() if len(years) == 1 else None
 
 

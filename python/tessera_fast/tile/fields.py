@@ -1,7 +1,7 @@
 """The named arrays of one source and every check that needs only shapes, dtypes and days."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .georeference import UNKNOWN, Georeference
 ORBITS = ("sar_ascending", "sar_descending")
 DAYS = {"bands": "doys", **{orbit: f"{orbit}_doy" for orbit in ORBITS}}
 ARRAYS = ("bands", "masks", "doys", *(name for o in ORBITS for name in (o, DAYS[o])))
+SCL = "scl"  # Sentinel-2 scene classes (T, H, W), which may stand in for masks
 MAX_DATES = 65_535  # counts per pixel are uint16
 BAND_DTYPES = ("uint16", "int16", "float32")
 
@@ -37,16 +38,46 @@ class Fields:
     suffix: str = ""
     year: int | None = None
     georeference: Georeference = UNKNOWN
+    # Stream ("bands" or an orbit) -> a function that reads its real dates, (T,) datetime64.
+    dates: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    s1_units: dict[str, str] = field(default_factory=dict)  # orbit -> what the source declares
+    aliases: dict[str, str] = field(default_factory=dict)  # official name -> the source's
 
     def label(self, name: str) -> str:
         """``name`` as the user knows it, e.g. "tiles/a/bands.npy"."""
-        return f"{self.prefix}{name}{self.suffix}"
+        return f"{self.prefix}{self.aliases.get(name, name)}{self.suffix}"
+
+    def real_dates(self, stream: str) -> np.ndarray | None:
+        """Dates of "bands" or an orbit, (T,) datetime64, or None if the source has days only."""
+        if stream not in self.dates:
+            return None
+        dates, count = self.dates[stream](), self.arrays[stream].shape[:1]
+        if dates.dtype.kind != "M" or dates.shape != count:
+            raise InputError(
+                f"{self.label(stream)}: expected its dates to be {count} datetime64, got "
+                f"{dates.shape} {dates.dtype}; give one date for each image"
+            )
+        if np.isnat(dates).any():
+            raise InputError(
+                f"{self.label(stream)}: expected a date for each image, got NaT; drop those dates"
+            )
+        return dates
+
+    def fill_days(self) -> None:
+        """Days of year from the real dates, where the source has no days of its own."""
+        for stream, days in DAYS.items():
+            if stream in self.arrays and days not in self.days:
+                dates = self.real_dates(stream)
+                if dates is not None:
+                    self.days[days] = days_of_year(dates)
 
     def checked_s2(self) -> tuple[RowArray, RowArray, np.ndarray]:
         """Bands, masks and days (T,) int32 of Sentinel-2; InputError if they are not usable."""
         bands = self._required("bands", "the Sentinel-2 digital numbers (T, H, W, 10)")
         masks = self._required(
-            "masks", "1 = clear, 0 = cloud (T, H, W); an all-ones array declares all clear"
+            "masks",
+            "1 = clear, 0 = cloud (T, H, W); an all-ones array declares all clear, and "
+            f"{SCL}{self.suffix} (scene classes) can stand in for it",
         )
         self._check_bands("bands", bands, S2_BANDS)
         if 0 in bands.shape:
@@ -153,6 +184,11 @@ class Fields:
                 f"{have}{self.suffix} is there; give both, or neither for an absent orbit"
             )
         return empty[orbit]
+
+
+def days_of_year(dates: np.ndarray) -> np.ndarray:
+    """1..366 of each of ``dates`` (T,) datetime64, int64."""
+    return (dates.astype("M8[D]") - dates.astype("M8[Y]").astype("M8[D]")).astype(np.int64) + 1
 
 
 def _check_dates(label: str, dates: int) -> None:

@@ -1,5 +1,6 @@
 """Where a tile lies: its coordinate reference system and the affine transform of its pixels."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TesseraError
+from .geotiff import read_plain
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,57 @@ def crs_name(crs: Any) -> str | None:
     return f"EPSG:{crs}" if isinstance(crs, int) else None if crs is None else str(crs)
 
 
-def read_roi(path: Path, shape: tuple[int, ...]) -> Georeference:
+def read_roi(
+    path: Path | str, shape: tuple[int, ...], *, data: bytes | None = None, beside: bool = False
+) -> Georeference:
     """CRS and transform of roi.tiff, whose size must be ``shape`` (H, W).
 
-    Without rasterio the tile still opens: embedding to an array needs no CRS.
+    ``data`` is its content if ``path`` is a URL; ``beside`` says that GDAL finds an .aux.xml beside
+    it. Without rasterio the tile still opens: embedding to an array needs no CRS.
     """
-    try:
-        import rasterio
-    except ImportError:
-        return Georeference(
-            unreadable=f"{path}: reading the CRS needs rasterio; pip install 'tessera_fast[geo]', "
-            "or pass crs= and transform="
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as roi:
-                crs, transform, size = roi.crs, roi.transform, roi.shape
-    except rasterio.errors.RasterioIOError as error:
-        raise InputError(
-            f"{path}: expected a GeoTIFF, got {error}; write it again or remove it"
-        ) from error
+    size: tuple[int, ...]
+    plain = None if beside else read_plain(_beginning(path) if data is None else data)
+    if plain is not None:
+        size, found = plain.shape, Georeference(f"EPSG:{plain.epsg}", plain.transform)
+    else:
+        try:
+            size, found = _read_any(path, data)
+        except ImportError:
+            return Georeference(
+                unreadable=f"{path}: reading the CRS needs rasterio; pip install "
+                "'tessera_fast[geo]', or pass crs= and transform="
+            )
     if size != tuple(shape):
         raise InputError(
             f"{path}: expected {tuple(shape)} pixels to match bands.npy, got {size}; "
             "the georeference belongs to other pixels"
         )
+    return found
+
+
+def _beginning(path: Path | str) -> bytes:
+    """Enough of a file for the tags, which GDAL writes before the pixels."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(16 << 10)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the disk") from error
+
+
+def _read_any(path: Path | str, data: bytes | None) -> tuple[tuple[int, ...], Georeference]:
+    """Size and georeference of whatever rasterio opens."""
+    import rasterio
+
+    try:
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            source = path if data is None else stack.enter_context(rasterio.MemoryFile(data))
+            roi = stack.enter_context(rasterio.open(source))
+            crs, transform, size = roi.crs, roi.transform, roi.shape
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(
+            f"{path}: expected a GeoTIFF, got {error}; write it again or remove it"
+        ) from error
     code = crs.to_epsg() if crs else None
     name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
-    return Georeference(name, None if transform.is_identity else tuple(transform)[:6])
+    return size, Georeference(name, None if transform.is_identity else tuple(transform)[:6])

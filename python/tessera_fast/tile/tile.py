@@ -6,20 +6,20 @@ sar_ascending_doy.npy, sar_descending.npy, sar_descending_doy.npy and roi.tiff. 
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..packing import Observations, Orbit
-from .arrays import MemoryArray, NpyArray, RowArray, map_npy
-from .fields import ARRAYS, DAYS, ORBITS, Fields, TileOrbit
-from .georeference import UNKNOWN, Georeference, affine, crs_name, read_roi
+from .arrays import RowArray
+from .fields import ORBITS, TileOrbit
+from .georeference import UNKNOWN, Georeference, affine, crs_name
+from .period import Period, calendar_year, choose_dates, parse_period
+from .sources import name_of, read_source
+from .units import convert_units
 
 FINGERPRINT_LINES = 64  # image rows hashed per array: 640 KB of a 500 x 500 tile's bands
 
@@ -37,6 +37,7 @@ class Tile:
     georeference: Georeference = UNKNOWN
     masks_label: str = "masks"  # how a message calls s2_masks
     where: str = "tile"  # how a message calls the source, e.g. "folder tiles/a"
+    period: Period | None = None  # first and last day, where they were asked for
 
     @property
     def height(self) -> int:
@@ -65,7 +66,7 @@ class Tile:
     @property
     def bytes_per_row(self) -> int:
         """Bytes of raw observations in one image row of all streams."""
-        return sum(a.dtype.itemsize * a.shape[0] * int(np.prod(a.shape[2:])) for a in self._arrays)
+        return sum(array.bytes_per_row for array in self._arrays)
 
     @property
     def _arrays(self) -> tuple[RowArray, ...]:
@@ -108,26 +109,29 @@ def open_tile(
     crs: str | int | None = None,
     transform: Sequence[float] | None = None,
     allow_missing_s1: bool = False,
+    s1_units: str | None = None,
+    s2_offset: str | int = "removed",
+    period: Any = None,
 ) -> Tile:
     """Check a tile and return it, reading nothing but headers and days.
 
-    ``source``: path of a folder in the official layout, a dict of arrays under the official names,
-    an xarray.Dataset with named bands, or a Tile. ``year``, ``crs`` and ``transform`` (a, b, c, d,
-    e, f of the pixel corners) override what the source says; the year is otherwise the only
-    19xx or 20xx number in the folder's name, or the calendar year of the Dataset's dates.
+    ``source``: path of a folder in the official layout or of a Zarr or netCDF cube, a URL of such a
+    folder or Zarr cube, a dict of arrays under the official names, an xarray.Dataset with named
+    bands, or a Tile. ``year``, ``crs`` and ``transform`` (a, b, c, d, e, f of the pixel corners)
+    override what the source says; the year is otherwise the only 19xx or 20xx number in the
+    folder's name, or the calendar year of the Dataset's dates.
+
+    ``s1_units``: what Sentinel-1 is in, "official" (the int16 scale, the default), "db" or "power"
+    (linear gamma0), if the source does not declare it. ``s2_offset``: "removed", "present" (1000
+    is subtracted after 2022-01-25 where a value is at least 1000), or a number to subtract from
+    every date. ``period`` keeps the dates of a year that need not be a calendar year: 2024, or the
+    first and last day; the tile's year is then that of the first day.
     Raises InputError for whatever the model could not read as it was meant.
     """
     if isinstance(source, Tile):
-        tile = source
+        tile = _as_opened(source, s1_units, s2_offset, period, year)
     else:
-        fields = _read(source)
-        bands, masks, doys = fields.checked_s2()
-        orbits = fields.checked_orbits(bands, allow_missing_s1)
-        tile = Tile(
-            Path(source).resolve().name if isinstance(source, str | PathLike) else "tile",
-            bands, masks, doys, orbits, fields.year, fields.georeference, fields.label("masks"),
-            fields.where,
-        )  # fmt: skip
+        tile = _open(source, allow_missing_s1, s1_units, s2_offset, period, year)
     georeference = Georeference(crs_name(crs), affine(transform))
     changes: dict[str, Any] = {"name": name, "year": year}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -136,59 +140,54 @@ def open_tile(
     return replace(tile, **changes) if changes else tile
 
 
-def year_in(name: str) -> int | None:
-    """The only 19xx or 20xx number in ``name``, or None."""
-    found = re.findall(r"(?<!\d)(?:19|20)\d\d(?!\d)", name)
-    return int(found[0]) if len(found) == 1 else None
+def _open(
+    source: Any,
+    allow_missing_s1: bool,
+    s1_units: str | None,
+    s2_offset: str | int,
+    period: Any,
+    year: int | None,
+) -> Tile:
+    fields = read_source(source)
+    fields.fill_days()
+    convert_units(fields, s1_units, s2_offset)
+    days = None
+    if period is not None:
+        days = parse_period(period)
+        fields.checked_orbits(fields.checked_s2()[0], True)
+        choose_dates(fields, days, fields.year if year is None else year)
+        if year not in (None, days[0].year):
+            raise InputError(
+                f"year: expected {days[0].year}, in which the period begins, got {year}; leave "
+                "one of them out"
+            )
+        fields.year = days[0].year
+    bands, masks, doys = fields.checked_s2()
+    orbits = fields.checked_orbits(bands, allow_missing_s1)
+    return Tile(
+        name_of(source), bands, masks, doys, orbits, fields.year, fields.georeference,
+        fields.label("masks"), fields.where, days,
+    )  # fmt: skip
 
 
-def _read(source: Any) -> Fields:
-    if isinstance(source, str | PathLike):
-        return _read_folder(Path(source))
-    # xarray is heavy, and whoever holds a Dataset has imported it: its name is enough to tell.
-    if type(source).__module__.partition(".")[0] == "xarray":
-        from .dataset import read_dataset
-
-        return read_dataset(source)
-    if isinstance(source, Mapping):
-        return _read_mapping(source)
-    raise InputError(
-        "tile: expected a folder, a dict of arrays, an xarray.Dataset or a Tile, got "
-        f"{type(source).__name__}"
-    )
-
-
-def _read_folder(folder: Path) -> Fields:
-    if not folder.is_dir():
-        got = "a file" if folder.exists() else "nothing there"
-        raise InputError(f"{folder}: expected a folder with bands.npy, masks.npy, ..., got {got}")
-    fields = Fields(f"folder {folder}", {}, {}, prefix=f"{folder}/", suffix=".npy")
-    fields.year = year_in(folder.resolve().name)
-    for name in ARRAYS:
-        path = folder / f"{name}.npy"
-        if not path.exists():
-            continue
-        if name in DAYS.values():
-            fields.days[name] = np.array(map_npy(path))
-        else:
-            fields.arrays[name] = NpyArray(path)
-    roi = folder / "roi.tiff"
-    shape = fields.arrays["bands"].shape if "bands" in fields.arrays else ()
-    if roi.exists() and len(shape) == 4 and 0 not in shape:  # others are refused for their shape
-        fields.georeference = read_roi(roi, shape[1:3])
-    return fields
-
-
-def _read_mapping(arrays: Mapping[str, Any]) -> Fields:
-    unknown = sorted(str(key) for key in arrays if key not in ARRAYS)
-    if unknown:
-        raise InputError(f"dict: expected keys among {', '.join(ARRAYS)}, got {', '.join(unknown)}")
-    given = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
-    return Fields(
-        "dict",
-        {name: MemoryArray(a) for name, a in given.items() if name not in DAYS.values()},
-        {name: a for name, a in given.items() if name in DAYS.values()},
-    )
+def _as_opened(
+    tile: Tile, s1_units: str | None, s2_offset: str | int, period: Any, year: int | None
+) -> Tile:
+    """A Tile is in official units and has the dates it was opened with."""
+    if s1_units not in (None, "official") or s2_offset not in ("removed", 0):
+        raise InputError(
+            "tile: expected s1_units and s2_offset where the tile is opened from its source, got "
+            f"s1_units={s1_units!r}, s2_offset={s2_offset!r} with an opened Tile"
+        )
+    if period is None:
+        return tile
+    days = parse_period(period)
+    if days != tile.period and calendar_year(days) != (tile.year if year is None else year):
+        raise InputError(
+            f"period: expected that of the opened Tile ({tile.period or tile.year}), got {days[0]} "
+            f"to {days[1]}; open the tile from its source with this period"
+        )
+    return tile if days == tile.period else replace(tile, period=days, year=days[0].year)
 
 
 def _as_uint8(masks: np.ndarray, label: str, first_row: int) -> np.ndarray:
