@@ -1,5 +1,6 @@
 """Tiles as dicts, folders and both forms of Dataset, shared by the tests of the ways in."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,54 @@ def by_variable(data):
         for k, band in enumerate(S1_BANDS):
             variables[f"{name}_{band}"] = ((f"t_{name}", "y", "x"), data[name][..., k])
     return xr.Dataset(variables, coords)
+
+
+def dated(data, year=2024):
+    """``stacked`` with real dates in place of days of year."""
+    dataset = stacked(data)
+    for stream, time in (("doys", "time"), *((f"{n}_doy", f"time_{n}") for n in NAMES)):
+        dates = np.datetime64(f"{year}-01-01", "ns") + (data[stream] - 1).astype("m8[D]")
+        dataset = dataset.drop_vars(stream).assign_coords({time: dates})
+    return dataset
+
+
+def save_dates(folder: Path, data: dict[str, np.ndarray], year=2024) -> None:
+    """The optional files of real dates beside the arrays of ``data``, to the second."""
+    for file, days in (("s2", "doys"), *((n, f"{n}_doy") for n in NAMES)):
+        if days in data:
+            noon = (data[days] - 1).astype("m8[D]") + np.timedelta64(12, "h")
+            np.save(folder / f"{file}_datetime.npy", np.datetime64(f"{year}-01-01", "s") + noon)
+
+
+def scene_classes(masks: np.ndarray) -> np.ndarray:
+    """SCL (T, H, W) uint8 that means ``masks``, of all classes in turn."""
+    clear, other = np.array([4, 5, 6, 7, 10, 11]), np.array([0, 1, 2, 3, 8, 9])
+    turn = np.arange(masks.size).reshape(masks.shape) % 6
+    return np.where(masks == 1, clear[turn], other[turn]).astype(np.uint8)
+
+
+def in_db(official: np.ndarray, dtype=np.float32) -> np.ndarray:
+    """Decibel of the middle of what is cut to ``official``; NaN for no observation."""
+    db = ((official.astype(np.float64) + 0.5) / 200 - 50) / 2
+    return np.where(official == 0, np.nan, db).astype(dtype)
+
+
+def in_power(official: np.ndarray, dtype=np.float32) -> np.ndarray:
+    """The same as linear power; 0 for no observation."""
+    return np.nan_to_num(10 ** (in_db(official, np.float64) / 10)).astype(dtype)
+
+
+def to_memory(url: str, folder: Path) -> str:
+    """Copy a folder's files behind ``url`` and return it."""
+    fsspec = pytest.importorskip("fsspec")
+    system, path = fsspec.core.url_to_fs(url)
+    system.pipe({f"{path}/{file.name}": file.read_bytes() for file in folder.iterdir()})
+    return url
+
+
+def write_zarr(dataset, path: str | Path, **options) -> str:
+    with warnings.catch_warnings():
+        # of zarr, on types and metadata that its format 3 does not specify yet
+        warnings.simplefilter("ignore")
+        dataset.to_zarr(str(path), mode="w", **options)
+    return str(path)

@@ -47,8 +47,10 @@ class DatasetArray(RowArray):
         dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
         try:
             values = [part.isel(index).transpose(*dims).values for part in self._parts]
-        except OSError as error:  # of a store on a disk or behind a URL
-            raise InputError(f"Dataset: cannot be read ({error}); check its source") from error
+        except (OSError, RuntimeError, ValueError) as error:  # of a file, a network, a codec
+            raise InputError(
+                f"Dataset: cannot be read ({type(error).__name__}: {error}); check its source"
+            ) from error
         if channel is None:
             return values[0]
         if not channel.dim:

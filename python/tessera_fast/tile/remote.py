@@ -123,13 +123,18 @@ class Files:
             [f"{self._path}/{name}" for name in names], list(starts), list(stops),
             on_error="return",
         )  # fmt: skip
-        for name, data in zip(names, found, strict=True):
+        for (name, start, stop), data in zip(ranges, found, strict=True):
+            if isinstance(data, bytes) and stop is not None and len(data) > stop - start:
+                raise InputError(
+                    f"{self.url}/{name}: expected {stop - start} bytes of it, got {len(data)}; its "
+                    "server must answer requests for byte ranges"
+                )
             if isinstance(data, BaseException) and not isinstance(data, _absent(name)):
                 raise InputError(
                     f"{self.url}/{name}: cannot be read ({type(data).__name__}: {data}); check the "
                     "address, the network and the rights"
                 ) from data
-        return [None if isinstance(data, BaseException) else bytes(data) for data in found]
+        return [None if isinstance(data, BaseException) else data for data in found]
 
     def ranges(self, ranges: list[tuple[str, int, int]]) -> list[bytes]:
         """As `find`, of files that are there."""

@@ -133,7 +133,7 @@ def _remove_offset(fields: Fields, offset: str | int) -> None:
             )
         amount, later = offset, np.ones(source.shape[:1], bool)
     else:
-        amount, later = OFFSET, _dates_of(fields) > OFFSET_AFTER
+        amount, later = OFFSET, _dates_of(fields).astype("M8[D]") > OFFSET_AFTER
     if later.any():
         fields.arrays["bands"] = without_offset(source, amount, later)
 
