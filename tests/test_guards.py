@@ -178,7 +178,7 @@ def test_back_ends_do_not_import_each_other():
 
 
 def test_only_the_user_level_imports_the_pipeline():
-    assert importers("pipeline") <= {"", "commands.common", "demo", "job", "profiling"}
+    assert importers("pipeline") <= {"", "commands.common", "demo", "job", "planning", "profiling"}
     assert importers("job") <= {"commands.embed", "demo"}
 
 

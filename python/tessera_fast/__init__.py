@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .model import Model, load_model
     from .official import encode_pixels, encode_tile
     from .pipeline import embed
+    from .plan_table import Plan
+    from .planning import plan
     from .quantization import QuantizedEmbeddings, dequantize, quantize
     from .tile import Tile, open_tile
     from .weights import convert
@@ -26,6 +28,7 @@ __all__ = [
     "BackendUnavailable",
     "InputError",
     "Model",
+    "Plan",
     "QuantizedEmbeddings",
     "StoreError",
     "TesseraError",
@@ -39,11 +42,13 @@ __all__ = [
     "export",
     "load_model",
     "open_tile",
+    "plan",
     "quantize",
 ]
 
 _HOMES = {
     "Model": "model",
+    "Plan": "plan_table",
     "QuantizedEmbeddings": "quantization",
     "Tile": "tile",
     "convert": "weights",
@@ -54,6 +59,7 @@ _HOMES = {
     "export": "exporting",
     "load_model": "model",
     "open_tile": "tile",
+    "plan": "planning",
     "quantize": "quantization",
 }
 

@@ -3,13 +3,14 @@
 import importlib.metadata
 import platform
 import sys
+from typing import NamedTuple
 
 from . import __version__, backends, env
 from .backends.base import Plan
 from .spec import RELEASED
 
 _PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
-             "rioxarray", "rasterio", "onnx", "onnxruntime", "tensorrt",
+             "rioxarray", "rasterio", "pyarrow", "onnx", "onnxruntime", "tensorrt",
              "tensorrt_rtx")  # fmt: skip
 
 
@@ -17,7 +18,7 @@ def describe() -> str:
     """The report, as text."""
     lines = [f"tessera_fast {__version__}, Python {platform.python_version()}, {sys.platform} "
              f"{platform.machine()}, {env.threads()} threads"]  # fmt: skip
-    lines += ["", "packages", *(f"  {name:16} {_version(name)}" for name in _PACKAGES)]
+    lines += ["", "packages", *(f"  {n:16} {version(n) or 'not installed'}" for n in _PACKAGES)]
     lines += ["", "instruction sets of the cpu back end", *_isas()]
     spec = RELEASED["v2-nano"]
     lines += ["", "back ends"]
@@ -30,26 +31,43 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
+
+
+class InstructionSet(NamedTuple):
+    """One of those that the cpu back end is built for, best first."""
+
+    name: str
+    lacks: str  # what this machine lacks to run it; empty if it runs
+    automatic: bool  # taken without being asked for
+
+
+def instruction_sets() -> list[InstructionSet]:
+    """All that are built; ImportError if the extension module cannot be loaded."""
+    from . import _cpu
+
+    return [InstructionSet(n, "" if runs else lacks, auto) for n, runs, lacks, auto in _cpu.isas()]
 
 
 def _isas() -> list[str]:
     try:
-        from . import _cpu
+        sets = instruction_sets()
+        from .backends.cpu import automatic_precision
     except ImportError as error:
         return [f"  the extension module cannot be loaded: {error}"]
     forced = env.isa()
-    automatic = [name for name, runs, _, automatic in _cpu.isas() if runs and automatic]
+    chosen = forced or next(s.name for s in sets if s.automatic and not s.lacks)
     lines = []
-    for name, runs, needs, _ in _cpu.isas():
-        precision = "bf16" if runs and _cpu.native_bf16(name) else "fp32"
-        state = f"runs; precision auto is {precision}" if runs else f"this machine lacks {needs}"
-        chosen = name == (forced or automatic[0])
-        lines.append(f"  {name:16} {state}{', chosen' if chosen else ''}")
+    for name, lacks, _ in sets:
+        state = f"this machine lacks {lacks}"
+        if not lacks:
+            state = f"runs; precision auto is {automatic_precision(name)}"
+        lines.append(f"  {name:16} {state}{', chosen' if name == chosen else ''}")
     return lines + ([f"  forced by TESSERA_FAST_ISA={forced}"] if forced else [])
 
 

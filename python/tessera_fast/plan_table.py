@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from .calibration import Calibration
 from .errors import InputError, StoreError, TesseraError
 
 _KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
-_SHOWN = 10  # rows of a summary
+_SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,11 @@ def _failures(plan: Plan) -> list[str]:
     if not plan.failed:
         return []
     lines = ["", f"cannot be used ({len(plan.failed):,})"]
-    lines += [f"  {f.message}" for f in plan.failed[:_SHOWN]]
+    for failure in plan.failed[:_SHOWN]:
+        lines += textwrap.wrap(
+            failure.message, _COLUMNS, initial_indent="  ", subsequent_indent="    ",
+            break_on_hyphens=False,
+        )  # fmt: skip
     more = len(plan.failed) - _SHOWN
     return [*lines, *([f"  ... and {more:,} more"] if more > 0 else [])]
 
@@ -234,19 +239,20 @@ def _failures(plan: Plan) -> list[str]:
 def count(number: float) -> str:
     """1234567 as "1.23 M"."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}" if number < 1e3 * factor else f"{number:.2e}"
+        if number >= 0.9995 * factor:  # three digits are 1.00 of the unit
+            return f"{float(f'{number / factor:.3g}'):g} {unit}"
     return f"{number:.0f}"
 
 
 def size(number: float) -> str:
     """Bytes as "12.3 MB"."""
-    return f"{count(number)}{'' if number >= 1e3 else ' '}B"
+    text = count(number)
+    return f"{text}B" if " " in text else f"{text} B"
 
 
 def duration(seconds: float) -> str:
-    """ "0.25 s", "12 s", "3 min 20 s", "5 h 10 min", "2 d 3 h"."""
-    if seconds < 60:
+    """Seconds as "0.25 s", "12 s", "3 min 20 s", "5 h 10 min" or "2 d 3 h"."""
+    if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     for unit, length, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
                                       ("min", 60, "s", 1)):  # fmt: skip
@@ -254,4 +260,4 @@ def duration(seconds: float) -> str:
         if whole >= length:
             rest = whole % length // part
             return f"{whole // length} {unit}" + (f" {rest} {lower}" if rest else "")
-    return f"{seconds:.0f} s"
+    return "1 min"

@@ -6,7 +6,7 @@ Tokens are counted in a sample of a tile's rows, by the packer itself, and scale
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from .plan_table import Failure, Plan, PlanRow
 from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import RELEASED, ModelSpec
-from .tile import Tile, open_tile
+from .tile import Tile, expand, open_tile
 from .weights import Weights
 
 SAMPLE_ROWS = 4  # of a tile: 0.8 % of one of 500 rows, in which tokens come within 2 % of all
@@ -49,12 +49,12 @@ def plan(
 ) -> Plan:
     """Open every tile and say what embedding them takes: pixels, tokens, bytes, memory and time.
 
-    ``tiles``: paths or URLs that `open_tile` takes; ``year``, ``allow_missing_s1`` and what else
-    is given are passed on to it. ``model``: a released name, a checkpoint's path, of which only
-    the sizes matter, or a loaded model. ``out`` and ``int8`` are those of the job: for a store (its
-    name ends in .zarr) a tile that cannot be placed is refused; without ``out`` a store is assumed
-    where zarr is installed. ``workers``: processes that share the tiles, each on a machine of its
-    own like this one.
+    ``tiles``: paths or URLs that `open_tile` takes, folders of tiles, or ``@list.txt``; ``year``,
+    ``allow_missing_s1`` and whatever else is given are passed on to `open_tile`. ``model``: a
+    released name, a checkpoint's path, of which only the sizes matter, or a loaded model. ``out``
+    and ``int8`` are those of the job: for a store (its name ends in .zarr) a tile that cannot be
+    placed is refused; without ``out`` a store is assumed where zarr is installed. ``workers``:
+    processes that share the tiles, each on a machine of its own like this one.
 
     Time is measured: ``backend``, ``precision``, ``device`` and ``threads``, as in `load_model`,
     encode pixels of the plan's own tiles with made-up parameters for about three seconds; no
@@ -66,8 +66,8 @@ def plan(
     for impossible options, WeightsError for an unreadable checkpoint, BackendUnavailable where
     ``calibrate`` asks for a back end that cannot run here.
     """
-    sources = [tiles] if isinstance(tiles, str | os.PathLike) else list(tiles)
-    _check(sources, workers, rate, on_error, threads)
+    _check(workers, rate, on_error, threads)
+    sources = _sources(tiles)
     spec = _spec(model)
     width = _width(spec, dims)
     in_store = find_spec("zarr") is not None if out is None else Path(out).suffix == ".zarr"
@@ -79,7 +79,7 @@ def plan(
     failed: list[Failure] = []
     widest, names = (0, ""), dict[str, str]()
     with progress_bar(len(sources), "opening tiles", progress) as done:
-        for number, source in enumerate(map(_absolute, sources), 1):
+        for number, source in enumerate(sources, 1):
             try:
                 tile = open_tile(source, **opened)
                 row = _row(tile, source, spec, stored, out is not None and in_store)
@@ -129,17 +129,7 @@ def plan(
     return Plan(rows, failed, options, limits, speed, 4 * _parameters(spec))
 
 
-def _check(
-    sources: Sequence[Any], workers: int, rate: float | None, on_error: str, threads: int | None
-) -> None:
-    if not sources:
-        raise InputError("plan: expected at least one tile, got none")
-    for source in sources:
-        if not isinstance(source, str | os.PathLike):
-            raise InputError(
-                "plan: expected paths or URLs of tiles, which another process can open too, got "
-                f"{type(source).__name__}; write the tile to a folder first"
-            )
+def _check(workers: int, rate: float | None, on_error: str, threads: int | None) -> None:
     for what, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise InputError(f"{what}: expected a positive integer, got {value}")
@@ -149,10 +139,23 @@ def _check(
         raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
 
 
-def _absolute(source: str | os.PathLike[str]) -> str:
-    """A path that means the same in another process; a URL as it is."""
-    text = os.fspath(source)
-    return text if "://" in text else os.path.abspath(text)
+def _sources(tiles: Any) -> list[str]:
+    """Paths that mean the same in another process, and URLs."""
+    given = [tiles] if isinstance(tiles, str | os.PathLike) else list(tiles)
+    for source in given:
+        if not isinstance(source, str | os.PathLike):
+            raise InputError(
+                "plan: expected paths or URLs of tiles, which another process can open too, got "
+                f"{type(source).__name__}; write the tile to a folder first"
+            )
+    sources = [_absolute(source) for source in expand(given)]
+    if not sources:
+        raise InputError("plan: expected at least one tile, got none")
+    return sources
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _name(model: str | os.PathLike[str] | Model) -> str:

@@ -1,5 +1,6 @@
 """The commands of `tessera-fast`, a file each: ``add`` declares it, ``_run`` does it."""
 
-from . import bench, convert, demo, embed, export, info, repository
+from . import bench, convert, demo, doctor, embed, export, info, plan, repository
 
-IN_ORDER = (embed, demo, bench, convert, export, repository, info)  # as the help lists them
+# as the help lists them
+IN_ORDER = (embed, plan, demo, bench, convert, export, repository, info, doctor)
