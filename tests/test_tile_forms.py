@@ -1,6 +1,7 @@
 """The same data gives the same embedding and fingerprint in whatever form it comes, to the bit."""
 
 import importlib.util
+import pickle
 
 import numpy as np
 import pytest
@@ -142,6 +143,8 @@ def check(tile, expected):
     model, values, fingerprint = expected
     np.testing.assert_array_equal(tf.embed(tile, model), values)
     assert tile.fingerprint() == fingerprint
+    sent = pickle.loads(pickle.dumps(tile))  # as to another process
+    assert sent.fingerprint() == fingerprint and sent.name == tile.name
 
 
 @pytest.mark.parametrize("form", FORMS)

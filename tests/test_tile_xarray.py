@@ -16,6 +16,15 @@ def test_lazy_dataset():
     assert tile.fingerprint() == open_tile(data).fingerprint()
 
 
+def test_lines_are_picked_in_groups(monkeypatch):
+    """What a store is told at once is bounded."""
+    from tessera_fast.tile import dataset
+
+    monkeypatch.setattr(dataset, "_POINTS", 7 * W)
+    for source in (stacked(arrays()), by_variable(arrays())):
+        assert open_tile(source).fingerprint() == open_tile(arrays()).fingerprint()
+
+
 def test_dataset_georeference():
     xr = pytest.importorskip("xarray")
     pyproj = pytest.importorskip("pyproj")

@@ -10,6 +10,7 @@ have any name. The attribute ``units`` of a Sentinel-1 variable declares what it
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .georeference import Georeference
 
 MASKS = ("masks", "mask")
 CLASSES = ("SCL", "scl")
+# Values picked at once by points: a Zarr store is told the place of each, 32 bytes.
+_POINTS = 1 << 20
 
 
 class DatasetArray(RowArray):
@@ -65,12 +68,17 @@ class DatasetArray(RowArray):
         return packable(self._read(index, self._time, "y"))
 
     def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
-        # One by one: picking points at once, a Zarr store is told the place of every single value.
-        found = [
-            self._read({self._time: t, "y": y, "x": columns})
-            for t, y in zip(dates.tolist(), rows.tolist(), strict=True)
-        ]
-        return np.stack(found).astype(self.dtype, copy=False)
+        name = "line of the fingerprint"  # no dimension of a Dataset has this name
+        width = len(range(self.shape[2])[columns]) * math.prod(self.shape[3:])
+        step = max(1, _POINTS // max(1, width))
+        found = []
+        for k in range(0, len(dates), step):
+            picks = {
+                self._time: xr.Variable(name, dates[k : k + step]),
+                "y": xr.Variable(name, rows[k : k + step]),
+            }
+            found.append(self._read({**picks, "x": columns}, name))
+        return np.concatenate(found).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ Sentinel-1: clip((20 log10(x) + 50) x 200, 0, 32767) cut to int16, x the RTC gam
 power in dB d = 10 log10(x) is clip((2 d + 50) x 200, 0, 32767). No observation is 0.
 """
 
+import functools
+
 import numpy as np
 
 from ..errors import InputError
-from .arrays import Convert, Converted, RowArray
+from .arrays import Convert, Converted
 from .fields import ORBITS, SCL, Fields
 
 # No data, saturated, dark area, cloud shadow, cloud of medium and of high probability. Clear are
@@ -62,17 +64,20 @@ def _masks_of_classes(fields: Fields) -> None:
         )
     fields.aliases["masks"] = fields.aliases.get(SCL, SCL)
 
-    def clear(values: np.ndarray, dates: np.ndarray) -> np.ndarray:
-        bad = (values < 0) | (values >= CLASSES)
-        if bad.any():
-            k = int(bad.reshape(len(bad), -1).any(1).argmax())
-            raise InputError(
-                f"{label}: expected scene classes 0..{CLASSES - 1}, got {values[k][bad[k]][0]} at "
-                f"date {dates[k]}; give 1 = clear, 0 = not as masks instead"
-            )
-        return _CLEAR[values]
-
+    # A partial, not a closure: a tile can be sent to another process.
+    clear = functools.partial(_clear, label)
     fields.arrays["masks"] = Converted(source, np.dtype(np.uint8), clear)
+
+
+def _clear(label: str, values: np.ndarray, dates: np.ndarray) -> np.ndarray:
+    bad = (values < 0) | (values >= CLASSES)
+    if bad.any():
+        k = int(bad.reshape(len(bad), -1).any(1).argmax())
+        raise InputError(
+            f"{label}: expected scene classes 0..{CLASSES - 1}, got {values[k][bad[k]][0]} at date "
+            f"{dates[k]}; give 1 = clear, 0 = not as masks instead"
+        )
+    return _CLEAR[values]
 
 
 def _convert_orbit(fields: Fields, orbit: str, wanted: str | None) -> None:
@@ -135,7 +140,8 @@ def _remove_offset(fields: Fields, offset: str | int) -> None:
     else:
         amount, later = OFFSET, _dates_of(fields).astype("M8[D]") > OFFSET_AFTER
     if later.any():
-        fields.arrays["bands"] = without_offset(source, amount, later)
+        subtract = functools.partial(_subtracted, source.dtype.type(amount), later)
+        fields.arrays["bands"] = Converted(source, source.dtype, subtract)
 
 
 def _dates_of(fields: Fields) -> np.ndarray:
@@ -149,12 +155,9 @@ def _dates_of(fields: Fields) -> np.ndarray:
     return dates
 
 
-def without_offset(source: RowArray, amount: int, later: np.ndarray) -> RowArray:
-    """``source`` with ``amount`` subtracted on the dates ``later`` (T,) where a value allows it."""
-    number = source.dtype.type(amount)
-
-    def subtract(values: np.ndarray, dates: np.ndarray) -> np.ndarray:
-        has = later[dates].reshape(-1, *(1,) * (values.ndim - 1)) & (values >= number)
-        return values - has * number
-
-    return Converted(source, source.dtype, subtract)
+def _subtracted(
+    number: np.generic, later: np.ndarray, values: np.ndarray, dates: np.ndarray
+) -> np.ndarray:
+    """``values`` less ``number`` on the dates ``later`` (T,) where they are at least that."""
+    has = later[dates].reshape(-1, *(1,) * (values.ndim - 1)) & (values >= number)
+    return values - has * number
