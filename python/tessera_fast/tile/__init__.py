@@ -1,7 +1,8 @@
 """Inputs: a folder, cube, URL, arrays or a Dataset, checked once and read by rows."""
 
+from .detect import suspicions
 from .sources import expand
 from .tile import Tile, open_tile
 from .windows import open_windows
 
-__all__ = ["Tile", "expand", "open_tile", "open_windows"]
+__all__ = ["Tile", "expand", "open_tile", "open_windows", "suspicions"]
