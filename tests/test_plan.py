@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from tessera_fast import calibration
+from tessera_fast.backends.base import Plan
 from tessera_fast.errors import BackendUnavailable, InputError, WeightsError
 from tessera_fast.packing import pack
 from tessera_fast.pipeline import band_rows
 from tessera_fast.planning import plan
 from tessera_fast.profiling import work
-from tessera_fast.spec import RELEASED
+from tessera_fast.spec import RELEASED, variant
 from tessera_fast.synthetic import synthetic_tile, write_tile
 
 
@@ -201,6 +203,20 @@ def test_time_is_measured_on_the_plans_tiles(tiles, mini):
     assert found.calibration.per_flop > 0
     for row in found:
         assert row.seconds == found.calibration.seconds(row.pixels, row.flop) > 0
+
+
+def test_of_a_huge_model_one_layer_is_timed(tiles, monkeypatch):
+    spec = variant("v2-teacher", d_model=32, num_layers=3, num_heads=2, ff_dim=48, out_dim=16,
+                   saved_dim=16)  # fmt: skip
+    running = Plan("fp32", threads=1)
+    window = tf.open_tile(tiles[0]).rows(0, 2)
+    for most, layers in ((10**6, (3, 2)), (0, (1, 1))):
+        monkeypatch.setattr(calibration, "_MOST_PARAMETERS", most)
+        with calibration.made_up_model(spec, "cpu", running) as model:
+            assert (model.spec.num_layers, model.spec.fusion_layers) == layers
+            out = np.full((14, 16), np.nan, np.float32)
+            observed = model.encode(window, out).any(-1)
+            assert np.isfinite(out[observed]).all() and observed.any()
 
 
 def test_a_back_end_that_cannot_run_here(tiles):

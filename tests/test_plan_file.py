@@ -1,9 +1,11 @@
 """A plan's Parquet file and its text."""
 
 import json
+import sys
 
 import pytest
 
+from tessera_fast import planning
 from tessera_fast.calibration import Calibration
 from tessera_fast.errors import InputError, StoreError, TesseraError
 from tessera_fast.plan_table import Failure, Plan, PlanRow, count, duration, size
@@ -70,10 +72,17 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     for call in (a_plan().save, Plan.load):
         with pytest.raises(TesseraError, match=r"tessera_fast\[plan\]"):
             call(tmp_path / "plan.parquet")
+
+
+def test_the_command_asks_for_pyarrow_first(tmp_path, monkeypatch, run):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(planning, "plan", None)  # nothing is planned
+    result = run("plan", tmp_path, "-o", tmp_path / "plan.parquet")
+    assert result.code == 1 and "tessera_fast[plan]" in result.err
 
 
 def test_the_summary_fits_and_counts():

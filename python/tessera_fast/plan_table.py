@@ -108,7 +108,7 @@ class Plan:
 
         Needs pyarrow (extra ``[plan]``). StoreError where it cannot be written.
         """
-        arrow, parquet = _pyarrow()
+        arrow, parquet = need_pyarrow()
         columns = {
             f.name: arrow.array([getattr(r, f.name) for r in self.rows], _arrow_type(arrow, f.name))
             for f in fields(PlanRow)
@@ -120,7 +120,9 @@ class Plan:
             "weights_bytes": self.weights_bytes,
             "failed": [asdict(f) for f in self.failed],
         }
-        table = arrow.table(columns).replace_schema_metadata({_KEY: json.dumps(head).encode()})
+        table = arrow.table(columns).replace_schema_metadata(
+            {_KEY: json.dumps(head, default=str).encode()}
+        )
         target = Path(path).expanduser()
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -134,7 +136,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """The plan that :meth:`save` wrote; InputError for any other file."""
-        arrow, parquet = _pyarrow()
+        arrow, parquet = need_pyarrow()
         try:
             table = parquet.read_table(Path(path).expanduser())
             head = json.loads((table.schema.metadata or {})[_KEY])
@@ -157,7 +159,8 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "transform": None if transform is None else tuple(transform)}
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def need_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet; TesseraError says how to install them."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -210,8 +213,8 @@ def _totals(plan: Plan) -> list[str]:
     ]  # fmt: skip
     if plan.memory is not None:
         least, used = map(size, plan.memory)
-        lines.append(("memory", f"{used}, or from {least} with --memory; and "
-                                f"{size(plan.weights_bytes)} of weights in float32"))  # fmt: skip
+        lines.append(("memory", used if used == least else f"{used}, or from {least} by --memory"))
+        lines.append(("weights", f"{size(plan.weights_bytes)} in float32"))
     wall = plan.wall_seconds()
     if wall is None or plan.calibration is None:
         lines.append(("time", "not estimated"))

@@ -37,8 +37,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ..plan_table import need_pyarrow
     from ..planning import plan
 
+    if args.out:
+        need_pyarrow()  # say so before the tiles are read
     found = plan(
         args.tiles, args.model, backend=args.backend, precision=args.precision,
         device=args.device, threads=args.threads, dims=args.dims, out=args.to, int8=args.int8,
