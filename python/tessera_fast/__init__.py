@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .planning import plan
     from .quantization import QuantizedEmbeddings, dequantize, quantize
     from .tile import Tile, open_tile
+    from .verification import verify
     from .weights import convert
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "open_tile",
     "plan",
     "quantize",
+    "verify",
 ]
 
 _HOMES = {
@@ -61,6 +63,7 @@ _HOMES = {
     "open_tile": "tile",
     "plan": "planning",
     "quantize": "quantization",
+    "verify": "verification",
 }
 
 

@@ -1,0 +1,65 @@
+"""Which tiles an output's markers tell of, and where they lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..store.npy_folder import STATE
+from ..store.output import TileKey
+from ..store.reader import Embeddings, Layer
+from ..store.zone import Grid, place
+
+SCALES = "_scales"  # <tile>_scales.npy beside <tile>.npy
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """A finished tile: its name and its place, None where the marker has none."""
+
+    name: str
+    grid: Grid | None
+
+
+def is_store(path: Path) -> bool:
+    return (path / "zarr.json").exists()
+
+
+def state_folder(path: Path) -> Path:
+    """Where the state of a build of the output at ``path`` is kept."""
+    return path.with_name(path.name + ".state") if is_store(path) else path / STATE
+
+
+def markers(path: Path) -> Iterator[Path]:
+    """The files that say which tiles are finished."""
+    yield from sorted((state_folder(path) / "done").glob("*.json"))
+
+
+def tiles(output: Embeddings) -> list[TilePlace]:
+    """Every finished tile of an output, by its markers."""
+    records = (json.loads(file.read_text()) for file in markers(output.path))
+    return [TilePlace(r["tile"], marked_place(r)) for r in records]
+
+
+def marked_place(record: dict[str, Any]) -> Grid | None:
+    """Where a marker says that its tile lies; StoreError if no store could hold it."""
+    needed = ("height", "width", "year", "crs", "transform")
+    if any(record.get(k) is None for k in needed):
+        return None
+    height, width, year, crs, transform = (record[k] for k in needed)
+    return place(TileKey(record["tile"], height, width, "", year, crs, tuple(transform)))
+
+
+def layer_place(layer: Layer) -> Grid | None:
+    """Where a layer lies, in the northern CRS of its zone; None where that is not known."""
+    if layer.crs is None or layer.transform is None or layer.year is None:
+        return None
+    assert len(layer.transform) == 6
+    a, b, c, d, e, f = layer.transform
+    key = TileKey(
+        layer.name, layer.height, layer.width, "", layer.year, layer.crs, (a, b, c, d, e, f)
+    )
+    return place(key)

@@ -1,0 +1,167 @@
+"""A comparison and a check as text for people and as plain values for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..store.reader import Embeddings
+from .figures import Figures
+from .judge import cosine
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
+
+SHOWN = 10  # pixels, and names on one side alone
+
+
+def text(c: Comparison) -> str:
+    """The report that `tessera-fast verify A B` prints."""
+    return "\n".join(_lines(c))
+
+
+def _lines(c: Comparison) -> Iterator[str]:
+    yield f"A: {_described(c.a)}"
+    yield f"B: {_described(c.b)}"
+    yield c.verdict
+    for warning in c.warnings:
+        yield f"  {warning}"
+    for cause in c.causes:
+        yield f"  {cause}"
+    if len({layer.quantized for p in c.matching.pairs for layer in (p.a, p.b)}) == 2:
+        yield "  one side is float32: it was quantised, and compared as int8"
+    yield ""
+    if c.verdict != "equal":
+        gate = [(f"gate {c.gate.name}", "limit", "found", "")]
+        gate += [(x.what, x.limit, x.found, "" if x.kept else "NOT KEPT") for x in c.limits]
+        yield from _table(gate)
+        yield f"  ({c.gate_reason})"
+        yield ""
+    layers = dict(c.layers)
+    if len(layers) > 1:
+        layers["all"] = c.overall
+    yield from _table([_CODES, *(_codes(name, f) for name, f in layers.items())])
+    if c.verdict != "equal":
+        yield ""
+        compared = {name: f for name, f in layers.items() if f.compared}
+        yield from _table([_VALUES, *(_values(name, f) for name, f in compared.items())])
+    if c.overall.masked:
+        yield f"  {c.overall.masked:,} pixels that one side marks as water were left out"
+    for side, names in (("A", c.matching.only_a), ("B", c.matching.only_b)):
+        if names:
+            yield f"  only in {side}: {_some(names)}"
+    for reason in c.matching.unplaced:
+        yield f"  not compared: {reason}"
+    if not c.same:
+        yield from _pixels(c)
+    for file in c.maps:
+        yield f"map: {file}"
+
+
+def _described(output: Embeddings) -> str:
+    p = output.provenance
+    if not p:
+        return f"{output.path} (records no model)"
+    engine = f"{p['backend']} {p['isa']}" if p.get("isa") else p.get("backend") or "?"
+    trained = "" if p.get("trained", True) else " (untrained)"
+    return (
+        f"{output.path}: {p.get('model')}{trained}, {p.get('precision')}, {engine}, "
+        f"weights {str(p.get('weights_sha256'))[:12]}"
+    )
+
+
+_CODES = ("pixels and codes", "compared", "identical", "beyond gate", "only A", "only B",
+          "same codes", "within 1", "largest step")  # fmt: skip
+_VALUES = ("values", "max |A-B|", "cosine mean", "1 % below", "worst", "scale B/A", "worst",
+           "norm B/A", "worst")  # fmt: skip
+
+
+def _codes(name: str, f: Figures) -> tuple[str, ...]:
+    shares = [_percent(f.same_codes, f.codes), _percent(f.close_codes, f.codes)]
+    counts = [f.compared, f.identical, f.off, f.only_a, f.only_b]
+    return (name, *(f"{n:,}" for n in counts), *shares, f"{int(f.step.value)}")
+
+
+def _values(name: str, f: Figures) -> tuple[str, ...]:
+    return (
+        name,
+        f"{f.deviation.value:.2g}",
+        cosine(f.mean_cosine),
+        cosine(1 - f.distances.quantile(0.99)),
+        cosine(f.min_cosine),
+        f"{1 + f.scales.quantile(0.5):.6g}",
+        f"{100 * f.scale.value:.2g} %",
+        f"{1 + f.norms.quantile(0.5):.6g}",
+        f"{100 * f.norm.value:.2g} %",
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded, but 100 only for all of it."""
+    if not whole:
+        return ""
+    return "100 %" if part == whole else f"{min(100 * part / whole, 99.99):.2f} %"
+
+
+def _pixels(c: Comparison) -> Iterator[str]:
+    if c.overall.off:
+        yield ""
+        yield f"{c.overall.off:,} pixels beyond the gate by themselves; the worst:"
+    elif c.pixels:
+        yield ""
+        yield "no pixel is beyond the gate by itself; the worst:"
+    for p in c.pixels[:SHOWN]:
+        yield (
+            f"  {_position(p)}: |A - B| {p['deviation']:.3g}, code step {p['code_step']}, cosine "
+            f"{cosine(p['cosine'])}"
+        )
+    if c.lonely:
+        yield ""
+        yield "pixels with data on one side alone; the first:"
+    for p in c.lonely[:SHOWN]:
+        yield f"  {_position(p)}: only in {p['only_in']}"
+
+
+def _position(p: dict[str, Any]) -> str:
+    out = f"{p['layer']} row {p['row']} column {p['column']}"
+    if "x" in p:
+        out += f", x {p['x']:.1f} y {p['y']:.1f} ({p['crs']}"
+        out += f", {p['lon']:.6f} E {p['lat']:.6f} N)" if "lon" in p else ")"
+    return out
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Columns aligned: names to the left, the rest to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        yield ("  " + "  ".join(cells)).rstrip()
+
+
+def plain(c: Comparison) -> dict[str, Any]:
+    """A comparison as JSON: every number of the report, and its pixels."""
+    return {
+        "a": {"path": str(c.a.path), "provenance": c.a.provenance},
+        "b": {"path": str(c.b.path), "provenance": c.b.provenance},
+        "verdict": c.verdict,
+        "same": c.same,
+        "gate": c.gate.name,
+        "gate_reason": c.gate_reason,
+        "limits": [x._asdict() for x in c.limits],
+        "warnings": list(c.warnings),
+        "causes": list(c.causes),
+        "overall": c.overall.to_json(),
+        "layers": {name: f.to_json() for name, f in c.layers.items()},
+        "worst_pixels": list(c.pixels),
+        "pixels_on_one_side": list(c.lonely),
+        "only_in_a": list(c.matching.only_a),
+        "only_in_b": list(c.matching.only_b),
+        "not_compared": list(c.matching.unplaced),
+        "maps": [str(file) for file in c.maps],
+    }
