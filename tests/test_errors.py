@@ -306,7 +306,7 @@ def test_interrupt(name, farm, spawn, tmp_path, run):
     arguments += ["--precision", "fp32"]  # SLOW's instruction set is not the one of the rerun
     state = out.with_name("x.zarr.state") if name == "x.zarr" else out / ".tessera_fast"
     process = spawn(*arguments, env=SLOW)
-    wait_for(lambda: any((state / "spool").glob("big_2024*/embeddings.npy")), process)
+    wait_for(lambda: any((state / "done").glob("farm_2024*.json")), process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()

@@ -154,15 +154,6 @@ def test_abort_leaves_nothing(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_at_a_time(path):
-    pytest.importorskip("fcntl")
-    out = open_output(path, [tile()], PROVENANCE)
-    with pytest.raises(StoreError, match=f"in use by pid {os.getpid()}"):
-        open_output(path, [tile()], PROVENANCE)
-    out.close()
-    open_output(path, [tile()], PROVENANCE).close()
-
-
 def _run(command):
     return subprocess.run(command, check=False, capture_output=True, text=True)
 

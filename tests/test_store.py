@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, tile, window, write
+from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, listing, tile, window, write
 from tessera_fast.errors import StoreError
 from tessera_fast.store.output import open_output
 
@@ -137,21 +137,37 @@ def test_later_tile_in_any_direction(path, dx, dy):
     assert group["x"][-1] == max(X0, X0 + dx) + 605
 
 
-def test_overlap_keeps_valid_pixels(path):
+@pytest.mark.parametrize("first", ["left", "right"])
+def test_overlap_does_not_depend_on_the_order(path, first):
+    """Data goes before no data, and more observations before fewer, whichever came first."""
     left, right = tile("left"), tile("right", x0=X0 + 300)
-    one, two = fake(left, seed=1), fake(right, seed=2)
-    write(path, {left: one, right: two})
-    check_right = window(path, right)
-    wins = np.isfinite(two[1])
-    np.testing.assert_array_equal(check_right["embeddings"][wins], two[0][wins])
-    found = window(path, left)
-    kept = np.isfinite(one[1])
-    kept[:, 30:] &= ~wins[:, :31]
-    np.testing.assert_array_equal(found["embeddings"][kept], one[0][kept])
-    np.testing.assert_array_equal(found["embeddings_d8"][kept], one[0][kept][:, :8])
-    np.testing.assert_array_equal(found["scales"][kept], one[1][kept])
-    np.testing.assert_array_equal(found["s2_obs_count"][kept], one[2][kept][:, 0])
-    assert kept[:, 30:].any()
+    data = {left: fake(left, seed=1), right: fake(right, seed=2)}
+    write(path, data if first == "left" else {right: data[right], left: data[left]})
+    seen = {key: data[key][2].astype(int).sum(-1) for key in data}  # 0 where there is no data
+    shared = {left: np.s_[:, 30:], right: np.s_[:, :31]}
+    assert (seen[left][shared[left]] != seen[right][shared[right]]).any()
+    for mine, other in ((left, right), (right, left)):
+        codes, scales, counts = data[mine]
+        found = window(path, mine)
+        kept = np.isfinite(scales)
+        kept[shared[mine]] &= seen[mine][shared[mine]] > seen[other][shared[other]]
+        np.testing.assert_array_equal(found["embeddings"][kept], codes[kept])
+        np.testing.assert_array_equal(found["embeddings_d8"][kept], codes[kept][:, :8])
+        np.testing.assert_array_equal(found["scales"][kept], scales[kept])
+        np.testing.assert_array_equal(found["s2_obs_count"][kept], counts[kept][:, 0])
+        assert kept[shared[mine]].any()
+
+
+def test_ties_of_an_overlap_do_not_depend_on_the_order(tmp_path):
+    """As many observations and the same scales: the codes decide, pixel by pixel."""
+    left, right = tile("left"), tile("right", x0=X0 + 300)
+    data = {}
+    for seed, key in enumerate((left, right)):
+        codes, scales, counts = fake(key, seed=seed, empty=0)
+        data[key] = codes, np.full_like(scales, 0.5), np.ones_like(counts)
+    write(tmp_path / "a.zarr", data)
+    write(tmp_path / "b.zarr", {right: data[right], left: data[left]})
+    assert listing(tmp_path / "a.zarr") == listing(tmp_path / "b.zarr")
 
 
 def test_growth_refuses_foreign_arrays(path):

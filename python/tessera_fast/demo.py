@@ -33,7 +33,7 @@ def run_demo(
     tile = synthetic_tile(size, size, seed=seed, year=YEAR)
     made = time.perf_counter() - started
     with load_model(MODEL, weights=WEIGHTS, threads=threads) as model:
-        (report,) = embed_tiles([tile], folder / "demo.zarr", model)
+        (report,) = embed_tiles([tile], folder / "demo.zarr", model).tiles
         picture = quicklook(tile, embed(tile, model), model=MODEL, trained=model.trained)
         write_png(folder / "demo.png", picture)
         clear = float(np.mean(tile.s2_masks.rows(0, size)))

@@ -1,113 +1,192 @@
-"""Tiles to an output on disk: what `tessera-fast embed` and `demo` run."""
+"""Many tiles to one output: what there is to do, and who does it. `tf.embed_tiles` is here.
 
-import contextlib
+A job is a list of tasks, one a tile, and one description of what to do with each. An executor gives
+tasks to processes; each of them runs `TileRunner`.
+"""
+
+import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import InputError, StoreError
+from .errors import InputError, StoreError, TesseraError
+from .executors import run_tasks
+from .executors.base import Job, Watch
 from .model import Model
-from .pipeline import band_rows, embed_rows
+from .pipeline import Settings
+from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
-from .quantization import QuantizedEmbeddings
-from .store import Provenance, TileKey, open_output
+from .runner import Task, TileReport
+from .store import Provenance, TileKey, job_extent
 from .tile import Tile, open_tile
 
 
 @dataclass
-class TileReport:
-    """What became of one tile."""
+class JobReport:
+    """What became of a job's tiles, and where its time went."""
 
-    name: str
-    pixels: int
-    state: str  # "done" | "skipped"
-    seconds: float = 0.0
-    no_data: int = 0
+    out: str
+    tiles: list[TileReport] = field(default_factory=list)
+    provenance: Provenance | None = None  # None: there was nothing to do
+    seconds: dict[str, float] = field(default_factory=dict)  # of every stage, over all processes
+    wall: float = 0.0
 
+    def count(self, state: str) -> int:
+        """Tiles that are "done", "skipped" or "failed"."""
+        return sum(tile.state == state for tile in self.tiles)
 
-def open_tiles(
-    sources: Sequence[Any], *, year: int | None = None, allow_missing_s1: bool = False
-) -> list[Tile]:
-    """Open and check every tile before any work; the first bad one is an InputError."""
-    tiles = [open_tile(s, year=year, allow_missing_s1=allow_missing_s1) for s in sources]
-    if not tiles:
-        raise InputError("tiles: expected at least one tile, got none")
-    return tiles
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what became of every tile as JSON."""
+        tiles = [
+            {**asdict(t), "error": None if t.error is None else str(t.error)} for t in self.tiles
+        ]
+        made = None if self.provenance is None else self.provenance.to_json()
+        text = json.dumps(
+            {"out": self.out, "wall": self.wall, "seconds": self.seconds, "provenance": made,
+             "tiles": tiles}, indent=1,
+        )  # fmt: skip
+        partial = Path(f"{os.fspath(path)}.partial")
+        try:
+            partial.write_text(text)
+            partial.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path}: the report could not be written ({error})") from error
+
+    def summary(self) -> str:
+        """What was done, and how busy the encoder was, as two lines of text."""
+        made = ""
+        if self.provenance is not None:
+            p = self.provenance
+            model = p.model if p.trained else f"{p.model} (untrained)"
+            made = f" with {model} ({p.backend}, {p.precision})"
+        text = f"{self.count('done')} of {len(self.tiles)} tiles embedded{made} in "
+        text += f"{self.wall:.1f} s -> {self.out}"
+        failed = self.count("failed")
+        text += f"; {failed} failed" if failed else ""
+        if not self.count("done"):
+            return text
+        spent = dict(self.seconds)
+        run, starved, blocked = (spent.pop(name, 0.0) for name in ("run", "starved", "blocked"))
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
+        return (
+            f"{text}\nencoder busy {spent.get('encode', 0.0) / run:.0%} of {run:.1f} s; it waited "
+            f"{starved:.1f} s for input and {blocked:.1f} s for output ({stages})"
+        )
 
 
 def embed_tiles(
-    tiles: Sequence[Tile],
+    tiles: Any,
     out: str | os.PathLike[str],
-    model: Model,
+    model: str | os.PathLike[str] | Model = "v2-medium",
     *,
+    weights: str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    precision: str = "auto",
+    device: Any = None,
+    threads: int | None = None,
     dims: int | None = None,
     int8: bool = False,
     memory: int | str | None = None,
     seed: int = 0,
     repeats: int = 1,
+    on_error: str = "raise",
+    executor: str = "process",
+    workers: int | None = None,
+    retries: int = 2,
+    resources: Mapping[str, float] | None = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress = None,
     report: Callable[[TileReport], None] = lambda _: None,
-) -> list[TileReport]:
-    """Embed every tile into ``out``: a Zarr store (name ends in .zarr) or a folder of .npy files.
+    started: Callable[[Provenance], None] = lambda _: None,
+    **options: Any,
+) -> JobReport:
+    """Embed many tiles into ``out``: a Zarr store (its name ends in .zarr) or a folder of .npy.
 
-    A tile appears whole or not at all; one that an earlier run finished with the same inputs,
-    weights and settings is skipped. ``int8`` concerns .npy output: a store always holds int8.
-    ``report`` is called after each tile. Raises StoreError if ``out`` holds anything made
+    ``tiles``: a Plan, or sources of `open_tile`, which takes ``options``; a folder of tile folders
+    stands for all of them. ``model`` to ``repeats`` are those of `embed`; ``int8`` concerns .npy
+    output, as a store always holds int8. A tile appears whole or not at all; one that is done
+    with the same inputs, weights and settings is skipped. Several processes, also on several
+    machines, may fill one output at once, each with all tiles or with its ``shard`` (i, n).
+
+    ``executor``: "process" is this one; "local" has ``workers`` processes on this machine, one per
+    GPU or NUMA node by default; "ray" has ``workers`` actors, each with ``resources`` such as
+    {"num_gpus": 0.5}. A tile whose worker dies is tried
+    ``retries`` times more. ``on_error="skip"`` goes on after a tile that cannot be embedded, and
+    lists it in the result; "raise" raises its error. ``report`` is called after each tile, and
+    ``started`` when the model is loaded.
+
+    Raises InputError for what cannot be embedded, StoreError if ``out`` holds anything made
     differently, cannot be placed or cannot be written.
     """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    clock = time.perf_counter()
+    result = JobReport(os.fspath(out))
     in_store = Path(out).suffix == ".zarr"
-    quantized = int8 or in_store
-    width = model.width(dims)
-    model.check_repeats(repeats)
-    drawn = model.spec.sampling == "v1.0"
-    provenance = Provenance(
-        model=model.spec.name,
-        weights_sha256=model.weights.sha256,
-        weights_source=model.weights.source,
-        trained=model.trained,
-        precision=model.precision,
-        dims=width,
-        dtype="int8" if quantized else "float32",
-        prefixes=tuple(d for d in model.spec.matryoshka if d < width) if quantized else (),
-        seed=seed if drawn else None,
-        repeats=repeats if drawn else None,
-        backend=model.backend,
-        isa=model.provenance().get("isa"),
-        package_version=__version__,
-    )
-    for tile in tiles:
-        band_rows(tile, model, memory)  # refuse a memory setting that is too small before writing
-    keys = [tile_key(tile, georeferenced=in_store) for tile in tiles]
-    reports = []
-    with contextlib.closing(open_output(out, keys, provenance)) as output:
-        for tile, key in zip(tiles, keys, strict=True):
-            done = TileReport(tile.name, tile.height * tile.width, "skipped")
-            if not output.is_done(key):
-                started = time.perf_counter()
-                writer = output.begin(key)
-                try:
-                    with progress_bar(done.pixels, tile.name, progress) as tick:
-                        for band in embed_rows(
-                            tile, model, dims=dims, quantized=quantized, memory=memory, seed=seed,
-                            repeats=repeats, progress=tick,
-                        ):  # fmt: skip
-                            done.no_data += int((band.counts.sum(-1) == 0).sum())
-                            if isinstance(band.values, QuantizedEmbeddings):
-                                writer.write_rows(band.start, *band.values, band.counts)
-                            else:
-                                writer.write_rows(band.start, band.values, None, band.counts)
-                    writer.commit()
-                finally:
-                    writer.abort()  # does nothing after a commit
-                done.state = "done"
-                done.seconds = time.perf_counter() - started
-            reports.append(done)
-            report(done)
-    return reports
+
+    def note(tile: TileReport) -> None:
+        if tile.error is not None and on_error == "raise":
+            raise tile.error
+        result.tiles.append(tile)
+        report(tile)
+
+    def begin(provenance: Provenance) -> None:
+        result.provenance = provenance
+        started(provenance)
+
+    tasks = list(_tasks(tiles, options, in_store, note))
+    if not tasks:
+        return result
+    settings = Settings(dims, memory, seed, repeats)
+    extent = job_extent(out, [task.key for task in tasks])
+    job = Job(
+        str(out), model, weights, backend, precision, None if device is None else str(device),
+        threads, settings, int8 or in_store, options, extent,
+    )  # fmt: skip
+    tasks = tasks if shard is None else tasks[_checked(shard)]
+    pixels = sum(task.pixels for task in tasks)
+    with progress_bar(pixels, Path(out).name, progress) as tick:
+        watch = Watch(note, begin, tick, result.seconds)
+        run_tasks(
+            executor, job, tasks, watch, workers=workers, retries=retries, resources=resources
+        )
+    result.wall = time.perf_counter() - clock
+    return result
+
+
+def _tasks(
+    tiles: Any, options: dict[str, Any], in_store: bool, failed: Callable[[TileReport], None]
+) -> Iterator[Task]:
+    """The tiles as tasks. What cannot be opened or placed is given to ``failed``."""
+    if isinstance(tiles, Plan):
+        for failure in tiles.failed:
+            failed(TileReport(failure.source, 0, state="failed", error=InputError(failure.message)))
+        yield from (Task(row.source, _planned(row)) for row in tiles)
+        return
+    sources = [tiles] if isinstance(tiles, str | os.PathLike | Tile) else tiles
+    for source in sources:
+        try:
+            tile = open_tile(source, **options)
+            key = tile_key(tile, georeferenced=in_store)
+        except TesseraError as error:
+            failed(TileReport(str(source), 0, state="failed", error=error))
+        else:
+            yield Task(source, key)
+
+
+def _checked(shard: tuple[int, int]) -> slice:
+    index, shards = shard
+    if not 0 <= index < shards:
+        raise InputError(f"shard: expected (i, n) with 0 <= i < n, got {shard}")
+    return slice(index, None, shards)
+
+
+def _planned(row: PlanRow) -> TileKey:
+    place: dict[str, Any] = {"year": row.year, "crs": row.crs, "transform": row.transform}
+    return TileKey(row.name, row.height, row.width, row.fingerprint, **place)
 
 
 def tile_key(tile: Tile, *, georeferenced: bool) -> TileKey:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,22 @@ import numpy as np
 from . import backends
 from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
-from .packing import Observations, pack
+from .packing import Observations, PackedTokens, pack
 from .quantization import QuantizedEmbeddings
 from .spec import ModelSpec
 from .weights import Weights, load_weights
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A window on its way to the encoder: packed, or raw where packing has to come later."""
+
+    row0: int
+    seed: int
+    repeats: int
+    binary_masks: bool
+    observations: Observations | None
+    packed: tuple[PackedTokens, PackedTokens, np.ndarray] | None
 
 
 class Model:
@@ -100,37 +113,82 @@ class Model:
         ``repeats`` averages that many random draws of a v1.0 model (its ``repeat_times``), with
         seeds ``seed``, ``seed + 1``, ...
         """
+        window = self.prepare(
+            observations, row0=row0, seed=seed, repeats=repeats, binary_masks=binary_masks
+        )
+        return self.run(window, out, progress)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the encoder packs and quantises by itself, on its device."""
+        return isinstance(self._encoder, WindowEncoder)
+
+    def prepare(
+        self,
+        observations: Observations,
+        *,
+        row0: int = 0,
+        seed: int = 0,
+        repeats: int = 1,
+        binary_masks: bool = False,
+    ) -> Prepared:
+        """What can be done of `encode` while the encoder runs for another window."""
         self.check_repeats(repeats)
+        if self.quantizes or repeats > 1:
+            return Prepared(row0, seed, repeats, binary_masks, observations, None)
+        packed = self._pack(observations, row0, seed, binary_masks)
+        return Prepared(row0, seed, repeats, binary_masks, None, packed)
 
-        def once(values: Any, draw: int) -> np.ndarray:
-            done = progress if draw == repeats - 1 else None
-            if isinstance(self._encoder, WindowEncoder):
-                with self._turn:
-                    return self._encoder.encode_window(
-                        observations, values, row0=row0, seed=seed + draw,
-                        binary_masks=binary_masks, progress=done,
-                    )  # fmt: skip
-            s2, s1, counts = pack(
-                observations, self.spec, row0=row0, seed=seed + draw, binary_masks=binary_masks,
-                threads=self.plan.threads,
-            )  # fmt: skip
-            with self._turn:
-                self._encoder.encode(s2, s1, values, done)
-            return counts
-
+    def run(
+        self,
+        window: Prepared,
+        out: np.ndarray | QuantizedEmbeddings,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """The rest of `encode`."""
         quantized = isinstance(out, QuantizedEmbeddings)
-        if repeats == 1 and (not quantized or isinstance(self._encoder, WindowEncoder)):
-            return once(out, 0)
+        if window.repeats == 1 and (not quantized or self.quantizes):
+            return self._draw(window, 0, out, progress)
         codes = out.codes if isinstance(out, QuantizedEmbeddings) else out
         values = np.empty(codes.shape, np.float32) if quantized else codes
         total = np.zeros_like(values)
-        for draw in range(repeats):
-            counts = once(values, draw)
+        for draw in range(window.repeats):
+            done = progress if draw == window.repeats - 1 else None
+            counts = self._draw(window, draw, values, done)
             total += values
-        np.divide(total, np.float32(repeats), out=values)
+        np.divide(total, np.float32(window.repeats), out=values)
         if isinstance(out, QuantizedEmbeddings):
             out.codes[:], out.scales[:] = self.quantize(values)
         return counts
+
+    def _draw(
+        self, window: Prepared, draw: int, out: Any, progress: Callable[[int], None] | None
+    ) -> np.ndarray:
+        """Encode with the dates that ``draw`` gives."""
+        seed = window.seed + draw
+        if isinstance(self._encoder, WindowEncoder):
+            assert window.observations is not None
+            with self._turn:
+                return self._encoder.encode_window(
+                    window.observations, out, row0=window.row0, seed=seed,
+                    binary_masks=window.binary_masks, progress=progress,
+                )  # fmt: skip
+        packed = window.packed
+        if packed is None:
+            assert window.observations is not None
+            packed = self._pack(window.observations, window.row0, seed, window.binary_masks)
+        s2, s1, counts = packed
+        with self._turn:
+            self._encoder.encode(s2, s1, out, progress)
+        return counts
+
+    def _pack(
+        self, observations: Observations, row0: int, seed: int, binary_masks: bool
+    ) -> tuple[PackedTokens, PackedTokens, np.ndarray]:
+        return pack(
+            observations, self.spec, row0=row0, seed=seed, binary_masks=binary_masks,
+            threads=self.plan.threads,
+        )  # fmt: skip
 
     def quantize(self, values: np.ndarray) -> QuantizedEmbeddings:
         """(..., E) float32 to int8 codes and scales by the model's floors, in native code."""

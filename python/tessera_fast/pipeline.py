@@ -6,17 +6,21 @@ tile. H, W rows and columns of the tile, h rows of a band, E embedding width.
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from . import env
-from .errors import InputError
-from .model import Model, load_model
+from .errors import InputError, TesseraError
+from .free_memory import available_bytes
+from .model import Model, Prepared, load_model
+from .packing import Observations
 from .progress import Progress, progress_bar
 from .quantization import QuantizedEmbeddings
 from .spec import MAX_SEQUENCE, ModelSpec
+from .stages import Ahead, Clock
 from .tile import Tile, open_tile
 
 DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
@@ -28,6 +32,9 @@ _FIXED_BYTES = 128 << 20
 _THREAD_BYTES = 4 << 20
 
 
+T = TypeVar("T")
+
+
 class Band(NamedTuple):
     """Rows ``start``.. of a tile, encoded."""
 
@@ -36,68 +43,142 @@ class Band(NamedTuple):
     values: np.ndarray | QuantizedEmbeddings
     counts: np.ndarray  # (h, W, 3) uint16 observed dates of Sentinel-2, S1 ascending, descending
 
+    @property
+    def stop(self) -> int:
+        """The row after the last."""
+        return self.start + len(self.counts)
 
-def embed_rows(
-    tile: Tile,
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for every tile of a job."""
+
+    dims: int | None = None  # E, or all that the model has
+    memory: int | str | None = None  # None: by what is free
+    seed: int = 0
+    repeats: int = 1
+    processes: int = 1  # that share this machine's memory
+
+
+def embed_bands(
+    tiles: Iterator[tuple[T, Tile] | None],
     model: Model,
-    *,
-    dims: int | None = None,
-    quantized: bool = False,
-    memory: int | str | None = None,
-    seed: int = 0,
-    repeats: int = 1,
+    settings: Settings,
+    clock: Clock,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Band]:
-    """Encode ``tile`` band by band, top to bottom. Results do not depend on the bands.
+    *,
+    quantized: bool = False,
+) -> Generator[tuple[T, Band | TesseraError] | None, None, None]:
+    """Encode tiles band by band, top to bottom. Results do not depend on the bands.
 
-    ``quantized`` gives int8 codes and scales, made where the embeddings are.
+    The next band, of this tile or the next one, is read and packed meanwhile, in a thread that is
+    also the one in which ``tiles`` is advanced. In place of a band there may be the error that ends
+    its tile. ``quantized`` gives int8 codes and scales, made where the embeddings are.
+    ``progress`` is told the pixels done of all tiles. A None among ``tiles`` is passed on.
     """
-    width = model.width(dims)
-    model.check_repeats(repeats)
-    step = band_rows(tile, model, memory)
-    for start in range(0, tile.height, step):
-        stop = min(start + step, tile.height)
-        pixels = (stop - start) * tile.width
-        values: np.ndarray | QuantizedEmbeddings
-        if quantized:
-            values = QuantizedEmbeddings(
-                np.empty((pixels, width), np.int8), np.empty(pixels, np.float32)
-            )
-        else:
-            values = np.empty((pixels, width), np.float32)
-        observations = tile.rows(start, stop)
+    width = model.width(settings.dims)
+    finished = 0
+    failed: list[T] = []  # the tile that was left last
+    with Ahead(_prepared(tiles, model, settings, clock), clock, "starved") as ahead:
+        for item in ahead:
+            if item is None:
+                yield None
+                continue
+            tag, tile, rows, window = item
+            del item
+            if failed and tag is failed[0]:
+                continue
+            if isinstance(window, TesseraError):
+                failed = [tag]
+                yield tag, window
+                continue
+            shape = (rows.stop - rows.start, tile.width)
+            out = _empty(shape[0] * shape[1], width, quantized)
+            try:
+                with clock.lap("encode"):
+                    counts = model.run(window, out, _after(finished, progress))
+            except InputError as error:  # of an encoder that packs
+                failed = [tag]
+                yield tag, InputError(f"{tile.where}, {error}")
+                continue
+            del window  # before the next but one is read
+            finished += shape[0] * shape[1]
+            yield tag, Band(rows.start, _as_image(out, shape), counts.reshape(*shape, 3))
+
+
+def _prepared(
+    tiles: Iterator[tuple[T, Tile] | None], model: Model, settings: Settings, clock: Clock
+) -> Iterator[tuple[T, Tile, slice, Prepared | TesseraError] | None]:
+    """Every band of every tile, its rows read and packed."""
+    for item in tiles:
+        if item is None:
+            yield None
+            continue
+        tag, tile = item
+        rows = slice(0, 0)
         try:
-            counts = model.encode(
-                observations,
-                values,
-                row0=start,
-                seed=seed,
-                repeats=repeats,
-                binary_masks=True,
-                progress=_after(start * tile.width, progress),
+            step = band_rows(tile, model, settings.memory, settings.processes)
+            for start in range(0, tile.height, step):
+                rows = slice(start, min(start + step, tile.height))
+                with clock.lap("read"):
+                    raw = tile.rows(rows.start, rows.stop)
+                window = _pack(tile, raw, start, model, settings, clock)
+                del raw
+                yield tag, tile, rows, window
+                del window
+        except TesseraError as error:
+            yield tag, tile, rows, error
+
+
+def _pack(
+    tile: Tile, raw: Observations, start: int, model: Model, settings: Settings, clock: Clock
+) -> Prepared:
+    try:
+        with clock.lap("pack"):
+            return model.prepare(
+                raw, row0=start, seed=settings.seed, repeats=settings.repeats, binary_masks=True
             )
-        except InputError as error:
-            raise InputError(f"{tile.where}, {error}") from error
-        del observations  # before the next band is read
-        shape = (stop - start, tile.width)
-        yield Band(start, _as_image(values, shape), counts.reshape(*shape, 3))
+    except InputError as error:
+        raise InputError(f"{tile.where}, {error}") from error
+
+
+def _empty(pixels: int, width: int, quantized: bool) -> np.ndarray | QuantizedEmbeddings:
+    if quantized:
+        return QuantizedEmbeddings(np.empty((pixels, width), np.int8), np.empty(pixels, np.float32))
+    return np.empty((pixels, width), np.float32)
 
 
 def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """``progress`` of the whole tile for a band that ``pixels`` come before."""
+    """``progress`` of everything for a band that ``pixels`` come before."""
     return None if progress is None else lambda done: progress(pixels + done)
 
 
-def band_rows(tile: Tile, model: Model, memory: int | str | None) -> int:
-    """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
+def check_memory(model: Model, memory: int | str | None) -> None:
+    """InputError where ``memory`` is too little whatever the tile."""
+    threads, set_aside = _set_aside(model)
+    if memory is not None and parse_bytes(memory) < set_aside:
+        raise InputError(
+            f"memory: {parse_bytes(memory) >> 20} MiB cannot hold the work of {threads} threads; "
+            f"give at least {(set_aside >> 20) + 2} MiB, or fewer threads"
+        )
+
+
+def _set_aside(model: Model) -> tuple[int, int]:
+    """Threads, and the bytes that go before any band."""
     threads = model.plan.threads or env.threads()
-    set_aside = _FIXED_BYTES + threads * _workspace_bytes(model.spec)
-    limit = max(DEFAULT_MEMORY, 2 * set_aside) if memory is None else parse_bytes(memory)
-    room = limit - set_aside
+    return threads, _FIXED_BYTES + threads * _workspace_bytes(model.spec)
+
+
+def band_rows(tile: Tile, model: Model, memory: int | str | None, processes: int = 1) -> int:
+    """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
+    threads, set_aside = _set_aside(model)
     dates = sum(tile.dates)
-    per_pixel = dates * 12 + 4 * 4 * model.repr_dim  # days, orbit, multiplicity, steps; out, codes
-    per_row = 2 * tile.bytes_per_row + tile.width * per_pixel  # as read, and as packed tokens
-    rows = room // per_row
+    # Of a band in the encoder and one that is read: raw once and packed twice, with a token's day,
+    # orbit, multiplicity and step. Of two bands that are written: values, and codes of one.
+    per_pixel = 2 * dates * 12 + 3 * 4 * model.repr_dim + model.repr_dim
+    per_row = 3 * tile.bytes_per_row + tile.width * per_pixel
+    limit = _default_memory(set_aside, processes) if memory is None else parse_bytes(memory)
+    rows = (limit - set_aside) // per_row
     if rows < 1:
         least = (set_aside + per_row + (1 << 20)) >> 20
         raise InputError(
@@ -105,6 +186,15 @@ def band_rows(tile: Tile, model: Model, memory: int | str | None) -> int:
             f"{dates} dates) with {threads} threads; give at least {least} MiB, or fewer threads"
         )
     return int(min(rows, tile.height))
+
+
+def _default_memory(set_aside: int, processes: int) -> int:
+    """1 GiB, or more with many threads; half of what is free where that is less."""
+    wanted = max(DEFAULT_MEMORY, 2 * set_aside)
+    free = available_bytes()
+    if free is None:
+        return wanted
+    return min(wanted, max(free // (2 * processes), set_aside + _FIXED_BYTES))
 
 
 def _workspace_bytes(spec: ModelSpec) -> int:
@@ -152,8 +242,8 @@ def embed(
     ``precision``, ``device`` and ``threads`` are those of `load_model`.
     ``output="int8"`` returns QuantizedEmbeddings(codes (H, W, E) int8, scales (H, W) float32).
     ``dims`` keeps a Matryoshka prefix (v2: 16, 32, 64, 128). ``memory`` bounds what the work takes
-    beside the model's weights and the result, as "512MiB" or bytes; None: 1 GiB, or more where
-    many threads need it. ``seed`` and ``repeats`` concern
+    beside the model's weights and the result, as "512MiB" or bytes; None: 1 GiB, more where many
+    threads need it, or half of what is free where that is less. ``seed`` and ``repeats`` concern
     v1.0, which draws dates at random. ``allow_missing_s1`` accepts a tile without Sentinel-1.
     ``progress``: None shows a bar on a terminal; True, False, or a function of (done, total).
 
@@ -176,10 +266,13 @@ def embed(
     values = np.zeros((*shape, loaded.width(dims)), dtype)
     scales = np.full(shape, np.inf, np.float32)
     with progress_bar(shape[0] * shape[1], f"{source.name} {loaded.label}", progress) as done:
-        for band in embed_rows(
-            source, loaded, dims=dims, quantized=output == "int8", memory=memory, seed=seed,
-            repeats=repeats, progress=done,
-        ):  # fmt: skip
+        settings = Settings(dims, memory, seed, repeats)
+        bands = embed_bands(
+            iter([(source, source)]), loaded, settings, Clock(), done, quantized=output == "int8"
+        )
+        for _, band in filter(None, bands):
+            if isinstance(band, TesseraError):
+                raise band
             rows = slice(band.start, band.start + len(band.counts))
             if isinstance(band.values, QuantizedEmbeddings):
                 values[rows], scales[rows] = band.values

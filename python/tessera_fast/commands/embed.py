@@ -1,10 +1,10 @@
 """`tessera-fast embed`: tiles into a store or a folder."""
 
 import argparse
+import json
 import sys
-import time
 
-from .common import OK, PARTLY, Commands, add_model_options, size
+from .common import FAILED, OK, PARTLY, Commands, add_model_options, positive, size
 
 
 def add(commands: Commands) -> None:
@@ -27,22 +27,47 @@ def add(commands: Commands) -> None:
     )
     embed.add_argument("--seed", type=int, default=0, help="of v1.0's random dates (default 0)")
     embed.add_argument("--repeats", type=int, default=1, help="v1.0: draws to average (default 1)")
+    job = embed.add_argument_group("many tiles")
+    job.add_argument(
+        "--workers", type=_count, metavar="N",
+        help="supervised processes on this machine; auto: one per GPU or NUMA node",
+    )  # fmt: skip
+    job.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help="only every N-th tile from I = 0 on: a part of an array job; all write one output",
+    )  # fmt: skip
+    job.add_argument(
+        "--ray", type=_count, metavar="N",
+        help="actors on a Ray cluster (RAY_ADDRESS), or on this machine; auto: one per GPU or node",
+    )  # fmt: skip
+    job.add_argument(
+        "--ray-resources", type=_resources, metavar="JSON",
+        help="of an actor, e.g. '{\"num_gpus\": 0.5}'",
+    )  # fmt: skip
+    job.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise",
+        help="stop at a tile that cannot be embedded (default), or go on without it",
+    )  # fmt: skip
+    job.add_argument(
+        "--retries", type=int, default=2, help="of a tile whose worker was killed (default 2)"
+    )
+    job.add_argument("--report", metavar="FILE.json", help="what became of every tile")
     embed.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..job import TileReport, embed_tiles, open_tiles
-    from ..model import load_model
+    from ..job import embed_tiles
+    from ..runner import TileReport
+    from ..store import Provenance
 
-    tiles = open_tiles(args.tiles, year=args.year, allow_missing_s1=args.allow_missing_s1)
-    model = load_model(
-        args.model, args.device, weights=args.weights, backend=args.backend,
-        precision=args.precision, threads=args.threads,
-    )  # fmt: skip
-    if not model.trained:
-        print("untrained weights: these embeddings mean nothing", file=sys.stderr)
+    def started(provenance: Provenance) -> None:
+        if not provenance.trained:
+            print("untrained weights: these embeddings mean nothing", file=sys.stderr)
 
     def report(tile: TileReport) -> None:
+        if tile.error is not None:
+            print(f"{tile.name}: failed: {tile.error}", file=sys.stderr)
+            return
         args.failure = PARTLY
         if tile.state == "skipped":
             print(f"{tile.name}: already done")
@@ -52,15 +77,42 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{tile.name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
                   f"{missing}")  # fmt: skip
 
-    started = time.perf_counter()
-    reports = embed_tiles(
-        tiles, args.out, model, dims=args.dims, int8=args.int8, memory=args.memory,
-        seed=args.seed, repeats=args.repeats, report=report,
+    executor, workers = "process", None
+    if args.workers is not None or args.ray is not None:
+        executor = "local" if args.ray is None else "ray"
+        count = args.workers if args.ray is None else args.ray
+        workers = None if count == "auto" else count
+    result = embed_tiles(
+        args.tiles, args.out, args.model, weights=args.weights, backend=args.backend,
+        precision=args.precision, device=args.device, threads=args.threads, dims=args.dims,
+        int8=args.int8, memory=args.memory, seed=args.seed, repeats=args.repeats,
+        on_error=args.on_error, executor=executor, workers=workers, retries=args.retries,
+        resources=args.ray_resources, shard=args.shard, report=report, started=started,
+        year=args.year, allow_missing_s1=args.allow_missing_s1,
     )  # fmt: skip
-    done = sum(r.state == "done" for r in reports)
-    print(
-        f"{done} of {len(reports)} tiles embedded with {model.label} "
-        f"({model.backend}, {model.precision}) in {time.perf_counter() - started:.1f} s "
-        f"-> {args.out}"
-    )
-    return OK
+    print(result.summary())
+    if args.report:
+        result.save(args.report)
+    failed = result.count("failed")
+    return OK if not failed else FAILED if failed == len(result.tiles) else PARTLY
+
+
+def _count(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, shards = text.partition("/")
+    if not (index.isdecimal() and shards.isdecimal() and int(index) < int(shards)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, got {text!r}")
+    return int(index), int(shards)
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return found

@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..errors import StoreError
@@ -33,7 +34,7 @@ class NpyFolder:
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path}: expected a folder or a name ending in .zarr, got a file")
         self._record = path / STATE / "provenance.json"
-        self._state = BuildState(path / STATE, path, lambda: None)
+        self._state = BuildState(path / STATE, path, lambda: None)  # no layout to change
         try:
             self._check(tiles)
         except StoreError:
@@ -48,9 +49,23 @@ class NpyFolder:
             and all((self.path / f).exists() for f in self._files(tile).values())
         )
 
-    def begin(self, tile: TileKey) -> TileWriter:
-        self._check([tile])
-        return SpooledTile(tile, self._provenance, self._state.spool(tile.name), self._publish)
+    @property
+    def extent(self) -> None:
+        return None
+
+    def begin(self, tile: TileKey) -> TileWriter | None:
+        if not self._state.claim(tile.name):
+            return None
+        try:
+            self._check([tile])
+            folder = self._state.spool(tile.name)
+        except BaseException:
+            self._state.release(tile.name)
+            raise
+        return SpooledTile(
+            tile, self._provenance, folder, self._publish,
+            partial(self._state.release, tile.name),
+        )  # fmt: skip
 
     def close(self) -> None:
         self._state.close()
@@ -62,24 +77,34 @@ class NpyFolder:
         files = {"scales": f"{tile.name}_scales.npy"} if self._provenance.dtype == "int8" else {}
         return {**files, "embeddings": f"{tile.name}.npy"}
 
-    def _check(self, tiles: list[TileKey]) -> None:
+    def _check_record(self) -> None:
         if self._record.exists():
             self._provenance.refuse_mixing(self.path, json.loads(self._record.read_text()))
+
+    def _check(self, tiles: list[TileKey]) -> None:
+        self._check_record()
         for tile in tiles:
             check_names(self.path, [tile.name])
-            if self._state.marker(tile.name) is None:
-                for file in self._files(tile).values():
-                    if (self.path / file).exists():
-                        raise StoreError(
-                            f"{self.path / file}: exists and was not written by tessera_fast as "
-                            f"tile {tile.name}; move it away or write to another folder"
-                        )
+            if self._foreign(tile):
+                with self._state.layout(change=True):  # a commit on its way ends first
+                    foreign = self._foreign(tile)
+                if foreign:
+                    raise StoreError(
+                        f"{foreign[0]}: exists and was not written by tessera_fast as tile "
+                        f"{tile.name}; move it away or write to another folder"
+                    )
+
+    def _foreign(self, tile: TileKey) -> list[Path]:
+        """Files at the tile's places that are not its own."""
+        files = [p for f in self._files(tile).values() if (p := self.path / f).exists()]
+        return files if self._state.marker(tile.name) is None else []
 
     def _publish(self, spooled: SpooledTile) -> None:
         tile = spooled.tile
-        with self._guard:
-            self._state.finish(lambda: None)
-            with self._state.staging() as staging:
+        # The first tile writes the record, and no other process's may come in between.
+        with self._guard, self._state.layout(change=not self._record.exists()):
+            self._check_record()
+            with self._state.staging(spooled.folder) as staging:
                 moves = []
                 if not self._record.exists():
                     staged = staging / "provenance.json"
@@ -95,7 +120,9 @@ class NpyFolder:
                     "fingerprint": tile.fingerprint,
                     "crs": tile.crs,
                     "transform": tile.transform,
+                    "height": tile.height,
+                    "width": tile.width,
                     "provenance": self._provenance.to_json(),
                 }
                 moves.append(self._state.stage_marker(staging, tile.name, record))
-                self._state.promote(moves, lambda: None)
+                self._state.promote(staging, moves)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import StoreError
-from .state import RowFile, remove_tree
+from .state import RowFile
 
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
@@ -95,35 +95,61 @@ class TileWriter(Protocol):
 
 
 class Output(Protocol):
-    """An open output, locked for this process until ``close``: use ``contextlib.closing``."""
+    """An open output: use ``contextlib.closing``. Several processes may have it open at once."""
+
+    @property
+    def extent(self) -> Any:
+        """What the job's tiles need of the output, to be given to other processes of the job."""
 
     def is_done(self, tile: TileKey) -> bool:
         """True if a run with the same inputs, model, weights and precision finished the tile."""
 
-    def begin(self, tile: TileKey) -> TileWriter:
-        """Start a tile. Tiles may be open side by side; commits follow one another."""
+    def begin(self, tile: TileKey) -> TileWriter | None:
+        """Claim and start a tile, or None while another process has it.
+
+        Ask ``is_done`` after this, for another process may just have finished it. Tiles may be open
+        side by side; commits follow one another.
+        """
 
     def close(self) -> None:
-        """Release the lock. Tiles that were begun and not committed leave nothing."""
+        """Let go of the output. Tiles that were begun and not committed leave nothing."""
 
 
 def open_output(
-    path: str | os.PathLike[str], tiles: Iterable[TileKey], provenance: Provenance
+    path: str | os.PathLike[str],
+    tiles: Iterable[TileKey],
+    provenance: Provenance,
+    *,
+    extent: Any = None,
 ) -> Output:
     """Open ``path`` for writing: a Zarr store if it ends in .zarr, else a folder of .npy files.
 
-    ``tiles`` are all the tiles of the job: they set the extent of a new store, and are checked
-    before anything is computed. Nothing appears at ``path`` before the first commit. Raises
-    StoreError if a tile cannot be placed, the output holds something else, or is in use.
+    ``tiles`` are all the tiles of the job, of all its processes: they set the extent of a new
+    store, and are checked before anything is computed. A process that works on a part of them may
+    take the ``extent`` of an output that was opened with all. Nothing appears at ``path`` before
+    the first commit. Raises StoreError if a tile cannot be placed or the output holds something
+    else.
     """
     target = Path(path).expanduser().resolve()
     if target.suffix == ".zarr":
         from .zarr_store import ZarrOutput
 
-        return ZarrOutput(target, tiles, provenance)
+        return ZarrOutput(target, tiles, provenance, extent)
     from .npy_folder import NpyFolder
 
     return NpyFolder(target, tiles, provenance)
+
+
+def job_extent(path: str | os.PathLike[str], tiles: Iterable[TileKey]) -> Any:
+    """What ``tiles`` together need of the output at ``path``, for `open_output`. Can be pickled.
+
+    Raises StoreError if a tile cannot be placed.
+    """
+    if Path(path).suffix != ".zarr":
+        return None
+    from . import zone
+
+    return zone.extent(tiles)
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
@@ -149,10 +175,12 @@ class SpooledTile:
         provenance: Provenance,
         folder: Path,
         publish: Callable[[SpooledTile], None],
+        release: Callable[[], None],
     ) -> None:
         self.tile = tile
         self.folder = folder
         self._publish = publish
+        self._release = release  # of the folder
         self._dims = provenance.dims
         self._dtype = np.dtype(provenance.dtype)
         h, w = tile.height, tile.width
@@ -229,7 +257,7 @@ class SpooledTile:
             self._open = False
             for file in self._files.values():
                 file.discard()
-            remove_tree(self.folder)
+            self._release()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -6,11 +6,13 @@ counts, scales, embeddings, and the marker last. See docs/design/0003-store.md.
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
-import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,18 @@ from .state import BuildState, remove_tree
 from .zone import SHARD, Grid
 
 PROVENANCE = "tessera_fast:provenance"
-STORE_ID = "tessera_fast:store_id"
 
 
 class ZarrOutput:
     """Output into a store; see :class:`tessera_fast.store.Output`. int8 only."""
 
-    def __init__(self, path: Path, tiles: Iterable[TileKey], provenance: Provenance) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tiles: Iterable[TileKey],
+        provenance: Provenance,
+        extent: dict[int, Grid] | None = None,
+    ) -> None:
         if provenance.dtype != "int8":
             raise StoreError(
                 f"{path}: a store holds int8 codes and scales, got {provenance.dtype}; write .npy "
@@ -40,42 +47,56 @@ class ZarrOutput:
         self._provenance = provenance
         self._guard = threading.Lock()
         self._created = False  # by this run
-        self._id = ""  # of the store that is there; markers of another one do not count
+        self._seen: tuple[int, ...] = ()  # which layout `_zones` is of
         self._zones: dict[int, Grid] = {}
-        self._job: dict[int, dict[Grid, None]] = {}  # tiles by zone, in order
-        tiles = list(tiles)
-        check_names(path, (_key(t) for t in tiles))
-        places = [zone.place(t) for t in tiles]
+        self._job = dict(extent or {})  # what all tiles of the job need
+        places: list[Grid] = []
+
+        def place(tile: TileKey) -> str:
+            places.append(zone.place(tile))
+            return _key(tile)
+
+        check_names(path, map(place, tiles))
         state = path.with_name(path.name + ".state")
         self._state = BuildState(state, path.parent, self._consolidate)
         try:
-            self._read_store()
-            for place in places:
-                self._accept(place)
+            with self._state.layout():
+                self._read_store()
+            for grid in (*self._job.values(), *places):
+                self._accept(grid)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def extent(self) -> dict[int, Grid]:
+        return self._job
+
     def is_done(self, tile: TileKey) -> bool:
         marker = self._state.marker(_key(tile))
+        if marker is None or marker["fingerprint"] != tile.fingerprint:
+            return False
         grid = zone.place(tile)
-        return (
-            marker is not None
-            and marker["store_id"] == self._id
-            and marker["fingerprint"] == tile.fingerprint
-            and grid.zone in self._zones
-            and self._zones[grid.zone].holds(grid)
-        )
+        if not self._holds(grid):
+            with self._state.layout():
+                self._read_store()  # another process may have enlarged it
+        return self._holds(grid)
 
-    def begin(self, tile: TileKey) -> TileWriter:
-        check_names(self.path, [_key(tile)])
+    def begin(self, tile: TileKey) -> TileWriter | None:
+        key = _key(tile)
+        check_names(self.path, [key])
         self._accept(zone.place(tile))
-        return SpooledTile(tile, self._provenance, self._state.spool(_key(tile)), self._publish)
+        if not self._state.claim(key):
+            return None
+        folder = self._state.spool(key)
+        release = partial(self._state.release, key)
+        return SpooledTile(tile, self._provenance, folder, self._publish, release)
 
     def close(self) -> None:
-        if self._created and all(m["store_id"] != self._id for m in self._state.markers()):
-            self._state.drop()  # the disk was full, say: an empty store would not be nothing
-            remove_tree(self.path)
+        if self._created:
+            with self._state.layout(change=True):
+                if not self._state.has_markers():
+                    remove_tree(self.path)  # the disk was full, say: an empty store is not nothing
         self._state.close()
 
     @property
@@ -85,12 +106,26 @@ class ZarrOutput:
     def _root(self, mode: str) -> Any:
         return self._zarr.open_group(str(self.path), mode=mode, use_consolidated=False)
 
+    def _holds(self, place: Grid) -> bool:
+        return place.zone in self._zones and self._zones[place.zone].holds(place)
+
     def _read_store(self) -> None:
-        """Learn what is there; StoreError if it is not ours or holds other embeddings."""
-        if not self.path.exists():
+        """Learn what is there; StoreError if it is not ours or holds other embeddings.
+
+        Needs the layout. Its metadata is consolidated after every change, which writes this file.
+        """
+        try:
+            found = os.stat(self.path / "zarr.json")
+        except FileNotFoundError:
+            if self.path.exists():
+                raise StoreError(
+                    f"{self.path}: exists and is no Zarr v3 store; move it away"
+                ) from None
+            self._zones, self._seen = {}, ()
             return
-        if not (self.path / "zarr.json").exists():
-            raise StoreError(f"{self.path}: exists and is no Zarr v3 store; move it away")
+        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if seen == self._seen:
+            return
         root = self._root("r")
         if PROVENANCE not in root.attrs:
             raise StoreError(
@@ -98,62 +133,85 @@ class ZarrOutput:
                 "are is not known; write to another one"
             )
         self._provenance.refuse_mixing(self.path, dict(root.attrs[PROVENANCE]))
-        self._id = str(root.attrs[STORE_ID])
-        for name in root.group_keys():
-            if name.startswith("utm"):
-                number = int(name[3:])
-                self._zones[number] = zone.read_grid(root[name], number)
+        numbers = [int(name[3:]) for name in root.group_keys() if name.startswith("utm")]
+        self._zones = {n: zone.read_grid(root[f"utm{n:02d}"], n) for n in numbers}
+        self._seen = seen
 
     def _accept(self, place: Grid) -> None:
         """Add a tile to the job; StoreError if it is off the zone's lattice."""
-        tiles = self._job.setdefault(place.zone, {place: None})
-        (self._zones.get(place.zone) or next(iter(tiles))).offset(place)
-        tiles[place] = None
+        number = place.zone
+        if number in self._zones:
+            self._zones[number].offset(place)
+        job = self._job.get(number)
+        self._job[number] = place if job is None else zone.union([job, place])
 
     def _publish(self, spooled: SpooledTile) -> None:
-        tile = spooled.tile
-        grid = zone.place(tile)
+        grid = zone.place(spooled.tile)
         with self._guard:
-            self._state.finish(self._consolidate)
-            if grid.zone not in self._zones or not self._zones[grid.zone].holds(grid):
-                self._make_room()
-            with self._state.staging() as staging:
-                moves = self._merge(spooled, self._zones[grid.zone], grid, staging)
-                record = {
-                    "tile": tile.name,
-                    "year": tile.year,
-                    "fingerprint": tile.fingerprint,
-                    "zone": grid.zone,
-                    "store_id": self._id,
-                    "provenance": self._provenance.to_json(),
-                }
-                moves.append(self._state.stage_marker(staging, _key(tile), record))
-                self._state.promote(moves, lambda: None)
+            while not self._merged(spooled, grid):
+                with self._state.layout(change=True):
+                    self._read_store()
+                    if not self._holds(grid):
+                        self._make_room()
+
+    def _merged(self, spooled: SpooledTile, tile: Grid) -> bool:
+        """Merge a tile into the store and record it. False: there is no room for it yet."""
+        with self._state.layout():
+            self._read_store()
+            if not self._holds(tile):
+                return False
+            grid = self._zones[tile.zone]
+            shards = zone.shards(grid, tile)
+            with self._state.locks.held(f"{tile.group} {tile.years} {s}" for s in shards):
+                self._state.finish()  # of processes that died with these shards
+                with self._state.staging(spooled.folder) as staging:
+                    moves = self._merge(spooled, grid, tile, staging)
+                    record = {
+                        "tile": spooled.tile.name,
+                        "year": spooled.tile.year,
+                        "fingerprint": spooled.tile.fingerprint,
+                        "crs": f"EPSG:{tile.epsg}",
+                        "transform": [zone.PIXEL, 0.0, tile.x0, 0.0, -zone.PIXEL, tile.y0],
+                        "height": tile.height,
+                        "width": tile.width,
+                        "provenance": self._provenance.to_json(),
+                    }
+                    moves.append(self._state.stage_marker(staging, _key(spooled.tile), record))
+                    self._state.promote(staging, moves)
+        return True
 
     def _make_room(self) -> None:
         """Create or enlarge the zones so that they hold every tile of the job.
 
         All zones share one time axis: readers take the years of the first zone for the store's.
         """
-        tiles = {number: list(grids) for number, grids in self._job.items()}
-        known = [*self._zones.values(), *(g for grids in tiles.values() for g in grids)]
+        known = [*self._zones.values(), *self._job.values()]
         years = tuple(sorted({y for g in known for y in g.years}))
         wanted: dict[int, Grid] = {}
         for number in sorted({g.zone for g in known}):
-            old, grids = self._zones.get(number), tiles.get(number, [])
-            wanted[number] = old.grown(grids, years) if old else zone.union(grids, years)
+            old, job = self._zones.get(number), self._job.get(number)
+            if old is None:
+                assert job is not None
+                wanted[number] = replace(job, years=years)
+            else:
+                wanted[number] = old.grown([job] if job else [], years)
         changed = {n: g for n, g in wanted.items() if self._zones.get(n) != g}
-        if not self._id:
-            self._create_root()
         with self._state.staging() as staging:
-            parent = self._zarr.open_group(str(staging), mode="a", zarr_format=3)
+            moves = []
+            parent = self._zarr.create_group(
+                str(staging), zarr_format=3, attributes=_root_attributes(self._provenance)
+            )
+            if not self.path.exists():
+                self._state.forget_markers()  # of a store that was deleted
+                self._created = True
+                moves.append((staging / "zarr.json", self.path / "zarr.json"))
             for number, grid in changed.items():
                 zone.create_group(parent, grid, self._provenance.dims, self._provenance.prefixes)
                 if number in self._zones:
                     self._carry_over(self._zones[number], grid, staging)
-            moves = [(staging / g.group, self.path / g.group) for g in changed.values()]
-            self._state.promote(moves, self._consolidate)
-        self._zones = wanted
+            moves += [(staging / g.group, self.path / g.group) for g in changed.values()]
+            self._state.promote(staging, moves, layout=True)
+        self._read_store()
 
     def _carry_over(self, was: Grid, now: Grid, staging: Path) -> None:
         old, new = self.path / was.group, staging / now.group
@@ -165,12 +223,6 @@ class ZarrOutput:
             )
         zone.link_shards(old, new, self._arrays, was, now)
 
-    def _create_root(self) -> None:
-        self._id = uuid.uuid4().hex
-        self._created = True
-        attributes = _root_attributes(self._provenance) | {STORE_ID: self._id}
-        self._zarr.create_group(str(self.path), zarr_format=3, attributes=attributes)
-
     def _consolidate(self) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -181,8 +233,10 @@ class ZarrOutput:
     ) -> list[tuple[Path, Path]]:
         """Write the shards that the tile touches, merged with what they hold, into ``staging``.
 
-        Pixels with data replace what is there; pixels without leave a neighbour's data alone.
+        Where tiles overlap the pixel with more observations stays, whichever tile came first. A
+        tile that is made again replaces what is there. Pixels without data replace nothing.
         """
+        again = self._state.marker(_key(spooled.tile)) is not None
         source = self._root("r")[grid.group]
         arrays = {name: (source[name], self._staged(name, grid, staging)) for name in self._arrays}
         t = grid.years.index(tile.years[0])
@@ -190,27 +244,23 @@ class ZarrOutput:
         codes, scales, counts = (
             np.load(spooled.file(n), mmap_mode="r") for n in ("embeddings", "scales", "counts")
         )
-        for top in range(row // SHARD * SHARD, row + tile.height, SHARD):
-            for left in range(col // SHARD * SHARD, col + tile.width, SHARD):
-                y = slice(top, min(top + SHARD, grid.height))
-                x = slice(left, min(left + SHARD, grid.width))
-                inner = _overlap(y, row, tile.height), _overlap(x, col, tile.width)
-                (y_in, y_tile), (x_in, x_tile) = inner
-                given = scales[y_tile, x_tile]
-                bands_first = np.ascontiguousarray(np.moveaxis(codes[y_tile, x_tile], 2, 0))
-                valid = np.isfinite(given)
-                free = valid | ~np.isfinite(source["scales"][t, y, x][y_in, x_in])
-                for name, (old, new) in arrays.items():
-                    merged = old[t, ..., y, x]
-                    part = merged[..., y_in, x_in]
-                    if name in COUNT_NAMES:
-                        fresh = counts[y_tile, x_tile, COUNT_NAMES.index(name)]
-                        np.copyto(part, fresh, where=free)
-                    elif name == "scales":
-                        np.copyto(part, given, where=valid)
-                    else:
-                        np.copyto(part, bands_first[: part.shape[0]], where=valid)
-                    new[t, ..., y, x] = merged
+        for top, left in zone.shards(grid, tile):
+            y = slice(top, min(top + SHARD, grid.height))
+            x = slice(left, min(left + SHARD, grid.width))
+            (y_in, y_tile), (x_in, x_tile) = (
+                _overlap(y, row, tile.height), _overlap(x, col, tile.width)
+            )  # fmt: skip
+            merged = {name: old[t, ..., y, x] for name, (old, _) in arrays.items()}
+            parts = {name: whole[..., y_in, x_in] for name, whole in merged.items()}
+            fresh = {"scales": scales[y_tile, x_tile]}
+            fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y_tile, x_tile], 2, 0))
+            for n, name in enumerate(COUNT_NAMES):
+                fresh[name] = counts[y_tile, x_tile, n]
+            wins = _outranks(fresh, parts, again)
+            for name, part in parts.items():
+                values = fresh[name] if name in fresh else fresh["embeddings"][: len(part)]
+                np.copyto(part, values, where=wins)
+                arrays[name][1][t, ..., y, x] = merged[name]
         return [
             (file, self.path / file.relative_to(staging))
             for name in self._arrays
@@ -224,6 +274,32 @@ class ZarrOutput:
         folder.mkdir(parents=True)
         shutil.copyfile(self.path / grid.group / name / "zarr.json", folder / "zarr.json")
         return self._zarr.open_array(str(folder), mode="r+")
+
+
+def _outranks(new: dict[str, np.ndarray], old: dict[str, np.ndarray], again: bool) -> np.ndarray:
+    """Where pixels of ``new`` take the place of ``old``'s, (h, w) bool.
+
+    By an order of pixels, not of tiles, so that the result does not depend on which tile came
+    first: data before no data, more observations, then whatever differs. ``again``: all with data.
+    """
+    valid = np.isfinite(new["scales"])
+    if again:
+        return valid
+    better = valid & ~np.isfinite(old["scales"])
+    tied = valid & ~better
+    for a, b in zip(_ranks(new), _ranks(old), strict=True):
+        if not tied.any():
+            break
+        better |= tied & (a > b)
+        tied &= a == b
+    return better
+
+
+def _ranks(pixels: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """(h, w) each, the most important first."""
+    counts = [pixels[name].astype(np.int64) for name in COUNT_NAMES]
+    yield from (counts[0] + counts[1] + counts[2], *counts, pixels["scales"])
+    yield from pixels["embeddings"]
 
 
 def _key(tile: TileKey) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,29 @@ class Grid:
         )
 
 
-def union(tiles: Sequence[Grid], years: tuple[int, ...]) -> Grid:
-    """The smallest grid that holds ``tiles`` of one zone."""
+def union(tiles: Sequence[Grid]) -> Grid:
+    """The smallest grid that holds ``tiles`` of one zone, of all their years."""
     x0, y0 = min(t.x0 for t in tiles), max(t.y0 for t in tiles)
+    years = tuple(sorted({y for t in tiles for y in t.years}))
     return replace(tiles[0], x0=x0, y0=y0).grown(tiles, years)
+
+
+def extent(tiles: Iterable[TileKey]) -> dict[int, Grid]:
+    """The union of ``tiles`` in every zone."""
+    found: dict[int, Grid] = {}
+    for tile in tiles:
+        grid = place(tile)
+        known = found.get(grid.zone)
+        found[grid.zone] = grid if known is None else union([known, grid])
+    return found
+
+
+def shards(grid: Grid, tile: Grid) -> Iterator[tuple[int, int]]:
+    """Row and column of the first pixel of every shard of ``grid`` that ``tile`` touches."""
+    row, col = grid.offset(tile)
+    for top in range(row // SHARD * SHARD, row + tile.height, SHARD):
+        for left in range(col // SHARD * SHARD, col + tile.width, SHARD):
+            yield top, left
 
 
 def place(tile: TileKey) -> Grid:

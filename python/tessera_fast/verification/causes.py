@@ -176,7 +176,7 @@ def _scaled(f: Figures) -> Iterator[str]:
 
 
 def _laxer(f: Figures, pairs: tuple[Pair, ...], gate: Gate) -> Iterator[str]:
-    if f.only_a + f.only_b or f.identical > FEW * f.compared:
+    if f.only_a + f.only_b + f.other_counts or f.identical > FEW * f.compared:
         return  # another arithmetic changes bits nearly everywhere
     floats = not any(p.a.quantized or p.b.quantized for p in pairs)
     for name in STRICTEST_FIRST[STRICTEST_FIRST.index(gate.name) + 1 :]:

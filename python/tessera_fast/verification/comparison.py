@@ -76,7 +76,8 @@ def verify(
 
     ``a``, ``b``: a Zarr store, ours or geotessera's, or a folder of .npy files. Two folders are
     matched by the names of their tiles, everything else by zone, year and coordinates. ``gate``:
-    "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. ``maps``:
+    "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. Where both
+    sides have counts of observations, these have to agree: other counts are other inputs. ``maps``:
     a folder for pictures of where they differ. Outputs of other models or weights are different
     whatever their numbers, unless ``ignore_provenance``; so are outputs of which one lacks pixels
     that the other has, unless ``ignore_missing``. Reads by windows, in bounded memory. Raises

@@ -71,5 +71,5 @@ def choose(name: str, precisions: tuple[str | None, str | None]) -> tuple[Gate, 
             )
     known = [_OF_PRECISION[p or "fp32"] for p in precisions]
     gate = GATES[max(known, key=STRICTEST_FIRST.index)]
-    sides = " and ".join(p or "unknown, taken as fp32" for p in precisions)
-    return gate, f"the laxer of {sides}"
+    a, b = (p or "unknown, taken as fp32" for p in precisions)
+    return gate, f"A and B are {a}" if a == b else f"A is {a}, B is {b}"

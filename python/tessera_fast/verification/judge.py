@@ -28,6 +28,9 @@ def judge(f: Figures, gate: Gate, floats: bool, *, ignore_missing: bool = False)
     if not ignore_missing:
         alone = f.only_a + f.only_b
         out.append(Limit("pixels on one side alone", "0", f"{alone:,}", alone == 0))
+    if f.counted:  # what was observed does not depend on the arithmetic
+        other = f.other_counts
+        out.append(Limit("pixels of other observations", "0", f"{other:,}", other == 0))
     if gate.name == "exact":
         same = f.identical == f.compared
         out.append(Limit("identical pixels", "all", f"{f.identical:,} of {f.compared:,}", same))

@@ -14,6 +14,7 @@ from ..errors import StoreError
 from ..quicklook import side_by_side, write_png
 from .pairs import Pair
 
+_LEAST = 0.5  # decades that the colours span: about equal values look about equal
 LONGEST = 1600  # pixels of a picture's longer side; a larger layer shows the worst of each block
 # Dark blue to yellow, in steps of about equal lightness: worse is brighter.
 _RAMP = np.array(
@@ -89,10 +90,10 @@ def _coloured(image: np.ndarray) -> tuple[np.ndarray, str]:
     strip = np.zeros((0, image.shape[1], 4), np.uint8)
     if differs.any():
         values = np.log10(image[differs])
-        low, high = math.floor(values.min() * 2) / 2, math.ceil(values.max() * 2) / 2
-        high = max(high, low + 1)
+        high = float(values.max())
+        low = min(float(values.min()), high - _LEAST)
         out[differs] = _ramp((np.log10(image[differs]) - low) / (high - low))
-        scale = f"log scale, dark {_number(low)} to bright {_number(high)}"
+        scale = f"log scale, dark {10**low:.2g} to bright {10**high:.2g}"
         if (image == 0).any():
             scale += ", grey identical"
         height = max(1, image.shape[0] // 24)
@@ -101,11 +102,6 @@ def _coloured(image: np.ndarray) -> tuple[np.ndarray, str]:
     if np.isposinf(image).any():
         scale += ", green on one side only"
     return np.concatenate([out, strip]), scale
-
-
-def _number(exponent: float) -> str:
-    mantissa = 1 if exponent == math.floor(exponent) else 3
-    return f"{mantissa}e{math.floor(exponent)}"
 
 
 def _ramp(values: np.ndarray) -> np.ndarray:

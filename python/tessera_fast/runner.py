@@ -1,0 +1,245 @@
+"""Tiles to an output in one process: what every executor runs, one tile or many.
+
+While the encoder works on a band, the next one is read and packed in one thread, and the one before
+is quantised and written in another.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .errors import InputError, StoreError, TesseraError
+from .model import Model
+from .pipeline import Band, Settings, embed_bands
+from .quantization import QuantizedEmbeddings
+from .stages import Behind, Clock
+from .store import Output, Provenance, TileKey, TileWriter
+from .tile import Tile, open_tile
+
+_POLL = 0.25  # seconds between two looks at a tile that another process has
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tile of a job. Another process can open it if ``source`` is a path or URL."""
+
+    source: Any
+    key: TileKey
+
+    @property
+    def pixels(self) -> int:
+        return self.key.height * self.key.width
+
+    def report(self, error: TesseraError | None = None) -> "TileReport":
+        """That it is done, or has failed with ``error``."""
+        state = "done" if error is None else "failed"
+        return TileReport(self.key.name, self.pixels, self.key.year, state, error=error)
+
+
+@dataclass
+class TileReport:
+    """What became of one tile."""
+
+    name: str
+    pixels: int
+    year: int | None = None
+    state: str = "done"  # "done" | "skipped": it was done before | "failed"
+    seconds: float = 0.0  # of wall time since the tile before was encoded
+    no_data: int = 0  # pixels
+    error: TesseraError | None = None
+
+
+def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Provenance:
+    """What an output records of a job."""
+    width = model.width(settings.dims)
+    drawn = model.spec.sampling == "v1.0"
+    return Provenance(
+        model=model.spec.name,
+        weights_sha256=model.weights.sha256,
+        weights_source=model.weights.source,
+        trained=model.trained,
+        precision=model.precision,
+        dims=width,
+        dtype="int8" if quantized else "float32",
+        prefixes=tuple(d for d in model.spec.matryoshka if d < width) if quantized else (),
+        seed=settings.seed if drawn else None,
+        repeats=settings.repeats if drawn else None,
+        backend=model.backend,
+        isa=model.provenance().get("isa"),
+        package_version=__version__,
+    )
+
+
+@dataclass(eq=False)
+class _Current:
+    """A tile between its claim and its report."""
+
+    task: Task
+    writer: TileWriter
+    tile: Tile
+    report: TileReport
+    over: bool = False  # reported
+
+
+@dataclass
+class TileRunner:
+    """A loaded model and an open output. ``options`` are those of `open_tile`."""
+
+    model: Model
+    output: Output
+    settings: Settings
+    quantized: bool = True  # codes and scales are written, else float32
+    options: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the output records."""
+        return provenance_of(self.model, self.settings, quantized=self.quantized)
+
+    def run_tile(self, task: Task) -> TileReport:
+        """Embed one tile; waits where another process is doing so."""
+        reports: list[TileReport] = []
+        self.run([task], reports.append)
+        return reports[0]
+
+    def run(
+        self,
+        tasks: Iterable[Task | None],
+        report: Callable[[TileReport], None],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Embed tiles; ``report`` is told of each once it is in the output, or cannot be embedded.
+
+        A tile that is done is skipped; one that another process works on is left for the end.
+        A None among ``tasks`` says that the next one is not known yet. ``progress`` is told the
+        pixels of tiles that were or are embedded. Both are called in this thread. Raises StoreError
+        where the output cannot be written, which every tile would meet.
+        """
+        finished: list[TileReport] = []  # appended to by all three threads
+        opened: list[_Current] = []
+
+        def look(done: int | None = None) -> None:
+            while finished:
+                report(finished.pop(0))
+            if done is not None:
+                progress(done)
+
+        bands = embed_bands(
+            self._opened(tasks, opened, finished), self.model, self.settings, self.clock, look,
+            quantized=self.quantized and self.model.quantizes,
+        )  # fmt: skip
+        started = time.perf_counter()
+        try:
+            with Behind(self.clock, "blocked") as behind:
+                last = time.perf_counter()
+                for item in bands:
+                    if item is not None:
+                        current, band = item
+                        if not isinstance(band, Band) or band.stop == current.tile.height:
+                            now = time.perf_counter()
+                            current.report.seconds, last = now - last, now
+                        behind.give(partial(self._handle, current, band, finished))
+                        del item, band
+                    look()
+                behind.finish()
+            look()
+        finally:
+            bands.close()
+            for current in opened:
+                current.writer.abort()  # does nothing after a commit
+            self.clock.add("run", time.perf_counter() - started)
+
+    def _opened(
+        self, tasks: Iterable[Task | None], opened: list[_Current], finished: list[TileReport]
+    ) -> Iterator[tuple[_Current, Tile] | None]:
+        """The tiles to embed, claimed and opened; None where there is only waiting to do."""
+        held: list[Task] = []
+        for task in tasks:
+            if task is None:
+                yield None
+            else:
+                yield from self._begun(task, opened, finished, held)
+        if held:
+            _log.warning("waiting for %d tiles of another process", len(held))
+        while held:
+            time.sleep(_POLL)
+            yield None
+            waiting, held = held, []
+            for task in waiting:
+                yield from self._begun(task, opened, finished, held)
+
+    def _begun(
+        self, task: Task, opened: list[_Current], finished: list[TileReport], held: list[Task]
+    ) -> Iterator[tuple[_Current, Tile]]:
+        report = task.report()
+        with self.clock.lap("open"):
+            writer = None if self.output.is_done(task.key) else self.output.begin(task.key)
+            if writer is None and not self.output.is_done(task.key):
+                held.append(task)
+                return
+            if writer is None or self.output.is_done(task.key):  # done in between
+                if writer is not None:
+                    writer.abort()
+                report.state = "skipped"
+                finished.append(report)
+                return
+            try:
+                tile = self._open(task)
+            except TesseraError as error:
+                writer.abort()
+                report.state, report.error = "failed", error
+                finished.append(report)
+                return
+        opened[:] = [current for current in opened if not current.over]
+        opened.append(_Current(task, writer, tile, report))
+        yield opened[-1], tile
+
+    def _open(self, task: Task) -> Tile:
+        """InputError if the tile is no longer what the job was planned with."""
+        tile = task.source
+        if not isinstance(tile, Tile):
+            known = {"name": task.key.name, "year": task.key.year}
+            tile = open_tile(tile, **{**self.options, **known})
+            if tile.fingerprint() != task.key.fingerprint:
+                raise InputError(
+                    f"{tile.where}: expected the observations that the job was planned with, got "
+                    "others; plan again"
+                )
+        return tile
+
+    def _handle(
+        self, current: _Current, band: Band | TesseraError, finished: list[TileReport]
+    ) -> None:
+        if isinstance(band, StoreError):
+            raise band
+        if isinstance(band, TesseraError):
+            current.writer.abort()
+            current.report.state, current.report.error = "failed", band
+        else:
+            self._write(current, band)
+            if band.stop < current.tile.height:
+                return
+            with self.clock.lap("commit"):
+                current.writer.commit()
+        current.over = True
+        finished.append(current.report)
+
+    def _write(self, current: _Current, band: Band) -> None:
+        report = current.report
+        report.no_data += int((band.counts.sum(-1) == 0).sum())
+        values, scales = band.values, None
+        if self.quantized and isinstance(values, np.ndarray):
+            with self.clock.lap("quantise"):
+                values = self.model.quantize(values)
+        if isinstance(values, QuantizedEmbeddings):
+            values, scales = values
+        with self.clock.lap("write"):
+            current.writer.write_rows(band.start, values, scales, band.counts)

@@ -1,0 +1,182 @@
+"""Stages of work side by side: one that runs ahead of its consumer, one that runs behind.
+
+Each is one thread and holds a bounded number of items. A `Clock` says how long every stage worked
+and how long the middle one waited for the others.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds by name, summed over threads."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """Add the time that is spent within to ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        with self._guard:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+class Ahead(Generic[T]):
+    """An iterator that works in a thread of its own, one item ahead of whoever takes them.
+
+    While item k is in use, k + 1 is made or waits; k is done with when k + 1 is asked for. An
+    exception of the iterator is raised where its item would have been. ``wait`` names the time that
+    the consumer waits.
+    """
+
+    def __init__(self, items: Iterator[T], clock: Clock, wait: str) -> None:
+        self._items, self._clock, self._wait = items, clock, wait
+        self._ready: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._room = 1  # items that may still be made
+        self._ended = self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Ahead[T]":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._clock.lap(self._wait), self._changed:
+            while not (self._ready or self._ended):
+                self._changed.wait()
+            if self._ready:
+                self._room += 1
+                self._changed.notify_all()
+                return self._ready.popleft()
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while self._room == 0 and not self._closed:
+                        self._changed.wait()
+                    if self._closed:
+                        break
+                    self._room -= 1
+                item = next(self._items)
+                with self._changed:
+                    self._ready.append(item)
+                    self._changed.notify_all()
+                del item
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self._error = error
+        finally:
+            closed = getattr(self._items, "close", None)
+            if closed is not None:
+                closed()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+
+class Behind:
+    """A thread that calls functions one after the other, at most ``room`` given and not finished.
+
+    The first exception is raised by the next ``give`` or ``finish``; later functions are dropped.
+    """
+
+    def __init__(self, clock: Clock, wait: str, room: int = 1) -> None:
+        self._clock, self._wait = clock, wait
+        self._room = room
+        self._given: deque[Callable[[], Any]] = deque()
+        self._unfinished = 0
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Behind":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def give(self, function: Callable[[], Any]) -> None:
+        """Have ``function`` called; waits while there is no room."""
+        with self._clock.lap(self._wait), self._changed:
+            while self._unfinished >= self._room and self._error is None:
+                self._changed.wait()
+            self._raise()
+            self._given.append(function)
+            self._unfinished += 1
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until everything that was given has been done."""
+        with self._clock.lap(self._wait), self._changed:
+            while self._unfinished and self._error is None:
+                self._changed.wait()
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._given or self._closed):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                function = self._given.popleft()
+            error = None
+            try:
+                function()
+            except BaseException as caught:
+                error = caught
+            del function  # and what it holds
+            with self._changed:
+                self._error = self._error or error
+                self._unfinished -= 1
+                self._changed.notify_all()
