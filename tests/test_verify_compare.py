@@ -21,6 +21,7 @@ from verify_outputs import (
     float_folder,
     folder,
     geotessera_like,
+    marker,
     sound,
     store,
     tile,
@@ -237,9 +238,22 @@ def test_what_cannot_be_compared(tmp_path, one):
 
 def test_a_damaged_shard_is_an_error_that_names_the_place(tmp_path, one):
     two = copy(one, tmp_path / "two.zarr")
-    (two / "utm31/embeddings/c/0/0/0/0").write_bytes(b"x" * 100)
-    with pytest.raises(StoreError, match=r"two.zarr, utm31/2020, rows 0..45.*verify .*two.zarr`"):
+    for file in ("embeddings/c/0/0/0/0", "scales/c/0/0/0"):
+        (two / "utm31" / file).write_bytes(b"x" * 100)
+        with pytest.raises(
+            StoreError, match=r"two.zarr, utm31/2020, rows 0..45.*verify .*two.zarr`"
+        ):
+            tf.verify(one, two)
+    marker(two).write_text("{")
+    with pytest.raises(StoreError, match=r"a.2020.json: cannot be read as a marker"):
         tf.verify(one, two)
+    (two / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"two.zarr: .*names what is damaged"):
+        tf.verify(one, two)
+    npy = folder(tmp_path / "npy", {HERE: sound()})
+    (npy / "a.npy").write_bytes(b"x" * 100)
+    with pytest.raises(StoreError, match=r"npy: cannot be opened"):
+        tf.verify(one, npy)
 
 
 # ---- the command line
@@ -282,3 +296,9 @@ def test_swapped_orbits_are_different(farm, mini, run, tmp_path):
     result = run("verify", tmp_path / "a.zarr", tmp_path / "b.zarr")
     assert result.code == 1 and result.out.splitlines()[2] == "different"
     assert "ascending and descending files swapped" in result.out
+    # The numbers alone would pass the laxest gate: what was observed tells them apart.
+    laxest = run("verify", tmp_path / "a.zarr", tmp_path / "b.zarr", "--gate", "fp8")
+    lines = [line for line in laxest.out.splitlines() if "NOT KEPT" in line]
+    assert laxest.code == 1 and [line.split("  ")[1] for line in lines] == [
+        "pixels of other observations"
+    ]

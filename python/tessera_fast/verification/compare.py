@@ -5,7 +5,7 @@ h, w are the rows and columns of a window, E the embedding width, P pixels of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ from ..spec import RELEASED
 from ..store.reader import Embeddings, Layer
 from .figures import Differences, Figures, Pixels, measure
 from .gates import Gate
-from .pairs import Pair, occupied
+from .pairs import Pair
 from .tally import TileTally
 
 STRIP = 2048  # pixels measured at once: 2 MiB a float64 array at E = 128
@@ -93,6 +93,10 @@ class Reader:
 
         return self.whole(layer, rows, columns, read)
 
+    def valid(self, layer: Layer, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w) bool: where there is an embedding."""
+        return self.whole(layer, rows, columns, lambda: layer.valid(rows, columns))
+
     def whole(self, layer: Layer, rows: slice, columns: slice, read: Callable[[], Any]) -> Any:
         """What ``read`` returns; StoreError where the files are damaged."""
         try:
@@ -118,7 +122,7 @@ def stream(
     """Compare all pairs; ``keep`` pixels of each kind are remembered by name."""
     out = Streamed()
     readers = Reader(a), Reader(b)
-    plan = [occupied(pair) for pair in pairs]
+    plan = [list(_occupied(readers, pair)) for pair in pairs]
     total = sum((r.stop - r.start) * (c.stop - c.start) for w in plan for r, c in w)
     done = 0
     with progress_bar(total, "verify", progress) as tick:
@@ -134,6 +138,14 @@ def stream(
             if sink is not None:
                 sink.end()
     return out
+
+
+def _occupied(readers: tuple[Reader, Reader], pair: Pair) -> Iterator[tuple[slice, slice]]:
+    """The windows in which either side has a pixel with data."""
+    for window in pair.windows():
+        in_a, in_b = pair.in_a(*window), pair.in_b(*window)
+        if readers[0].valid(pair.a, *in_a).any() or readers[1].valid(pair.b, *in_b).any():
+            yield window
 
 
 def _window(

@@ -76,8 +76,8 @@ def verify(
 
     ``a``, ``b``: a Zarr store, ours or geotessera's, or a folder of .npy files. Two folders are
     matched by the names of their tiles, everything else by zone, year and coordinates. ``gate``:
-    "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. Where both
-    sides have counts of observations, these have to agree: other counts are other inputs. ``maps``:
+    "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. Counts of
+    observations have to agree where both sides have them: other counts are other inputs. ``maps``:
     a folder for pictures of where they differ. Outputs of other models or weights are different
     whatever their numbers, unless ``ignore_provenance``; so are outputs of which one lacks pixels
     that the other has, unless ``ignore_missing``. Reads by windows, in bounded memory. Raises
@@ -87,10 +87,7 @@ def verify(
     first, second = _opened(a), _opened(b)
     recorded = first.provenance, second.provenance
     chosen, reason = choose(gate, (recorded[0].get("precision"), recorded[1].get("precision")))
-    try:
-        matching = match(first, second)
-    except UNREADABLE as error:
-        raise _damaged(error) from error
+    matching = match(first, second)
     pairs = matching.pairs
     with nullcontext() if maps is None else closing(Maps(Path(maps))) as sink:
         found = stream(first, second, pairs, chosen, keep=KEEP, sink=sink, progress=progress)
@@ -125,18 +122,13 @@ def verify(
 def _opened(path: str | os.PathLike[str]) -> Embeddings:
     try:
         return open_embeddings(path)
+    except StoreError:
+        raise
     except UNREADABLE as error:
-        raise _damaged(error, path) from error
-
-
-def _damaged(error: BaseException, path: object = None) -> StoreError:
-    if isinstance(error, StoreError):
-        return error
-    where = "an output" if path is None else f"{path}"
-    return StoreError(
-        f"{where}: cannot be opened ({type(error).__name__}: {error}); `tessera-fast verify` of it "
-        "alone names what is damaged"
-    )
+        raise StoreError(
+            f"{path}: cannot be opened ({type(error).__name__}: {error}); `tessera-fast verify "
+            f"{path}` names what is damaged"
+        ) from error
 
 
 def _conflicts(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -197,12 +197,3 @@ def _tiles_of(pair: Pair, known: list[TilePlace]) -> tuple[tuple[str, int, int, 
 
 def _moved(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
-
-
-def occupied(pair: Pair) -> list[tuple[slice, slice]]:
-    """The windows in which either side has a pixel with data."""
-    return [
-        w
-        for w in pair.windows()
-        if pair.a.valid(*pair.in_a(*w)).any() or pair.b.valid(*pair.in_b(*w)).any()
-    ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import StoreError
 from ..store.npy_folder import STATE
 from ..store.output import TileKey
 from ..store.reader import Embeddings, Layer
@@ -40,8 +41,17 @@ def markers(path: Path) -> Iterator[Path]:
 
 def tiles(output: Embeddings) -> list[TilePlace]:
     """Every finished tile of an output, by its markers."""
-    records = (json.loads(file.read_text()) for file in markers(output.path))
-    return [TilePlace(r["tile"], marked_place(r)) for r in records]
+    found = []
+    for file in markers(output.path):
+        try:
+            record = json.loads(file.read_text())
+            found.append(TilePlace(record["tile"], marked_place(record)))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise StoreError(
+                f"{file}: cannot be read as a marker ({error}); `tessera-fast verify "
+                f"{output.path}` checks all of them"
+            ) from error
+    return found
 
 
 def marked_place(record: dict[str, Any]) -> Grid | None:
