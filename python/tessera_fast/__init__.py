@@ -13,13 +13,14 @@ from .errors import BackendUnavailable, InputError, StoreError, TesseraError, We
 
 if TYPE_CHECKING:
     from .exporting import export
+    from .job import embed_tiles
     from .model import Model, load_model
     from .official import encode_pixels, encode_tile
     from .pipeline import embed
     from .plan_table import Plan
     from .planning import plan
     from .quantization import QuantizedEmbeddings, dequantize, quantize
-    from .tile import Tile, open_tile
+    from .tile import Tile, open_tile, open_windows
     from .verification import verify
     from .weights import convert
 
@@ -38,11 +39,13 @@ __all__ = [
     "convert",
     "dequantize",
     "embed",
+    "embed_tiles",
     "encode_pixels",
     "encode_tile",
     "export",
     "load_model",
     "open_tile",
+    "open_windows",
     "plan",
     "quantize",
     "verify",
@@ -56,11 +59,13 @@ _HOMES = {
     "convert": "weights",
     "dequantize": "quantization",
     "embed": "pipeline",
+    "embed_tiles": "job",
     "encode_pixels": "official",
     "encode_tile": "official",
     "export": "exporting",
     "load_model": "model",
     "open_tile": "tile",
+    "open_windows": "tile",
     "plan": "planning",
     "quantize": "quantization",
     "verify": "verification",

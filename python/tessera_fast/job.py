@@ -21,7 +21,7 @@ from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .store import Provenance, TileKey, job_extent
-from .tile import Tile, open_tile
+from .tile import Tile, expand, open_tile, period_of_year
 
 
 @dataclass
@@ -137,13 +137,18 @@ def embed_tiles(
         result.provenance = provenance
         started(provenance)
 
+    if isinstance(tiles, Plan):
+        options = {**tiles.options["open"], **options}
     tasks = list(_tasks(tiles, options, in_store, note))
     if not tasks:
         return result
-    settings = Settings(dims, memory, seed, repeats)
+    settings = Settings(
+        dims, memory, seed, repeats, period=period_of_year(options.get("period"))
+    )  # fmt: skip
     extent = job_extent(out, [task.key for task in tasks])
+    place = None if device is None else str(device)
     job = Job(
-        str(out), model, weights, backend, precision, None if device is None else str(device),
+        os.path.abspath(os.path.expanduser(out)), model, weights, backend, precision, place,
         threads, settings, int8 or in_store, options, extent,
     )  # fmt: skip
     tasks = tasks if shard is None else tasks[_checked(shard)]
@@ -166,8 +171,7 @@ def _tasks(
             failed(TileReport(failure.source, 0, state="failed", error=InputError(failure.message)))
         yield from (Task(row.source, _planned(row)) for row in tiles)
         return
-    sources = [tiles] if isinstance(tiles, str | os.PathLike | Tile) else tiles
-    for source in sources:
+    for source in _sources(tiles):
         try:
             tile = open_tile(source, **options)
             key = tile_key(tile, georeferenced=in_store)
@@ -175,6 +179,16 @@ def _tasks(
             failed(TileReport(str(source), 0, state="failed", error=error))
         else:
             yield Task(source, key)
+
+
+def _sources(tiles: Any) -> Iterator[Any]:
+    """Every source by itself; paths are made absolute, for workers elsewhere."""
+    for source in tiles if isinstance(tiles, list | tuple) else [tiles]:
+        if not isinstance(source, str | os.PathLike):
+            yield source
+            continue
+        for found in expand([source]):
+            yield found if "://" in found else os.path.abspath(found)
 
 
 def _checked(shard: tuple[int, int]) -> slice:

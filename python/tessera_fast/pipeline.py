@@ -4,6 +4,7 @@ A tile is worked through in bands of whole rows, so that memory is set by `memor
 tile. H, W rows and columns of the tile, h rows of a band, E embedding width.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +22,7 @@ from .progress import Progress, progress_bar
 from .quantization import QuantizedEmbeddings
 from .spec import MAX_SEQUENCE, ModelSpec
 from .stages import Ahead, Clock
-from .tile import Tile, open_tile
+from .tile import Tile, open_tile, suspicions
 
 DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
@@ -33,6 +34,7 @@ _THREAD_BYTES = 4 << 20
 
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Band(NamedTuple):
@@ -58,6 +60,7 @@ class Settings:
     seed: int = 0
     repeats: int = 1
     processes: int = 1  # that share this machine's memory
+    period: str | None = None  # "07-01/06-30" where years are not calendar years; for the record
 
 
 def embed_bands(
@@ -230,13 +233,17 @@ def embed(
     seed: int = 0,
     repeats: int = 1,
     allow_missing_s1: bool = False,
+    s1_units: str | None = None,
+    s2_offset: str | int = "removed",
+    period: Any = None,
     **arrays: Any,
 ) -> Any:
     """TESSERA embeddings of a tile: (H, W, E) float32, NaN where a pixel was never observed.
 
-    ``tile``: a folder in the official d-pixel layout, a dict of arrays, an xarray.Dataset with
-    named bands, or a Tile; or give the arrays as keywords ``bands`` (T, H, W, 10), ``masks``,
-    ``doys``, ``sar_ascending``, ``sar_ascending_doy``, ``sar_descending``, ``sar_descending_doy``,
+    ``tile``: a folder in the official d-pixel layout, a Zarr or netCDF cube, a URL of one, a dict
+    of arrays, an xarray.Dataset with named bands, or a Tile; or give the arrays as keywords
+    ``bands`` (T, H, W, 10), ``masks``, ``doys``, ``sar_ascending``, ``sar_ascending_doy``,
+    ``sar_descending``, ``sar_descending_doy``,
     all in raw units (digital numbers, and Sentinel-1 on the official int16 scale).
     ``model``: a name, a checkpoint's path, or what `load_model` returned; ``weights``, ``backend``,
     ``precision``, ``device`` and ``threads`` are those of `load_model`.
@@ -245,6 +252,8 @@ def embed(
     beside the model's weights and the result, as "512MiB" or bytes; None: 1 GiB, more where many
     threads need it, or half of what is free where that is less. ``seed`` and ``repeats`` concern
     v1.0, which draws dates at random. ``allow_missing_s1`` accepts a tile without Sentinel-1.
+    ``s1_units``, ``s2_offset`` and ``period`` are those of `open_tile`. Observations that seem to
+    be in other units than is said are logged as a warning.
     ``progress``: None shows a bar on a terminal; True, False, or a function of (done, total).
 
     A Dataset gives a DataArray (y, x, band) with the Dataset's coordinates for float32 output.
@@ -257,10 +266,15 @@ def embed(
             "embed: give either a tile (a folder, dict, Dataset or Tile) or the arrays as keywords "
             f"(bands=, masks=, ...), got {'neither' if tile is None else 'both'}"
         )
-    source = open_tile(arrays if tile is None else tile, allow_missing_s1=allow_missing_s1)
+    source = open_tile(
+        arrays if tile is None else tile, allow_missing_s1=allow_missing_s1, s1_units=s1_units,
+        s2_offset=s2_offset, period=period,
+    )  # fmt: skip
     loaded = load_model(
         model, device, weights=weights, backend=backend, precision=precision, threads=threads
     )
+    for suspicion in suspicions(source):
+        _log.warning("%s: %s", source.where, suspicion)
     shape = (source.height, source.width)
     dtype = np.int8 if output == "int8" else np.float32
     values = np.zeros((*shape, loaded.width(dims)), dtype)

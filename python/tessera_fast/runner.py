@@ -20,7 +20,7 @@ from .pipeline import Band, Settings, embed_bands
 from .quantization import QuantizedEmbeddings
 from .stages import Behind, Clock
 from .store import Output, Provenance, TileKey, TileWriter
-from .tile import Tile, open_tile
+from .tile import Tile, open_tile, suspicions
 
 _POLL = 0.25  # seconds between two looks at a tile that another process has
 _log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class TileReport:
     seconds: float = 0.0  # of wall time since the tile before was encoded
     no_data: int = 0  # pixels
     error: TesseraError | None = None
+    warnings: tuple[str, ...] = ()  # what seems wrong with the observations
 
 
 def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Provenance:
@@ -73,6 +74,7 @@ def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Prove
         repeats=settings.repeats if drawn else None,
         backend=model.backend,
         isa=model.provenance().get("isa"),
+        period=settings.period,
         package_version=__version__,
     )
 
@@ -198,6 +200,7 @@ class TileRunner:
                 report.state, report.error = "failed", error
                 finished.append(report)
                 return
+        report.warnings = tuple(suspicions(tile))
         opened[:] = [current for current in opened if not current.over]
         opened.append(_Current(task, writer, tile, report))
         yield opened[-1], tile

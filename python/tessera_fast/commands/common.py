@@ -1,7 +1,7 @@
 """What the commands share: exit codes and options."""
 
 import argparse
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..errors import InputError
 from ..pipeline import parse_bytes
@@ -12,10 +12,39 @@ OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_tile_options(parser: argparse.ArgumentParser) -> None:
+    """How tiles are opened; `tile_options` gives them to `open_tile`."""
+    parser.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
     parser.add_argument(
-        "--model", default="v2-medium",
-        help=f"{', '.join(RELEASED)}, or a checkpoint's path (default %(default)s)",
+        "--period", metavar="FIRST/LAST",
+        help="only these dates, e.g. 2024-07-01/2025-06-30; a tile needs the dates themselves",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
+    )
+    parser.add_argument(
+        "--s1-units", choices=("official", "db", "power"),
+        help="what Sentinel-1 is in, if the source does not say (default: official int16 scale)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--s2-offset", type=_offset, default="removed", metavar="present|N",
+        help="present: subtract the 1000 added since 2022-01-25; N: subtract N (default: removed)",
+    )  # fmt: skip
+
+
+def tile_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `open_tile` that were given."""
+    return {
+        "year": args.year, "period": args.period, "allow_missing_s1": args.allow_missing_s1,
+        "s1_units": args.s1_units, "s2_offset": args.s2_offset,
+    }  # fmt: skip
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = "v2-medium") -> None:
+    """Which model runs, and how."""
+    parser.add_argument(
+        "--model", default=default,
+        help=f"{', '.join(RELEASED)}, or a checkpoint's path (default {default or 'v2-medium'})",
     )  # fmt: skip
     parser.add_argument(
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
@@ -43,3 +72,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def count_or_auto(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
+
+
+def _offset(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text

@@ -3,33 +3,50 @@
 import argparse
 import json
 import sys
+from typing import Any
 
-from .common import FAILED, OK, PARTLY, Commands, add_model_options, positive, size
+from ..plan_table import Plan
+from .common import (
+    FAILED,
+    OK,
+    PARTLY,
+    Commands,
+    add_model_options,
+    add_tile_options,
+    count_or_auto,
+    size,
+    tile_options,
+)  # fmt: skip
 
 
 def add(commands: Commands) -> None:
     embed = commands.add_parser("embed", help="embed tiles into a Zarr store or .npy files")
-    embed.add_argument("tiles", nargs="+", metavar="TILE", help="folder in the d-pixel layout")
+    embed.add_argument(
+        "tiles", nargs="+", metavar="TILE",
+        help="folder in the d-pixel layout or of such folders, Zarr or netCDF cube, URL, @LIST.txt "
+        "with one of these a line, or one PLAN.parquet",
+    )  # fmt: skip
     embed.add_argument(
         "-o", "--out", required=True,
         help="NAME.zarr for a store in geotessera's layout, else a folder of .npy files",
     )  # fmt: skip
-    add_model_options(embed)
+    add_model_options(embed, default=None)
     embed.add_argument("--dims", type=int, help="keep a Matryoshka prefix (v2: 16, 32, 64, 128)")
     embed.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
-    embed.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
     embed.add_argument(
         "--memory", type=size,
-        help="bound on working memory, e.g. 512MiB (default 1GiB, more with many threads)",
+        help="bound on working memory, e.g. 512MiB (default 1GiB, more with many threads, less "
+        "where less is free)",
     )  # fmt: skip
-    embed.add_argument(
-        "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
-    )
+    add_tile_options(embed)
     embed.add_argument("--seed", type=int, default=0, help="of v1.0's random dates (default 0)")
     embed.add_argument("--repeats", type=int, default=1, help="v1.0: draws to average (default 1)")
+    embed.add_argument(
+        "--dry-run", action="store_true", help="say what it would take, as plan does, and end"
+    )
     job = embed.add_argument_group("many tiles")
     job.add_argument(
-        "--workers", type=_count, metavar="N",
+        "--workers", type=count_or_auto, metavar="N",
         help="supervised processes on this machine; auto: one per GPU or NUMA node",
     )  # fmt: skip
     job.add_argument(
@@ -37,7 +54,7 @@ def add(commands: Commands) -> None:
         help="only every N-th tile from I = 0 on: a part of an array job; all write one output",
     )  # fmt: skip
     job.add_argument(
-        "--ray", type=_count, metavar="N",
+        "--ray", type=count_or_auto, metavar="N",
         help="actors on a Ray cluster (RAY_ADDRESS), or on this machine; auto: one per GPU or node",
     )  # fmt: skip
     job.add_argument(
@@ -69,6 +86,8 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{tile.name}: failed: {tile.error}", file=sys.stderr)
             return
         args.failure = PARTLY
+        for warning in tile.warnings:
+            print(f"{tile.name}: warning: {warning}", file=sys.stderr)
         if tile.state == "skipped":
             print(f"{tile.name}: already done")
         else:
@@ -77,18 +96,20 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{tile.name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
                   f"{missing}")  # fmt: skip
 
+    tiles, model, dims, options = _what(args)
+    if args.dry_run:
+        return _dry_run(args, tiles, model, dims, options)
     executor, workers = "process", None
     if args.workers is not None or args.ray is not None:
         executor = "local" if args.ray is None else "ray"
         count = args.workers if args.ray is None else args.ray
         workers = None if count == "auto" else count
     result = embed_tiles(
-        args.tiles, args.out, args.model, weights=args.weights, backend=args.backend,
-        precision=args.precision, device=args.device, threads=args.threads, dims=args.dims,
+        tiles, args.out, model, weights=args.weights, backend=args.backend,
+        precision=args.precision, device=args.device, threads=args.threads, dims=dims,
         int8=args.int8, memory=args.memory, seed=args.seed, repeats=args.repeats,
         on_error=args.on_error, executor=executor, workers=workers, retries=args.retries,
-        resources=args.ray_resources, shard=args.shard, report=report, started=started,
-        year=args.year, allow_missing_s1=args.allow_missing_s1,
+        resources=args.ray_resources, shard=args.shard, report=report, started=started, **options,
     )  # fmt: skip
     print(result.summary())
     if args.report:
@@ -97,8 +118,27 @@ def _run(args: argparse.Namespace) -> int:
     return OK if not failed else FAILED if failed == len(result.tiles) else PARTLY
 
 
-def _count(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+def _what(args: argparse.Namespace) -> tuple[Any, str, int | None, dict[str, Any]]:
+    """Tiles or a plan, the model, its width, and how tiles are opened: as planned, or as given."""
+    if len(args.tiles) != 1 or not args.tiles[0].endswith(".parquet"):
+        return args.tiles, args.model or "v2-medium", args.dims, tile_options(args)
+    plan = Plan.load(args.tiles[0])
+    return plan, args.model or plan.options["model"], args.dims or plan.options["dims"], {}
+
+
+def _dry_run(
+    args: argparse.Namespace, tiles: Any, model: str, dims: int | None, options: dict[str, Any]
+) -> int:
+    from ..planning import plan
+
+    if not isinstance(tiles, Plan):
+        tiles = plan(
+            tiles, model, backend=args.backend, precision=args.precision, device=args.device,
+            threads=args.threads, dims=dims, out=args.out, int8=args.int8, on_error="skip",
+            **options,
+        )  # fmt: skip
+    print(tiles.summary())
+    return FAILED if not tiles.rows else PARTLY if tiles.failed else OK
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -2,7 +2,16 @@
 
 import argparse
 
-from .common import FAILED, OK, PARTLY, Commands, add_model_options, positive
+from .common import (
+    FAILED,
+    OK,
+    PARTLY,
+    Commands,
+    add_model_options,
+    add_tile_options,
+    positive,
+    tile_options,
+)  # fmt: skip
 
 
 def add(commands: Commands) -> None:
@@ -23,10 +32,7 @@ def add(commands: Commands) -> None:
     add_model_options(plan)
     plan.add_argument("--dims", type=int, help="keep a Matryoshka prefix (v2: 16, 32, 64, 128)")
     plan.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
-    plan.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
-    plan.add_argument(
-        "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
-    )
+    add_tile_options(plan)
     plan.add_argument(
         "--workers", type=positive, default=1, metavar="N",
         help="machines like this one that share the tiles (default 1)",
@@ -45,8 +51,8 @@ def _run(args: argparse.Namespace) -> int:
     found = plan(
         args.tiles, args.model, backend=args.backend, precision=args.precision,
         device=args.device, threads=args.threads, dims=args.dims, out=args.to, int8=args.int8,
-        year=args.year, allow_missing_s1=args.allow_missing_s1, workers=args.workers,
-        calibrate=not args.no_calibrate, rate=args.rate, on_error="skip",
+        workers=args.workers, calibrate=not args.no_calibrate, rate=args.rate, on_error="skip",
+        **tile_options(args),
     )  # fmt: skip
     print(found.summary())
     if not found.rows:

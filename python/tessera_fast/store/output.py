@@ -20,7 +20,7 @@ from .state import RowFile
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
-    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats"
+    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats", "period"
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Provenance:
     prefixes: tuple[int, ...] = ()  # Matryoshka widths below E that stand alone
     seed: int | None = None  # of v1.0's random draws, and how many are averaged
     repeats: int | None = None
+    period: str | None = None  # "07-01/06-30": month and day of a year that is no calendar year
     backend: str = ""
     isa: str | None = None
     package_version: str = ""

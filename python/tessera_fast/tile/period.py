@@ -69,6 +69,17 @@ def calendar_year(period: Period) -> int | None:
     return year if period == whole else None
 
 
+def period_of_year(period: Any) -> str | None:
+    """What periods of several years have in common, as "07-01/06-30": of `open_tile`'s ``period``
+    the month and day of the first and last day. None for a calendar year, and for none."""
+    if period is None:
+        return None
+    found = parse_period(period)
+    if calendar_year(found) is not None:
+        return None
+    return "/".join(f"{day:%m-%d}".replace("02-29", "02-28") for day in found)
+
+
 def choose_dates(fields: Fields, period: Period, year: int | None) -> None:
     """Keep the dates of ``fields``, which are checked, that lie in ``period``.
 

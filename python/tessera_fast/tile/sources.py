@@ -125,7 +125,8 @@ def _expand_folder(folder: str) -> Iterator[str]:
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     names = {entry.name for entry in entries}
-    if "bands.npy" in names or is_cube(Path(folder).name, names):
+    # with any of its arrays it is a tile: opening it says what is missing
+    if names & {f"{name}.npy" for name in ARRAYS} or is_cube(Path(folder).name, names):
         yield folder
         return
     tiles: list[str] = []
