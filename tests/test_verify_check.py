@@ -1,6 +1,7 @@
 """`tessera-fast verify A`: a sound output is sound, and each kind of damage is named."""
 
 import json
+import re
 import shutil
 import warnings
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fake_tiles import listing
 from tessera_fast.errors import StoreError
 from tessera_fast.store.output import open_output
 from tessera_fast.verification import check
@@ -228,6 +230,28 @@ def test_a_large_store_with_a_lost_shard(tmp_path):
         file.unlink()
     found = check(path)
     assert found.sound and "1 of the 6 shards" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["embeddings", "embeddings_d8", "scales"])
+def test_what_it_says_to_do_mends_the_store(tmp_path, name):
+    left, right = tile("left", 45, 300), tile("right", 45, 300, x0=HERE.transform[2] + 2900)
+    tiles = {left: sound(left), right: sound(right, seed=1)}
+    path = store(tmp_path / "x.zarr", tiles)
+    before = listing(path)
+    file = path / "utm31" / name / ("c/0/0/0/1" if "embed" in name else "c/0/0/1")
+    file.write_bytes(file.read_bytes()[:500])
+    (problem,) = check(path).problems
+    patterns = re.findall(r"/utm31/(\S+?),? ", problem.fix)
+    names = re.findall(r"\S+\.json", problem.fix)
+    assert (len(patterns), names) == (2, ["left.2020.json,", "right.2020.json;"])
+    for pattern in patterns:
+        for file in (path / "utm31").glob(pattern):
+            file.unlink()
+    for marked in names:
+        marker(path, marked[: -len(".json,")]).unlink()
+    store(path, tiles)
+    assert check(path).sound
+    assert listing(path) == before
 
 
 def test_a_store_in_use_is_said_to_be(path):

@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,17 @@ from .output import COUNT_NAMES
 from .zarr_store import PROVENANCE, _import_zarr
 
 _SCALES = "_scales"
+
+
+class TileRecord(NamedTuple):
+    """A finished tile by its marker. In a store the place is that in the zone's own CRS."""
+
+    name: str
+    year: int | None
+    crs: str | None
+    transform: tuple[float, ...] | None  # (a, b, c, d, e, f) of pixel corners
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Layer:
     tile_side: int = 256  # rows and columns that are cheap to read together
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _time: int = field(default=-1, repr=False, compare=False)  # index on a store's time axis
+    _folder: Path | None = field(default=None, repr=False, compare=False)  # of a store's zone
 
     def codes(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """(h, w, E) int8 and scales (h, w) float32: finite valid, +inf or NaN no data."""
@@ -65,6 +77,32 @@ class Layer:
         if any(name not in self._arrays for name in COUNT_NAMES):
             return None
         return np.stack([self._read(name, rows, columns) for name in COUNT_NAMES], axis=-1)
+
+    def stored(self, side: int = 256) -> list[tuple[slice, slice]]:
+        """Windows of at most ``side`` rows and columns, apart, that hold every pixel with data.
+
+        Of a store those whose files are there: a zone is mostly empty.
+        """
+        height, width = self.height, self.width
+        if self._folder is not None:
+            scales = self._arrays["scales"]
+            height, width = (scales.shards or scales.chunks)[-2:]
+        found = []
+        for top in range(0, self.height, height):
+            for left in range(0, self.width, width):
+                if self._folder is not None:
+                    index = (self._time, top // height, left // width)
+                    key = self._arrays["scales"].metadata.encode_chunk_key(index)
+                    if not (self._folder / "scales" / key).exists():
+                        continue
+                rows = range(top, min(top + height, self.height))
+                columns = range(left, min(left + width, self.width))
+                found += [
+                    (slice(y, min(y + side, rows.stop)), slice(x, min(x + side, columns.stop)))
+                    for y in rows[::side]
+                    for x in columns[::side]
+                ]
+        return found
 
     def _codes(self, rows: slice, columns: slice) -> np.ndarray:
         array = self._arrays["embeddings"]
@@ -108,6 +146,34 @@ def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     )
 
 
+def tiles_of(path: str | os.PathLike[str]) -> list[TileRecord]:
+    """The finished tiles of an output, by name and year; none where its state is not beside it.
+
+    StoreError where a marker cannot be read.
+    """
+    place = Path(path).expanduser().resolve()
+    store = (place / "zarr.json").exists()
+    state = place.with_name(place.name + ".state") if store else place / STATE
+    found = []
+    for file in sorted((state / "done").glob("*.json")):
+        try:
+            record = json.loads(file.read_text())
+            transform = record["transform"]
+            found.append(
+                TileRecord(
+                    record["tile"], record["year"], record["crs"],
+                    None if transform is None else tuple(transform), record["height"],
+                    record["width"],
+                )
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{file}: expected a JSON object with tile, year, crs, transform, height and "
+                f"width, got {type(error).__name__}: {error}. Embed the tile again"
+            ) from error
+    return found
+
+
 def _open_store(path: Path) -> Embeddings:
     root = _import_zarr().open_group(str(path), mode="r")
     layers = []
@@ -124,7 +190,7 @@ def _open_store(path: Path) -> Embeddings:
             layers.append(
                 Layer(
                     f"{name}/{year}", height, width, dims, True, year, attributes["proj:code"],
-                    transform, side, arrays, t,
+                    transform, side, arrays, t, path / name,
                 )
             )  # fmt: skip
     attributes = dict(root.attrs)

@@ -95,10 +95,10 @@ def verify(
     overall = found.overall
     floats = not any(p.a.quantized or p.b.quantized for p in pairs)
     limits = judge(overall, chosen, floats, ignore_missing=ignore_missing)
-    conflicts = _conflicts(*recorded)
+    conflicts = [] if ignore_provenance else _conflicts(*recorded)
     shifted = any(p.lattice_shift != (0.0, 0.0) for p in pairs)
     complete = ignore_missing or not overall.only_a + overall.only_b
-    if conflicts and not ignore_provenance:
+    if conflicts:
         verdict = f"different: other {' and '.join(conflicts)}"
     elif shifted or not passes(limits):
         verdict = "different"
@@ -107,7 +107,7 @@ def verify(
     else:
         verdict = f"equal within the {chosen.name} gate"
     causes: list[str] = []
-    if verdict.startswith("different"):
+    if verdict == "different":
         readers = Reader(first), Reader(second)
         causes = likely_causes(readers, pairs, found, chosen)
     return Comparison(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..store.output import COUNT_NAMES
+from ..store.zone import PIXEL, Grid
 from .compare import UNREADABLE
 from .places import state_folder
 from .selfcheck import Check
@@ -33,10 +34,16 @@ class Shards:
     """The arrays with pixels of one zone, by name."""
 
     def __init__(
-        self, out: Check, zone: str, arrays: dict[str, Any], provenance: dict[str, Any] | None
+        self,
+        out: Check,
+        zone: str,
+        arrays: dict[str, Any],
+        grid: Grid | None,
+        tiles: list[tuple[str, Grid]] | None,
     ) -> None:
-        self._out, self._zone = out, zone
-        self._ours = provenance is not None
+        """``tiles``: markers and places of finished tiles; None where another program wrote it."""
+        self._out, self._zone, self._grid, self._tiles = out, zone, grid, tiles
+        self._ours = tiles is not None
         self._years = arrays["time"][:].tolist()
         self._arrays = {
             k: a
@@ -44,10 +51,6 @@ class Shards:
             if k.startswith("embeddings") or k == "scales" or k in COUNT_NAMES
         }
         self._bad: set[Path] = set()
-        self._again = f"Remove the markers of its tiles in {state_folder(out.path) / 'done'} and "
-        self._again += "run the same `tessera-fast embed` again"
-        if not self._ours:
-            self._again = "Fetch or write it again"
 
     def windows(self) -> Iterator[Window]:
         """Those that a file of any array touches."""
@@ -85,7 +88,7 @@ class Shards:
             other = "embeddings" if key == "scales" else "scales"
             self._out.problem(
                 file_of(self._arrays[key], window.time, window.rows.start, window.columns.start),
-                f"is missing, while {other} have data there", self._again,
+                f"is missing, while {other} have data there", self._fix(window),
             )  # fmt: skip
             pixels[key] = None
         for where, what in self._faults(pixels):
@@ -96,7 +99,7 @@ class Shards:
                     f"{window.rows.start + row} column {window.columns.start + column}",
                     f"{what} ({int(where.sum()):,} such pixels in these "
                     f"{where.shape[0]} x {where.shape[1]})",
-                    self._again,
+                    self._fix(window),
                 )  # fmt: skip
 
     def _faults(self, pixels: dict[str, np.ndarray | None]) -> Iterator[Fault]:
@@ -112,6 +115,37 @@ class Shards:
         counts = [pixels.get(name) for name in COUNT_NAMES]
         if all(c is not None for c in counts):
             yield from count_faults(np.stack([c for c in counts if c is not None], axis=-1), scales)
+
+    def _fix(self, window: Window) -> str:
+        """How to have the pixels of a window made again, and nothing else.
+
+        Other arrays' shards of it have to go as well: a tile that is merged into a store replaces
+        no pixel that looks as good.
+        """
+        if self._tiles is None:
+            return "Fetch or write it again"
+        names = [name for name, place in self._tiles if self._touches(place, window)]
+        if not names:
+            return "Write the tiles to another store: which of them lie here is not recorded"
+        side = file_side(self._arrays["embeddings"])
+        index = f"{window.rows.start // side}/{window.columns.start // side}"
+        zone = self._out.path / self._zone
+        return (
+            f"Remove {zone}/*/c/{window.time}/{index}, {zone}/*/c/{window.time}/0/{index} and, in "
+            f"{state_folder(self._out.path) / 'done'}, {', '.join(names)}; then run the same "
+            "`tessera-fast embed` again"
+        )
+
+    def _touches(self, tile: Grid, window: Window) -> bool:
+        grid = self._grid
+        if grid is None or (tile.zone, tile.years) != (grid.zone, (grid.years[window.time],)):
+            return False
+        row, col = (grid.y0 - tile.y0) / PIXEL, (tile.x0 - grid.x0) / PIXEL
+        rows, columns = window.rows, window.columns
+        return (
+            rows.start - tile.height < row < rows.stop
+            and columns.start - tile.width < col < columns.stop
+        )
 
     def _files(self, key: str, window: Window) -> list[Path]:
         """The files of an array that hold pixels of a window, of those that exist."""
@@ -136,7 +170,7 @@ class Shards:
             self._out.problem(
                 " and ".join(map(str, files)),
                 f"cannot be decoded ({sizes} bytes, {type(error).__name__}: {error})",
-                f"Remove it. {self._again}",
+                self._fix(window),
             )
             return None
 

@@ -39,7 +39,7 @@ def check_markers(
             out.problem(
                 file,
                 f"tells of other embeddings than the output records ({sides})",
-                f"Do not use tile {name}. {_AGAIN}",
+                f"Do not use tile {name}: write it to another output",
             )
         if zones is None:
             _file_of_tile(out, file, record, provenance)

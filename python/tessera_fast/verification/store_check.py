@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..store.output import COUNT_NAMES
 from ..store.zarr_store import PROVENANCE, _import_zarr
 from ..store.zone import PIXEL, Grid
 from .compare import UNREADABLE
+from .places import marked_place, markers
 from .selfcheck import Check
 from .shard_check import Shards
 from .state_check import check_markers
@@ -49,7 +53,9 @@ def check_store(out: Check, progress: Progress) -> None:
             f"Readers take the first zone's. {ANEW}",
         )
     _consolidated(out, zarr, zones)
-    shards = [Shards(out, n, z, provenance) for n, z in zones.items()]
+    grids = {n: _grid(root[n], n, z) for n, z in zones.items()}
+    tiles = None if provenance is None else _marked(out)
+    shards = [Shards(out, n, z, grids[n], tiles) for n, z in zones.items()]
     plan = [(s, window) for s in shards for window in s.windows()]
     with progress_bar(sum(w.pixels for _, w in plan), "check", progress) as tick:
         done = 0
@@ -58,8 +64,18 @@ def check_store(out: Check, progress: Progress) -> None:
             done += window.pixels
             tick(done)
     if provenance is not None:
-        grids = {n: (g, z) for n, z in zones.items() if (g := _grid(root[n], n, z))}
-        check_markers(out, dict(provenance), grids)
+        placed = {n: (g, zones[n]) for n, g in grids.items() if g is not None}
+        check_markers(out, dict(provenance), placed)
+
+
+def _marked(out: Check) -> list[tuple[str, Grid]]:
+    """File names of the markers, with the tiles' places; what is wrong with one is said later."""
+    found = []
+    for file in markers(out.path):
+        with suppress(OSError, ValueError, LookupError, TypeError, StoreError):
+            if (grid := marked_place(json.loads(file.read_text()))) is not None:
+                found.append((file.name, grid))
+    return found
 
 
 def _grid(group: Any, name: str, arrays: dict[str, Any]) -> Grid | None:

@@ -1,0 +1,58 @@
+"""Files and folders that appear whole or not at all, and packages that a product needs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+
+
+def require(package: str, what: str) -> Any:
+    """The module ``package``; StoreError says which extra has it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise StoreError(
+            f"{what} needs {package.split('.')[0]}: pip install 'tessera_fast[geo]' ({error})"
+        ) from error
+
+
+def refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    """StoreError if one of ``paths`` exists and may not be replaced."""
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise StoreError(f"{there[0]}{more}: exists; give overwrite (--overwrite) to replace it")
+
+
+@contextmanager
+def whole(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a place for a file or a folder, which is at ``path`` after the block.
+
+    The place is in a folder of its own beside ``path``: what a library leaves there goes too.
+    Nothing stays if the block fails. OSError becomes StoreError.
+    """
+    refuse_existing([path], overwrite)
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        yield scratch / path.name
+        if path.is_dir():
+            os.replace(path, scratch / "replaced")
+        os.replace(scratch / path.name, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: could not be written ({error}); nothing was left there. Make room, or write "
+            "elsewhere"
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
