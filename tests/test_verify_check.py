@@ -243,12 +243,12 @@ def test_what_it_says_to_do_mends_the_store(tmp_path, name):
     (problem,) = check(path).problems
     patterns = re.findall(r"/utm31/(\S+?),? ", problem.fix)
     names = re.findall(r"\S+\.json", problem.fix)
-    assert (len(patterns), names) == (2, ["left.2020.json,", "right.2020.json;"])
+    assert (len(patterns), names) == (2, ["left.2020.json", "right.2020.json"])
     for pattern in patterns:
         for file in (path / "utm31").glob(pattern):
             file.unlink()
     for marked in names:
-        marker(path, marked[: -len(".json,")]).unlink()
+        marker(path, marked.removesuffix(".json")).unlink()
     store(path, tiles)
     assert check(path).sound
     assert listing(path) == before
@@ -338,6 +338,17 @@ FOLDER_DAMAGE = {
                "cannot be read"),
     "spool": (lambda p: (p / ".tessera_fast/spool/c").mkdir(parents=True), "spool", "unfinished"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a_scales.npy"])
+def test_removing_a_bad_file_and_running_again_mends_a_folder(npy, name):
+    before = listing(npy)
+    (npy / name).write_bytes(b"x")
+    (problem,) = (p for p in check(npy).problems if p.where == str(npy / name))
+    assert problem.fix == "Remove it and run the same `tessera-fast embed` again"
+    (npy / name).unlink()
+    folder(npy, {HERE: sound()})
+    assert check(npy).sound and listing(npy) == before
 
 
 @pytest.mark.parametrize("case", FOLDER_DAMAGE)

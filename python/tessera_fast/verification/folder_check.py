@@ -21,8 +21,8 @@ _PIXELS = 1 << 16  # read at once: 32 MiB of float32 at E = 128
 
 def check_folder(out: Check, progress: Progress) -> None:
     """Add what is wrong with the .npy files in the folder ``out.path``."""
-    done = state_folder(out.path) / "done"
-    again = f"Remove it and its marker in {done}, and run the same `tessera-fast embed` again"
+    ours = state_folder(out.path).exists()
+    again = "Remove it and run the same `tessera-fast embed` again" if ours else "Write it again"
     arrays = {f: a for f in sorted(out.path.glob("*.npy"))
               if (a := _opened(out, f, again)) is not None}  # fmt: skip
     tiles = {f: a for f, a in arrays.items() if a.ndim == 3}

@@ -55,7 +55,11 @@ def _file_of_tile(
         names.append(f"{record['tile']}{SCALES}.npy")
     for name in names:
         if not (out.path / name).exists():
-            out.problem(marker, f"says that the tile is finished, and {name} is missing", _AGAIN)
+            out.problem(
+                marker,
+                f"says that the tile is finished, and {name} is missing",
+                "Run the same `tessera-fast embed` again: it makes the tile anew",
+            )
 
 
 def _place_of_tile(
