@@ -1,16 +1,20 @@
 """The command line: `tessera-fast COMMAND`; each is a file of commands/.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and then a failure, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some tiles done and some not, 130 interrupted, 143
+ended by SIGTERM, as a batch system does before it kills.
 """
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from . import __version__
 from .commands import IN_ORDER
-from .commands.common import FAILED, INTERRUPTED
+from .commands.common import FAILED, INTERRUPTED, TERMINATED
 from .errors import TesseraError
 
 
@@ -21,14 +25,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s"
     )
     try:
-        code: int = args.run(args)
+        with _terminated():
+            code: int = args.run(args)
     except TesseraError as error:
         print(f"tessera-fast: {error}", file=sys.stderr)
         code = getattr(args, "failure", FAILED)
     except KeyboardInterrupt:
         print("tessera-fast: interrupted; finished tiles are kept", file=sys.stderr)
         code = INTERRUPTED
+    except Terminated:
+        print("tessera-fast: ended by SIGTERM; finished tiles are kept", file=sys.stderr)
+        code = TERMINATED
     return code
+
+
+class Terminated(BaseException):
+    """SIGTERM came; raised in the main thread so that nothing is left behind."""
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Raise Terminated on SIGTERM, where signals can be handled: in a process's main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,223 @@
+"""The same job by every executor: the same store, and the same answer to what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tessera_fast as tf
+from conftest import PACKAGE
+from fake_tiles import listing
+from region import write_region
+from tessera_fast.executors.domains import _cpus, domains
+from test_kill import command, finish, start, workers
+
+pytest.importorskip("fcntl", reason="this system has no locks between processes")
+pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
+pytest.importorskip("rasterio", reason="tiles for a store need a roi.tiff")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("region") / "tiles"
+    write_region(folder, side=20, count=3, overlap=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(tiles, mini, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    finish(command(tiles, folder / "x.zarr", mini))
+    return listing(folder)
+
+
+def test_local(tiles, mini, tmp_path, expected):
+    text = finish(command(tiles, tmp_path / "x.zarr", mini, "--workers", "2"))
+    assert listing(tmp_path) == expected
+    assert "9 of 9 tiles embedded with v2-mini (untrained)" in text and "encoder busy" in text
+    again = finish(command(tiles, tmp_path / "x.zarr", mini, "--workers", "2"))
+    assert again.count("already done") == 9
+    assert listing(tmp_path) == expected
+
+
+def test_two_shards_at_once(tiles, mini, tmp_path, expected):
+    both = [start(command(tiles, tmp_path / "x.zarr", mini, "--shard", f"{i}/2")) for i in range(2)]
+    texts = [p.communicate(timeout=120)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], texts
+    assert "5 of 5 tiles" in texts[0] and "4 of 4 tiles" in texts[1]
+    assert listing(tmp_path) == expected
+
+
+def test_two_processes_with_all_tiles(tiles, mini, tmp_path, expected):
+    """Both are given everything; each tile is embedded by one of them."""
+    both = [start(command(tiles, tmp_path / "x.zarr", mini)) for _ in range(2)]
+    texts = [p.communicate(timeout=120)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], texts
+    done = [sum(" px/s" in line for line in text.splitlines()) for text in texts]
+    skipped = [text.count("already done") for text in texts]
+    assert sum(done) == 9 and [d + s for d, s in zip(done, skipped, strict=True)] == [9, 9]
+    assert listing(tmp_path) == expected
+
+
+def test_ray(tiles, mini, tmp_path, expected):
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'tessera_fast[ray]'")
+    text = finish(
+        command(tiles, tmp_path / "x.zarr", mini, "--ray", "2", "--ray-resources",
+                '{"num_cpus": 0.5}')
+    )  # fmt: skip
+    assert "9 of 9 tiles embedded" in text
+    assert listing(tmp_path) == expected
+
+
+@pytest.fixture
+def bad(tiles, tmp_path):
+    """The tiles, one of them with a mask value that is found while packing."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for tile in sorted(tiles.iterdir()):
+        (folder / tile.name).symlink_to(tile)
+    broken = folder / "t11_2024"
+    broken.unlink()
+    broken.mkdir()
+    for file in (tiles / broken.name).iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    masks = np.load(broken / "masks.npy")
+    masks[3, 5, 5] = 9
+    np.save(broken / "masks.npy", masks)
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["process", "local"])
+def test_skip_goes_on_and_reports(options, bad, mini, run, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    arguments = ["embed", bad, "-o", out, "--model", mini, *options]
+    result = run(*arguments, "--on-error", "skip", "--report", report)
+    assert result.code == 3
+    assert "t11_2024: failed: folder " in result.err and "masks: expected" in result.err
+    assert "8 of 9 tiles embedded" in result.out and "; 1 failed" in result.out
+    told = json.loads(report.read_text())
+    assert {t["name"]: t["state"] for t in told["tiles"]}["t11_2024"] == "failed"
+    assert [t["error"] for t in told["tiles"] if t["state"] == "failed"][0].startswith("folder ")
+    assert told["provenance"]["model"] == "v2-mini" and told["seconds"]["encode"] > 0
+    assert len(list(out.glob("*.npy"))) == 8
+    result = run(*arguments)
+    assert result.code in (1, 3) and "masks: expected" in result.err
+
+
+def test_nothing_but_bad_tiles_is_a_failure(bad, mini, run, tmp_path):
+    only = bad / "t11_2024"
+    result = run("embed", only, "-o", tmp_path / "out", "--model", mini, "--on-error", "skip")
+    assert result.code == 1
+    assert not (tmp_path / "out").exists()
+    gone = tmp_path / "gone"
+    result = run(
+        "embed", gone, bad / "t00_2024", "-o", tmp_path / "out", "--model", mini, "--on-error",
+        "skip",
+    )  # fmt: skip
+    assert result.code == 3 and "gone: failed: " in result.err
+
+
+def test_a_tile_that_kills_its_worker(tiles, mini, tmp_path):
+    """It is told from the tiles beside it, which are embedded."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for tile in sorted(tiles.iterdir()):
+        (folder / tile.name).symlink_to(tile)
+    fatal = folder / "t11_2024"
+    site = tmp_path / "site"
+    site.mkdir()
+    # a worker that opens this tile is out of memory, so to speak
+    (site / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def watch(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('t11_2024/sar_descending.npy'):\n"
+        "        if any('spawn_main' in a for a in sys.orig_argv):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    path = os.pathsep.join([str(site), str(PACKAGE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    out = tmp_path / "out"
+    arguments = command(folder, out, mini, "--workers", "2", "--retries", "1", "--on-error", "skip")
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert f"tile {fatal.name}: its worker ended with SIGKILL (out of memory?)" in done.stderr
+    assert len(list(out.glob("*.npy"))) == 8
+    assert {p.name for p in (out / ".tessera_fast").iterdir()} == {
+        "done", "lock", "provenance.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["process", "local"])
+def test_a_signal_leaves_nothing_behind(number, options, tiles, mini, tmp_path):
+    """Whatever is not finished is gone, workers and all, without another run."""
+    out = tmp_path / "x.zarr"
+    process = start(["env", "TESSERA_FAST_ISA=portable", *command(tiles, out, mini, *options)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("x.zarr.state/done/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    own = workers(process.pid)
+    os.kill(process.pid, number)
+    text, _ = process.communicate(timeout=30)
+    if process.returncode == 0:
+        pytest.skip("the job was done before the signal came")
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], text
+    assert "finished tiles are kept" in text and "Traceback" not in text
+    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {"done", "lock"}
+    assert not [pid for pid in own if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"executor": "slurm"}, "executor: expected one of process, local, ray, got 'slurm'"),
+        ({"executor": "process", "workers": 2}, "workers: expected 1 of the executor 'process'"),
+        ({"executor": "local", "workers": 0}, "workers: expected a positive number, got 0"),
+        ({"shard": (2, 2)}, "shard: expected (i, n) with 0 <= i < n"),
+        ({"on_error": "ignore"}, "on_error: expected 'raise' or 'skip'"),
+        ({"executor": "local", "resources": {"num_gpus": 1}}, "'local' has none to ask for"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tiles, mini, tmp_path):
+    with pytest.raises(tf.InputError) as caught:
+        tf.embed_tiles(tiles, tmp_path / "out", mini, **arguments)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_processes_need_paths(tiles, mini, tmp_path):
+    tile = tf.open_tile(tiles / "t00_2024")
+    with pytest.raises(tf.InputError, match="give a path or URL, not a Tile"):
+        tf.embed_tiles([tile], tmp_path / "out", mini, executor="local")
+    with (
+        tf.load_model(mini) as model,
+        pytest.raises(tf.InputError, match="give a name or a path, not a loaded model"),
+    ):
+        tf.embed_tiles(tiles, tmp_path / "out", model, executor="local")
+
+
+def test_domains_share_the_processors(monkeypatch):
+    from tessera_fast.executors.base import Job
+    from tessera_fast.pipeline import Settings
+
+    job = Job("x", "v2-nano", None, "cpu", "auto", None, None, Settings(), True, {}, None)
+    mine = os.sched_getaffinity(0)
+    alone = domains(job, 1)
+    assert len(alone) == 1 and set(alone[0].cpus) == mine
+    halves = domains(job, 2)
+    if len(mine) > 1:
+        assert set(halves[0].cpus) | set(halves[1].cpus) == mine
+        assert not set(halves[0].cpus) & set(halves[1].cpus)
+    crowd = domains(job, len(mine) + 1)
+    assert [d.cpus for d in crowd] == [()] * (len(mine) + 1)
+    monkeypatch.setenv("TESSERA_FAST_THREADS", "8")
+    applied = halves[0].apply(job)
+    assert applied.threads == 4 and applied.settings.processes == 2
+    assert _cpus("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11} and _cpus("\n") == set()
