@@ -16,7 +16,7 @@ def whole(side: int, count: int, year: int = 2024) -> Tile:
 def write_region(
     folder: Path, side: int, count: int, overlap: int = 0, year: int = 2024
 ) -> list[Path]:
-    """``count`` x ``count`` tiles of ``side`` pixels, wider by ``overlap`` to the south and east."""
+    """``count`` x ``count`` tiles of ``side`` pixels, ``overlap`` wider to the south and east."""
     land = whole(side, count, year)
     everything = land.rows(0, land.height)
     assert land.transform is not None

@@ -102,7 +102,8 @@ def test_skip_goes_on_and_reports(options, bad, mini, run, tmp_path):
     assert "8 of 9 tiles embedded" in result.out and "; 1 failed" in result.out
     told = json.loads(report.read_text())
     assert {t["name"]: t["state"] for t in told["tiles"]}["t11_2024"] == "failed"
-    assert [t["error"] for t in told["tiles"] if t["state"] == "failed"][0].startswith("folder ")
+    (error,) = [t["error"] for t in told["tiles"] if t["state"] == "failed"]
+    assert error.startswith("folder ")
     assert told["provenance"]["model"] == "v2-mini" and told["seconds"]["encode"] > 0
     assert len(list(out.glob("*.npy"))) == 8
     result = run(*arguments)

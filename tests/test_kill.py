@@ -1,7 +1,7 @@
 """A job that is killed again and again ends as if nothing had happened.
 
-TESSERA_KILLS sets how often; a release is tried with 200. Victims are drawn at random: a worker, the
-process that supervises them, or both.
+TESSERA_KILLS sets how often; a release is tried with 200. Victims are drawn at random: a worker,
+the process that supervises them, or both.
 """
 
 import os
