@@ -208,7 +208,11 @@ def test_pixels_on_one_side_alone(tmp_path, one):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"model": "v2-small"}, "model"), ({"weights_sha256": "cd" * 32}, "weights")],
+    [
+        ({"model": "v2-small"}, "model"),
+        ({"weights_sha256": "cd" * 32}, "weights"),
+        ({"period": "07-01/06-30"}, "period"),
+    ],
 )
 def test_other_models_are_different_first(tmp_path, one, change, word):
     two = store(tmp_path / "two.zarr", provenance=replace(INT8, **change))

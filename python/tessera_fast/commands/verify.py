@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     verify.add_argument("--json", metavar="FILE", help="write the report as JSON as well")
     verify.add_argument(
         "--ignore-provenance", action="store_true",
-        help="judge the numbers though models or weights differ",
+        help="judge the numbers though models, weights or periods differ",
     )  # fmt: skip
     verify.add_argument(
         "--ignore-missing", action="store_true",

@@ -78,11 +78,11 @@ def verify(
     matched by the names of their tiles, everything else by zone, year and coordinates. ``gate``:
     "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. Counts of
     observations have to agree where both sides have them: other counts are other inputs. ``maps``:
-    a folder for pictures of where they differ. Outputs of other models or weights are different
-    whatever their numbers, unless ``ignore_provenance``; so are outputs of which one lacks pixels
-    that the other has, unless ``ignore_missing``. Reads by windows, in bounded memory. Raises
-    StoreError if an output cannot be read or nothing is common to both, InputError for an unknown
-    gate.
+    a folder for pictures of where they differ. Outputs of other models, weights or periods are
+    different whatever their numbers, unless ``ignore_provenance``; so are outputs of which one
+    lacks pixels that the other has, unless ``ignore_missing``. Reads by windows, in bounded
+    memory. Raises StoreError if an output cannot be read or nothing is common to both, InputError
+    for an unknown gate.
     """
     first, second = _opened(a), _opened(b)
     recorded = first.provenance, second.provenance
@@ -132,12 +132,14 @@ def _opened(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def _conflicts(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Which of model and weights are recorded on both sides and differ."""
-    names = {"model": "model", "weights_sha256": "weights"}
+    """Which of model, weights and period both sides record, and differ."""
+    if not a or not b:
+        return []
+    names = {"model": "model", "weights_sha256": "weights", "period": "period"}
     return [
-        f"{word} ({a[key][:16]} and {b[key][:16]})"
+        f"{word} ({str(a.get(key))[:16]} and {str(b.get(key))[:16]})"
         for key, word in names.items()
-        if a.get(key) and b.get(key) and a[key] != b[key]
+        if a.get(key) != b.get(key)
     ]
 
 
