@@ -194,9 +194,10 @@ def test_wrong_arguments(arguments, message, tiles, mini, tmp_path):
 
 
 def test_other_processes_need_paths(tiles, mini, tmp_path):
-    tile = tf.open_tile(tiles / "t00_2024")
-    with pytest.raises(tf.InputError, match="give a path or URL, not a Tile"):
-        tf.embed_tiles([tile], tmp_path / "out", mini, executor="local")
+    arrays = {"bands": np.ones((1, 2, 2, 10), np.uint16), "masks": np.ones((1, 2, 2), np.uint8),
+              "doys": np.ones(1, np.int32)}  # fmt: skip
+    with pytest.raises(tf.InputError, match="give a path or URL, not a dict"):
+        tf.embed_tiles([arrays], tmp_path / "out", mini, executor="local", allow_missing_s1=True)
     with (
         tf.load_model(mini) as model,
         pytest.raises(tf.InputError, match="give a name or a path, not a loaded model"),

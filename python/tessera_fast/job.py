@@ -21,7 +21,7 @@ from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .store import Provenance, TileKey, job_extent
-from .tile import Tile, expand, open_tile, period_of_year
+from .tile import Tile, expand, open_tile, open_windows, period_of_year
 
 
 @dataclass
@@ -73,7 +73,7 @@ class JobReport:
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
         return (
             f"{text}\nencoder busy {spent.get('encode', 0.0) / run:.0%} of {run:.1f} s; it waited "
-            f"{starved:.1f} s for input and {blocked:.1f} s for output ({stages})"
+            f"{starved:.1f} s for input and {blocked:.1f} s for output\n({stages})"
         )
 
 
@@ -98,6 +98,7 @@ def embed_tiles(
     retries: int = 2,
     resources: Mapping[str, float] | None = None,
     shard: tuple[int, int] | None = None,
+    window: int | None = None,
     progress: Progress = None,
     report: Callable[[TileReport], None] = lambda _: None,
     started: Callable[[Provenance], None] = lambda _: None,
@@ -106,7 +107,8 @@ def embed_tiles(
     """Embed many tiles into ``out``: a Zarr store (its name ends in .zarr) or a folder of .npy.
 
     ``tiles``: a Plan, or sources of `open_tile`, which takes ``options``; a folder of tile folders
-    stands for all of them. ``model`` to ``repeats`` are those of `embed`; ``int8`` concerns .npy
+    stands for all of them, and ``window`` cuts what is larger into tiles of so many pixels a side,
+    as `open_windows` does. ``model`` to ``repeats`` are those of `embed`; ``int8`` concerns .npy
     output, as a store always holds int8. A tile appears whole or not at all; one that is done
     with the same inputs, weights and settings is skipped. Several processes, also on several
     machines, may fill one output at once, each with all tiles or with its ``shard`` (i, n).
@@ -138,8 +140,10 @@ def embed_tiles(
         started(provenance)
 
     if isinstance(tiles, Plan):
+        if window is not None:
+            raise InputError("window: a plan is of whole tiles; give the tiles themselves")
         options = {**tiles.options["open"], **options}
-    tasks = list(_tasks(tiles, options, in_store, note))
+    tasks = list(_tasks(tiles, options, window, in_store, note))
     if not tasks:
         return result
     settings = Settings(
@@ -163,7 +167,11 @@ def embed_tiles(
 
 
 def _tasks(
-    tiles: Any, options: dict[str, Any], in_store: bool, failed: Callable[[TileReport], None]
+    tiles: Any,
+    options: dict[str, Any],
+    window: int | None,
+    in_store: bool,
+    failed: Callable[[TileReport], None],
 ) -> Iterator[Task]:
     """The tiles as tasks. What cannot be opened or placed is given to ``failed``."""
     if isinstance(tiles, Plan):
@@ -174,11 +182,12 @@ def _tasks(
     for source in _sources(tiles):
         try:
             tile = open_tile(source, **options)
-            key = tile_key(tile, georeferenced=in_store)
+            cut = window is not None and window < max(tile.height, tile.width)
+            parts = open_windows(tile, window) if cut and window else [tile]
+            for part in parts:
+                yield Task(part if cut else source, tile_key(part, georeferenced=in_store))
         except TesseraError as error:
             failed(TileReport(str(source), 0, state="failed", error=error))
-        else:
-            yield Task(source, key)
 
 
 def _sources(tiles: Any) -> Iterator[Any]:
@@ -205,7 +214,8 @@ def _planned(row: PlanRow) -> TileKey:
 
 def tile_key(tile: Tile, *, georeferenced: bool) -> TileKey:
     """What an output needs to know of a tile; StoreError where a store cannot place it."""
-    place: dict[str, Any] = {}
+    known = tile.georeference
+    place: dict[str, Any] = {"year": tile.year, "crs": known.crs, "transform": known.transform}
     if georeferenced:
         place = {"crs": tile.crs, "transform": tile.transform, "year": tile.year}
         missing = [what for what, value in place.items() if value is None]

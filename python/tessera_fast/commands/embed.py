@@ -14,6 +14,7 @@ from .common import (
     add_model_options,
     add_tile_options,
     count_or_auto,
+    positive,
     size,
     tile_options,
 )  # fmt: skip
@@ -39,6 +40,10 @@ def add(commands: Commands) -> None:
         "where less is free)",
     )  # fmt: skip
     add_tile_options(embed)
+    embed.add_argument(
+        "--window", type=positive, metavar="PIXELS",
+        help="cut larger tiles and cubes into tiles of PIXELS x PIXELS, each done by itself",
+    )  # fmt: skip
     embed.add_argument("--seed", type=int, default=0, help="of v1.0's random dates (default 0)")
     embed.add_argument("--repeats", type=int, default=1, help="v1.0: draws to average (default 1)")
     embed.add_argument(
@@ -109,7 +114,8 @@ def _run(args: argparse.Namespace) -> int:
         precision=args.precision, device=args.device, threads=args.threads, dims=dims,
         int8=args.int8, memory=args.memory, seed=args.seed, repeats=args.repeats,
         on_error=args.on_error, executor=executor, workers=workers, retries=args.retries,
-        resources=args.ray_resources, shard=args.shard, report=report, started=started, **options,
+        resources=args.ray_resources, shard=args.shard, window=args.window, report=report,
+        started=started, **options,
     )  # fmt: skip
     print(result.summary())
     if args.report:

@@ -11,6 +11,7 @@ from ..model import Model, load_model
 from ..pipeline import Settings, check_memory
 from ..runner import Task, TileReport, TileRunner, provenance_of
 from ..store import Provenance, TileKey, open_output
+from ..tile import Tile
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Job:
                 "model: processes load it themselves, so give a name or a path, not a loaded model"
             )
         for task in tasks:
-            if not isinstance(task.source, str | os.PathLike):
+            if not isinstance(task.source, str | os.PathLike | Tile):
                 raise InputError(
                     f"tile {task.key.name}: processes open tiles themselves, so give a path or "
                     f"URL, not a {type(task.source).__name__}"
