@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .energy import EnergyMeter
 from .errors import InputError, StoreError, TesseraError
 from .executors import run_tasks
 from .executors.base import Job, Watch
@@ -33,6 +34,7 @@ class JobReport:
     provenance: Provenance | None = None  # None: there was nothing to do
     seconds: dict[str, float] = field(default_factory=dict)  # of every stage, over all processes
     wall: float = 0.0
+    joules: float | None = None  # of this machine's processors meanwhile, where they are counted
 
     def count(self, state: str) -> int:
         """Tiles that are "done", "skipped" or "failed"."""
@@ -45,7 +47,7 @@ class JobReport:
         ]
         made = None if self.provenance is None else self.provenance.to_json()
         text = json.dumps(
-            {"out": self.out, "wall": self.wall, "seconds": self.seconds, "provenance": made,
+            {"out": self.out, "wall": self.wall, "joules": self.joules, "seconds": self.seconds, "provenance": made,
              "tiles": tiles}, indent=1,
         )  # fmt: skip
         partial = Path(f"{os.fspath(path)}.partial")
@@ -125,7 +127,7 @@ def embed_tiles(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
-    clock = time.perf_counter()
+    clock, meter = time.perf_counter(), EnergyMeter()
     result = JobReport(os.fspath(out))
     in_store = Path(out).suffix == ".zarr"
 
@@ -162,7 +164,7 @@ def embed_tiles(
         run_tasks(
             executor, job, tasks, watch, workers=workers, retries=retries, resources=resources
         )
-    result.wall = time.perf_counter() - clock
+    result.wall, result.joules = time.perf_counter() - clock, meter.joules()
     return result
 
 
