@@ -47,8 +47,8 @@ class JobReport:
         ]
         made = None if self.provenance is None else self.provenance.to_json()
         text = json.dumps(
-            {"out": self.out, "wall": self.wall, "joules": self.joules, "seconds": self.seconds, "provenance": made,
-             "tiles": tiles}, indent=1,
+            {"out": self.out, "wall": self.wall, "joules": self.joules, "seconds": self.seconds,
+             "provenance": made, "tiles": tiles}, indent=1,
         )  # fmt: skip
         partial = Path(f"{os.fspath(path)}.partial")
         try:
