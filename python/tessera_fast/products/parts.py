@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,12 @@ from ..store.reader import Embeddings, Layer, TileRecord, tiles_of
 
 BLOCK = 256  # rows and columns read at once: 32 MiB of float32 at E = 128
 Window = tuple[slice, slice]
+
+
+def is_output(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a store, or a folder of .npy files."""
+    place = Path(path).expanduser()
+    return (place / "zarr.json").exists() or (place.is_dir() and any(place.glob("*.npy")))
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,9 @@ class Part:
         return int(self.columns.stop - self.columns.start)
 
     @property
-    def transform(self) -> tuple[float, ...]:
-        """(a, b, c, d, e, f) of the window; StoreError where the layer has no place."""
-        return shifted(self.layer, self.rows.start, self.columns.start)
+    def place(self) -> tuple[str, tuple[float, ...]]:
+        """CRS and (a, b, c, d, e, f) of the window; StoreError where the layer has none."""
+        return placed(self.layer, self.rows.start, self.columns.start)
 
     def blocks(self) -> Iterator[tuple[int, int, Window]]:
         """Row and column within the part, and the window of the layer, in blocks of ``BLOCK``."""
@@ -46,15 +54,15 @@ class Part:
                 yield top, left, (rows, slice(x, min(x + BLOCK, self.columns.stop)))
 
 
-def shifted(layer: Layer, row: float, column: float) -> tuple[float, ...]:
-    """The transform of the part of ``layer`` that begins at ``row`` and ``column``."""
+def placed(layer: Layer, row: int = 0, column: int = 0) -> tuple[str, tuple[float, ...]]:
+    """CRS and transform of the part of ``layer`` that begins at ``row`` and ``column``."""
     if layer.crs is None or layer.transform is None:
         raise StoreError(
             f"{layer.name}: its CRS and transform are not recorded, so it cannot be placed on a "
             "map; embed it from a tile that has them (roi.tiff), or export it as npy"
         )
     a, b, c, d, e, f = layer.transform
-    return a, b, c + a * column + b * row, d, e, f + d * column + e * row
+    return layer.crs, (a, b, c + a * column + b * row, d, e, f + d * column + e * row)
 
 
 def parts(
@@ -87,13 +95,11 @@ def parts(
 
 def _all(output: Embeddings) -> list[Part]:
     if not (output.path / "zarr.json").exists():
-        return [
-            Part(v.name, v, slice(0, v.height), slice(0, v.width), True) for v in output.layers
-        ]
+        return [Part(v.name, v, slice(0, v.height), slice(0, v.width), True) for v in output.layers]
     records = tiles_of(output.path)
     if records:
         layers = {(v.crs, v.year): v for v in output.layers}
-        return [_placed(record, layers) for record in records]
+        return [_marked(record, layers) for record in records]
     found = []
     for layer in output.layers:
         windows = layer.stored()
@@ -103,7 +109,7 @@ def _all(output: Embeddings) -> list[Part]:
     return found
 
 
-def _placed(record: TileRecord, layers: dict[tuple[str | None, int | None], Layer]) -> Part:
+def _marked(record: TileRecord, layers: dict[tuple[str | None, int | None], Layer]) -> Part:
     layer = layers.get((record.crs, record.year))
     if layer is None or layer.transform is None or record.transform is None:
         raise StoreError(
@@ -147,7 +153,8 @@ def clusters(windows: Sequence[Window]) -> list[Window]:
             continue
         joined = boxes[meets]
         box = (joined[:, 0].min(), joined[:, 1].max(), joined[:, 2].min(), joined[:, 3].max())
-        boxes = np.concatenate([[box], boxes[~meets]])  # which may meet those before it
-        at = 0
+        before, after = boxes[:at][~meets[:at]], boxes[at:][~meets[at:]]
+        boxes = np.concatenate([before, [box], after])
+        at = len(before)
     order = np.lexsort((boxes[:, 2], boxes[:, 0]))
     return [(slice(int(t), int(b)), slice(int(x), int(r))) for t, b, x, r in boxes[order]]

@@ -1,0 +1,230 @@
+"""The grid that a mosaic is made on: that of a template, or the window around a polygon."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..store.reader import Layer
+from .files import require
+from .parts import placed
+
+WGS84 = "EPSG:4326"
+_STEPS = {True: 0.01, False: 1000.0}  # degrees or metres: longer edges bend in another projection
+_RINGS = dict[str, Any]  # a GeoJSON MultiPolygon
+
+
+@dataclass(frozen=True)
+class Target:
+    """North is not needed to be up; ``polygon``: GeoJSON in ``crs``, outside of it is no data."""
+
+    crs: str
+    transform: tuple[float, ...]  # (a, b, c, d, e, f)
+    height: int
+    width: int
+    polygon: _RINGS | None = None
+
+    def centres(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """x and y of the pixels' centres in ``crs``, (h, w) float64 each."""
+        a, b, c, d, e, f = self.transform
+        row = np.arange(rows.start, rows.stop)[:, None] + 0.5
+        column = np.arange(columns.start, columns.stop)[None] + 0.5
+        return a * column + b * row + c, d * column + e * row + f
+
+    def inside(self, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w) bool: the pixel's centre lies in the polygon; all without one."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        if self.polygon is None:
+            return np.ones(shape, bool)
+        a, b, c, d, e, f = self.transform
+        x, y = columns.start, rows.start
+        corner = (a, b, c + a * x + b * y, d, e, f + d * x + e * y)
+        return _mask(self.polygon, shape, corner)
+
+
+def of_template(path: str | os.PathLike[str]) -> Target:
+    """The grid of a raster that rasterio opens; InputError if it has no CRS."""
+    rasterio = require("rasterio", "reading a template")
+    try:
+        with rasterio.open(path) as raster:
+            crs, transform, (height, width) = raster.crs, raster.transform, raster.shape
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(f"template {path}: expected a raster, got {error}") from error
+    if crs is None or transform.is_identity:
+        raise InputError(f"template {path}: expected a raster with a CRS and a transform, got none")
+    code = crs.to_epsg()
+    return Target(f"EPSG:{code}" if code else crs.to_wkt(), tuple(transform)[:6], height, width)
+
+
+def of_polygon(
+    polygon: str | os.PathLike[str] | Mapping[str, Any],
+    layers: Sequence[Layer],
+    crs: str | None,
+    resolution: float | None,
+) -> Target:
+    """The window around ``polygon``, on the lattice of the zone with most of its pixels.
+
+    ``crs``, ``resolution`` (units of the CRS): another grid, whose lines are multiples of the
+    resolution. InputError if the polygon is none or ``layers`` have no data in it.
+    """
+    pyproj = require("pyproj", "a polygon")
+    content = _read(polygon)
+    source, rings = _crs_of(content, pyproj), list(_polygons(content))
+    if not rings:
+        raise InputError("polygon: expected a Polygon or MultiPolygon, got none")
+    wanted = None if crs is None else _checked_crs(crs, pyproj)
+    best = _fullest(layers, rings, source)
+    lattice_crs, lattice = placed(best)
+    if resolution is not None and not 0 < resolution < math.inf:
+        raise InputError(f"resolution: expected a number above 0, got {resolution}")
+    if wanted is None or pyproj.CRS(wanted) == pyproj.CRS(lattice_crs):
+        wanted = lattice_crs
+        x0, y0, step = lattice[2], lattice[5], resolution or lattice[0]
+    else:
+        x0 = y0 = 0.0
+        if resolution is None and pyproj.CRS(wanted).is_geographic:
+            raise InputError(f"resolution: give it in degrees, because {crs} is geographic")
+        step = resolution or lattice[0]
+    moved = _moved(rings, source, wanted)
+    if moved is None:
+        raise InputError(f"polygon: parts of it have no place in {wanted}; choose another crs")
+    points = np.concatenate([np.asarray(r) for p in moved["coordinates"] for r in p])
+    (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
+    column, row = math.floor((left - x0) / step), math.floor((y0 - top) / step)
+    width, height = math.ceil((right - x0) / step) - column, math.ceil((y0 - bottom) / step) - row
+    transform = (step, 0.0, x0 + column * step, 0.0, -step, y0 - row * step)
+    return Target(wanted, transform, max(height, 1), max(width, 1), moved)
+
+
+def _checked_crs(crs: str, pyproj: Any) -> str:
+    try:
+        pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.CRSError as error:
+        raise InputError(f"crs: expected one that pyproj reads, got {crs!r} ({error})") from error
+    return crs
+
+
+def _read(polygon: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(polygon, Mapping):
+        return polygon
+    try:
+        content = json.loads(Path(polygon).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"polygon {polygon}: expected a GeoJSON file, got {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"polygon {polygon}: expected a GeoJSON object, got {type(content)}")
+    return content
+
+
+def _crs_of(content: Mapping[str, Any], pyproj: Any) -> str:
+    """Of the member "crs" that GeoJSON had before RFC 7946, else WGS 84."""
+    try:
+        name = content["crs"]["properties"]["name"] if content.get("crs") else WGS84
+    except (KeyError, TypeError) as error:
+        raise InputError(f"polygon: expected a named crs, got {content['crs']}") from error
+    return _checked_crs(name, pyproj)
+
+
+def _polygons(content: Mapping[str, Any]) -> Iterator[list[np.ndarray]]:
+    """Rings (n, 2) of every polygon, the outer one first; InputError for another geometry."""
+    kind = content.get("type")
+    if kind == "FeatureCollection":
+        for feature in content["features"]:
+            yield from _polygons(feature)
+    elif kind == "Feature" and content.get("geometry"):
+        yield from _polygons(content["geometry"])
+    elif kind in ("Polygon", "MultiPolygon"):
+        many = content["coordinates"] if kind == "MultiPolygon" else [content["coordinates"]]
+        for rings in many:
+            try:
+                arrays = [np.array([p[:2] for p in ring], np.float64) for ring in rings]
+            except (TypeError, ValueError) as error:
+                raise InputError(f"polygon: expected rings of numbers ({error})") from error
+            if any(len(r) < 4 or r.shape[1] != 2 or not np.isfinite(r).all() for r in arrays):
+                raise InputError("polygon: expected rings of at least four finite (x, y)")
+            yield arrays
+    else:
+        raise InputError(
+            f"polygon: expected Polygon, MultiPolygon or Features of them, got {kind!r}"
+        )
+
+
+def _moved(rings: list[list[np.ndarray]], source: str, target: str) -> _RINGS | None:
+    """The polygons in ``target``, with points added on long edges; None if a point has no place."""
+    pyproj = require("pyproj", "a polygon")
+    step = _STEPS[pyproj.CRS(source).is_geographic]
+    transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    out = []
+    for polygon in rings:
+        moved = []
+        for ring in polygon:
+            x, y = transformer.transform(*_dense(ring, step).T)
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                return None
+            moved.append(np.stack([x, y], axis=-1).tolist())
+        out.append(moved)
+    return {"type": "MultiPolygon", "coordinates": out}
+
+
+def _dense(ring: np.ndarray, step: float) -> np.ndarray:
+    pieces = []
+    for start, end in itertools.pairwise(ring):
+        count = max(1, math.ceil(float(np.hypot(*(end - start))) / step))
+        pieces.append(start + (end - start) * (np.arange(count) / count)[:, None])
+    return np.concatenate([*pieces, ring[-1:]])
+
+
+def _mask(polygon: _RINGS, shape: tuple[int, int], transform: tuple[float, ...]) -> np.ndarray:
+    features = require("rasterio.features", "a polygon")
+    affine = require("rasterio", "a polygon").Affine(*transform)
+    mask: np.ndarray = features.geometry_mask([polygon], shape, affine, invert=True)
+    return mask
+
+
+def _fullest(layers: Sequence[Layer], rings: list[list[np.ndarray]], source: str) -> Layer:
+    """The layer with most pixels with data in the polygon, of the CRS with most of them."""
+    moved: dict[str, _RINGS | None] = {}
+    counts: Counter[int] = Counter()
+    for number, layer in enumerate(layers):
+        crs, _ = placed(layer)
+        if crs not in moved:
+            moved[crs] = _moved(rings, source, crs)
+        polygon = moved[crs]
+        if polygon is not None:
+            counts[number] = _pixels_in(layer, polygon)
+    by_crs: Counter[str | None] = Counter()
+    for number, count in counts.items():
+        by_crs[layers[number].crs] += count
+    if not by_crs.total():
+        raise InputError(
+            "polygon: no pixel with data lies in it; expected one that meets the store's layers "
+            f"({', '.join(v.name for v in layers[:10])}), in {source} with x (longitude) first"
+        )
+    best = by_crs.most_common(1)[0][0]
+    return layers[max((n for n in counts if layers[n].crs == best), key=lambda n: counts[n])]
+
+
+def _pixels_in(layer: Layer, polygon: _RINGS) -> int:
+    points = np.concatenate([np.asarray(r) for p in polygon["coordinates"] for r in p])
+    found = 0
+    for rows, columns in layer.stored():
+        _, corner = placed(layer, rows.start, columns.start)
+        _, (_, _, right, _, _, bottom) = placed(layer, rows.stop, columns.stop)
+        x, y = sorted((corner[2], right)), sorted((corner[5], bottom))
+        if (points.max(axis=0) < (x[0], y[0])).any() or (points.min(axis=0) > (x[1], y[1])).any():
+            continue
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        inside = _mask(polygon, shape, corner)
+        if inside.any():
+            found += int((inside & layer.valid(rows, columns)).sum())
+    return found
