@@ -1,6 +1,23 @@
 """The commands of `tessera-fast`, a file each: ``add`` declares it, ``_run`` does it."""
 
-from . import bench, convert, demo, doctor, embed, export, info, plan, repository, verify
+from . import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    embed,
+    export,
+    info,
+    mosaic,
+    plan,
+    quicklook,
+    repository,
+    stac,
+    verify,
+)
 
 # as the help lists them
-IN_ORDER = (embed, plan, verify, demo, bench, convert, export, repository, info, doctor)
+IN_ORDER = (
+    embed, plan, verify, quicklook, mosaic, export, stac, demo, bench, convert, repository, info,
+    doctor,
+)  # fmt: skip
