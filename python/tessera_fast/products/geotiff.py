@@ -89,7 +89,7 @@ def _predictor(raster: Raster) -> int:
 
 def _profile(rasterio: Any, raster: Raster, level: int) -> dict[str, Any]:
     # Band by band, so that a picture of three of 128 bands reads three.
-    colours = {"photometric": "RGB", "alpha": "UNASSOCIATED"} if raster.rgba else {}
+    colours = {"photometric": "RGB", "alpha": "NON-PREMULTIPLIED"} if raster.rgba else {}
     return {
         "driver": "GTiff", "height": raster.height, "width": raster.width, "count": raster.count,
         "dtype": raster.dtype, "nodata": raster.nodata, "crs": raster.crs,
