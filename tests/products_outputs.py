@@ -1,6 +1,7 @@
 """Outputs of random codes for the tests of products, and what limits the size of files."""
 
 import resource
+import struct
 from contextlib import contextmanager
 
 import numpy as np
@@ -44,6 +45,38 @@ def lonlat(polygon, source=32631):
 
 def same(a, b):
     np.testing.assert_array_equal(a, b)  # NaN equals NaN
+
+
+def tiff_directories(data):
+    """(where it is, width, offset of the first stored block) of every directory of a TIFF."""
+    (at,) = struct.unpack_from("<I", data, 4)
+    assert data[:4] == b"II*\0"
+    found = []
+    while at:
+        (count,) = struct.unpack_from("<H", data, at)
+        tags = {}
+        for k in range(count):
+            tag, kind, number = struct.unpack_from("<HHI", data, at + 2 + 12 * k)
+            form = {3: "H", 4: "I"}.get(kind)
+            if form is not None:
+                place = at + 10 + 12 * k
+                if struct.calcsize(f"<{number}{form}") > 4:
+                    (place,) = struct.unpack_from("<I", data, place)
+                tags[tag] = struct.unpack_from(f"<{number}{form}", data, place)
+        blocks = [offset for offset in tags[324] if offset]
+        found.append((at, tags[256][0], min(blocks)))
+        (at,) = struct.unpack_from("<I", data, at + 2 + 12 * count)
+    return found
+
+
+def assert_cog(path):
+    """Directories first, then the pixels of the smallest overview, of the next, of the whole."""
+    directories = tiff_directories(path.read_bytes())
+    places, widths, blocks = zip(*directories, strict=True)
+    assert places[0] < 1000 and max(places) < min(blocks)
+    assert list(places) == sorted(places) and list(widths) == sorted(widths, reverse=True)
+    assert list(blocks) == sorted(blocks, reverse=True)
+    assert len(blocks) > 1 or widths[0] <= 256
 
 
 def names(folder):
