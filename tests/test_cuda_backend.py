@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
 import tessera_fast as tf  # noqa: E402
+from bands import embed_rows  # noqa: E402
 from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, golden_weights  # noqa: E402
 from oracle import assert_golden, assert_reduced  # noqa: E402
 from tessera_fast.backends.base import Plan  # noqa: E402
@@ -23,7 +24,6 @@ from tessera_fast.backends.cuda.replay import Replay, rounded  # noqa: E402
 from tessera_fast.device_arrays import DeviceArrays  # noqa: E402
 from tessera_fast.errors import BackendUnavailable, InputError  # noqa: E402
 from tessera_fast.packing import Observations, PackedTokens, pack  # noqa: E402
-from tessera_fast.pipeline import embed_rows  # noqa: E402
 from tessera_fast.quantization import QuantizedEmbeddings, quantize  # noqa: E402
 from tessera_fast.spec import ModelSpec, variant  # noqa: E402
 from tessera_fast.synthetic import synthetic_tile  # noqa: E402

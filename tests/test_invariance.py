@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bands import embed_rows
 from isas import every_isa
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import InputError
 from tessera_fast.model import Model
 from tessera_fast.packing import Observations
-from tessera_fast.pipeline import band_rows, embed_rows
+from tessera_fast.pipeline import band_rows
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.weights import untrained_weights
@@ -172,7 +173,7 @@ def test_row_bands(name, threads, load):
     whole = encode(model, tile.rows(0, 23), seed=3)
     counts = None
     for rows in (1, 2, 7, 23):
-        bands = list(embed_rows(tile, model, memory=memory_for(tile, model, rows), seed=3))
+        bands = embed_rows(tile, model, memory=memory_for(tile, model, rows), seed=3)
         assert [len(b.values) for b in bands[:-1]] == [rows] * (len(bands) - 1)
         assert [b.start for b in bands] == list(range(0, 23, rows))
         assert same(np.concatenate([b.values for b in bands]), whole)
