@@ -49,7 +49,7 @@ def save_basis(
         **{k: output.provenance.get(k) for k in _IDENTITY},
         **{k: getattr(basis, k).tolist() for k in ("mean", "components", "low", "high")},
     }
-    with whole(Path(path).expanduser().resolve(), overwrite) as partial:
+    with whole(Path(path).expanduser(), overwrite) as partial:
         partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

@@ -56,7 +56,7 @@ def export_store(
         raise InputError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     if float32 and format != "npy":
         raise InputError(f"float32: expected with format 'npy' alone, got {format!r}")
-    output, folder = open_embeddings(store), Path(out).expanduser().resolve()
+    output, folder = open_embeddings(store), Path(out).expanduser()
     if format == "zarr":
         if (bands, tiles, years) != (None, None, None):
             raise InputError("bands, tiles, years: a store is exported to zarr whole")

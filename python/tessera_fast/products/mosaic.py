@@ -65,7 +65,7 @@ def mosaic(
         raise InputError("quantized: codes of neighbours cannot be blended; take nearest")
     if format not in ("cog", "geotiff"):
         raise InputError(f"format: expected cog or geotiff, got {format!r}")
-    path = Path(out).expanduser().resolve()
+    path = Path(out).expanduser()
     files = [path, path.with_name(f"{path.stem}_scales{path.suffix}")] if quantized else [path]
     refuse_existing(files, overwrite)
     output = open_embeddings(store)

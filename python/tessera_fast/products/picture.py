@@ -54,7 +54,7 @@ def picture(
         raise InputError("picture: expected a PNG, a COG or a basis to write, got none")
     if size < 100:
         raise InputError(f"size: expected at least 100 pixels, got {size}")
-    files = {k: Path(v).expanduser().resolve() for k, v in
+    files = {k: Path(v).expanduser() for k, v in
              (("png", out), ("cog", cog), ("basis", save)) if v is not None}  # fmt: skip
     refuse_existing(list(files.values()), overwrite)
     output = open_embeddings(store)

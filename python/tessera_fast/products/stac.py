@@ -40,7 +40,7 @@ def stac_items(
     output, folder = open_embeddings(store), Path(out).expanduser().resolve()
     if not (output.path / "zarr.json").exists():
         raise StoreError(f"{output.path}: expected a Zarr store, got a folder of .npy files")
-    if folder == output.path or output.path in folder.parents:
+    if output.path in (folder, *folder.parents):
         raise StoreError(f"{folder}: is the store itself or lies in it; write beside it")
     held: dict[str, list[Part]] = {}
     for part in parts(output):
@@ -62,7 +62,7 @@ def stac_items(
         for described, name in [(collection, "collection")] + [(i, i.id) for i in items]:
             content = described.to_dict(include_self_link=False)
             (partial / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False))
-    return folder / "collection.json"
+    return Path(out).expanduser() / "collection.json"
 
 
 def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -> Any:

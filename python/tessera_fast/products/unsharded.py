@@ -26,7 +26,7 @@ def write_unsharded(output: Embeddings, path: Path, overwrite: bool, progress: P
             f"{output.path}: a folder of .npy files has no grid to become a store; export its "
             "tiles as geotiff, or embed them into a .zarr"
         )
-    if path == output.path or output.path in path.parents:
+    if output.path in (path.resolve(), *path.resolve().parents):
         raise StoreError(f"{path}: is the store itself or lies in it; write beside it")
     source = zarr.open_group(str(output.path), mode="r")
     windows = {layer.name: layer.stored(CHUNK) for layer in output.layers}
