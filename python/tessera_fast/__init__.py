@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import embed
     from .plan_table import Plan
     from .planning import plan
+    from .products import export_store, mosaic, picture, stac_items
     from .quantization import QuantizedEmbeddings, dequantize, quantize
     from .tile import Tile, open_tile, open_windows
     from .verification import verify
@@ -43,11 +44,15 @@ __all__ = [
     "encode_pixels",
     "encode_tile",
     "export",
+    "export_store",
     "load_model",
+    "mosaic",
     "open_tile",
     "open_windows",
+    "picture",
     "plan",
     "quantize",
+    "stac_items",
     "verify",
 ]
 
@@ -63,11 +68,15 @@ _HOMES = {
     "encode_pixels": "official",
     "encode_tile": "official",
     "export": "exporting",
+    "export_store": "products",
     "load_model": "model",
+    "mosaic": "products",
     "open_tile": "tile",
     "open_windows": "tile",
+    "picture": "products",
     "plan": "planning",
     "quantize": "quantization",
+    "stac_items": "products",
     "verify": "verification",
 }
 
