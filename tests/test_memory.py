@@ -136,5 +136,7 @@ def test_results_do_not_depend_on_the_setting(measured):
 
 
 def test_peak_does_not_grow_with_the_height(measured):
+    """Stages side by side peak a fifth apart from run to run; bands that are kept would add 219 MB,
+    which is twice the peak."""
     low, high = measured(SIDE // 2, SIDE, "256MiB")[0], measured(SIDE, SIDE, "256MiB")[0]
-    assert 10 * high < 11 * low
+    assert 2 * high < 3 * low
