@@ -272,7 +272,7 @@ def small_disk(tmp_path, monkeypatch):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-FULL_AT = [("x", 2), ("x", 7)]
+FULL_AT = [("x", 2), ("x", 5)]
 FULL_AT += [pytest.param("x.zarr", pages, marks=needs_zarr) for pages in (2, 5, 10, 20, 35)]
 
 

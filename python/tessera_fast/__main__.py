@@ -45,12 +45,13 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[None]:
-    """Raise Terminated on SIGTERM, where signals can be handled: in a process's main thread."""
+    """Raise Terminated on the first SIGTERM, where signals can be handled: in a main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would disturb the tidying up
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, handle)

@@ -21,6 +21,7 @@ from .pipeline import Settings
 from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
+from .spec import RELEASED
 from .store import Provenance, TileKey, job_extent
 from .tile import Tile, expand, open_tile, open_windows, period_of_year
 
@@ -59,6 +60,8 @@ class JobReport:
 
     def summary(self) -> str:
         """What was done, and how busy the encoder was, as two lines of text."""
+        if not self.tiles:
+            return f"no tile is to be embedded -> {self.out}"
         made = ""
         if self.provenance is not None:
             p = self.provenance
@@ -69,6 +72,8 @@ class JobReport:
         failed = self.count("failed")
         text += f"; {failed} failed" if failed else ""
         if not self.count("done"):
+            return text
+        if "run" not in self.seconds:  # of workers that were killed it is not known
             return text
         spent = dict(self.seconds)
         run, starved, blocked = (spent.pop(name, 0.0) for name in ("run", "starved", "blocked"))
@@ -145,25 +150,25 @@ def embed_tiles(
         if window is not None:
             raise InputError("window: a plan is of whole tiles; give the tiles themselves")
         options = {**tiles.options["open"], **options}
+    part = slice(None) if shard is None else _checked(shard)
     tasks = list(_tasks(tiles, options, window, in_store, note))
-    if not tasks:
-        return result
     settings = Settings(
         dims, memory, seed, repeats, period=period_of_year(options.get("period"))
     )  # fmt: skip
-    extent = job_extent(out, [task.key for task in tasks])
+    extent = job_extent(out, [task.key for task in tasks], int8=int8)
     place = None if device is None else str(device)
     job = Job(
-        os.path.abspath(os.path.expanduser(out)), model, weights, backend, precision, place,
-        threads, settings, int8 or in_store, options, extent,
+        os.path.abspath(os.path.expanduser(out)), _anywhere(model), _anywhere(weights), backend,
+        precision, place, threads, settings, int8 or in_store, options, extent,
     )  # fmt: skip
-    tasks = tasks if shard is None else tasks[_checked(shard)]
-    pixels = sum(task.pixels for task in tasks)
-    with progress_bar(pixels, Path(out).name, progress) as tick:
-        watch = Watch(note, begin, tick, result.seconds)
-        run_tasks(
-            executor, job, tasks, watch, workers=workers, retries=retries, resources=resources
-        )
+    tasks = tasks[part]
+    if tasks:
+        pixels = sum(task.pixels for task in tasks)
+        with progress_bar(pixels, Path(out).name, progress) as tick:
+            watch = Watch(note, begin, tick, result.seconds)
+            run_tasks(
+                executor, job, tasks, watch, workers=workers, retries=retries, resources=resources
+            )
     result.wall, result.joules = time.perf_counter() - clock, meter.joules()
     return result
 
@@ -200,6 +205,13 @@ def _sources(tiles: Any) -> Iterator[Any]:
             continue
         for found in expand([source]):
             yield found if "://" in found else os.path.abspath(found)
+
+
+def _anywhere(path: Any) -> Any:
+    """The path of a file made absolute, for workers elsewhere; a model's name stays."""
+    if isinstance(path, str | os.PathLike) and path not in RELEASED and os.path.exists(path):
+        return os.path.abspath(path)
+    return path
 
 
 def _checked(shard: tuple[int, int]) -> slice:

@@ -79,6 +79,17 @@ def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Prove
     )
 
 
+class _Abort(Exception):
+    """What a callback raised while the encoder ran, which would take it for its own."""
+
+    def __init__(self, error: InputError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+_Over = tuple[TileReport, int]  # and how many of its pixels were encoded
+
+
 @dataclass(eq=False)
 class _Current:
     """A tile between its claim and its report."""
@@ -87,6 +98,7 @@ class _Current:
     writer: TileWriter
     tile: Tile
     report: TileReport
+    encoded: int = 0  # pixels
     over: bool = False  # reported
 
 
@@ -122,29 +134,48 @@ class TileRunner:
 
         A tile that is done is skipped; one that another process works on is left for the end.
         A None among ``tasks`` says that the next one is not known yet. ``progress`` is told the
-        pixels of tiles that were or are embedded. Both are called in this thread. Raises StoreError
-        where the output cannot be written, which every tile would meet.
+        pixels of tiles that are over or on their way. Both are called in this thread, and what they
+        raise ends the run. Raises StoreError where the output cannot be written, which every tile
+        would meet.
         """
-        finished: list[TileReport] = []  # appended to by all three threads
+        finished: list[_Over] = []  # appended to by all three threads
         opened: list[_Current] = []
+        encoded = others = told = 0  # pixels; others: of tiles that are over, not encoded
 
-        def look(done: int | None = None) -> None:
+        def tell(pixels: int) -> None:
+            nonlocal told
+            if pixels > told:  # less after a band that could not be encoded to its end
+                told = pixels
+                progress(told)
+
+        def look() -> None:
+            nonlocal others
             while finished:
-                report(finished.pop(0))
-            if done is not None:
-                progress(done)
+                tile, pixels = finished.pop(0)
+                others += tile.pixels - pixels
+                report(tile)
+                tell(others + encoded)
+
+        def meanwhile(done: int) -> None:
+            try:
+                look()
+                tell(others + done)
+            except InputError as error:  # of another tile, not of what is encoded
+                raise _Abort(error) from error
 
         bands = embed_bands(
-            self._opened(tasks, opened, finished), self.model, self.settings, self.clock, look,
+            self._opened(tasks, opened, finished), self.model, self.settings, self.clock, meanwhile,
             quantized=self.quantized and self.model.quantizes,
         )  # fmt: skip
-        started = time.perf_counter()
+        started = last = time.perf_counter()
         try:
             with Behind(self.clock, "blocked") as behind:
-                last = time.perf_counter()
                 for item in bands:
                     if item is not None:
                         current, band = item
+                        if isinstance(band, Band):
+                            current.encoded += band.counts[..., 0].size
+                            encoded += band.counts[..., 0].size
                         if not isinstance(band, Band) or band.stop == current.tile.height:
                             now = time.perf_counter()
                             current.report.seconds, last = now - last, now
@@ -153,14 +184,18 @@ class TileRunner:
                     look()
                 behind.finish()
             look()
+        except _Abort as abort:
+            raise abort.error from abort.error.__cause__
         finally:
-            bands.close()
-            for current in opened:
-                current.writer.abort()  # does nothing after a commit
-            self.clock.add("run", time.perf_counter() - started)
+            try:
+                bands.close()
+            finally:
+                for current in opened:
+                    current.writer.abort()  # does nothing after a commit
+                self.clock.add("run", time.perf_counter() - started)
 
     def _opened(
-        self, tasks: Iterable[Task | None], opened: list[_Current], finished: list[TileReport]
+        self, tasks: Iterable[Task | None], opened: list[_Current], finished: list[_Over]
     ) -> Iterator[tuple[_Current, Tile] | None]:
         """The tiles to embed, claimed and opened; None where there is only waiting to do."""
         held: list[Task] = []
@@ -179,28 +214,30 @@ class TileRunner:
                 yield from self._begun(task, opened, finished, held)
 
     def _begun(
-        self, task: Task, opened: list[_Current], finished: list[TileReport], held: list[Task]
-    ) -> Iterator[tuple[_Current, Tile]]:
+        self, task: Task, opened: list[_Current], finished: list[_Over], held: list[Task]
+    ) -> Iterator[tuple[_Current, Tile] | None]:
         report = task.report()
         with self.clock.lap("open"):
             writer = None if self.output.is_done(task.key) else self.output.begin(task.key)
             if writer is None and not self.output.is_done(task.key):
                 held.append(task)
                 return
-            if writer is None or self.output.is_done(task.key):  # done in between
-                if writer is not None:
-                    writer.abort()
-                report.state = "skipped"
-                finished.append(report)
-                return
+            tile = None
             try:
-                tile = self._open(task)
+                if writer is None or self.output.is_done(task.key):  # done in between
+                    report.state = "skipped"
+                else:
+                    tile = self._open(task)
+                    report.warnings = tuple(suspicions(tile))
             except TesseraError as error:
-                writer.abort()
-                report.state, report.error = "failed", error
-                finished.append(report)
-                return
-        report.warnings = tuple(suspicions(tile))
+                tile, report.state, report.error = None, "failed", error
+            finally:
+                if writer is not None and tile is None:
+                    writer.abort()
+        if writer is None or tile is None:
+            finished.append((report, 0))
+            yield None  # so that it is reported
+            return
         opened[:] = [current for current in opened if not current.over]
         opened.append(_Current(task, writer, tile, report))
         yield opened[-1], tile
@@ -219,7 +256,7 @@ class TileRunner:
         return tile
 
     def _handle(
-        self, current: _Current, band: Band | TesseraError, finished: list[TileReport]
+        self, current: _Current, band: Band | TesseraError, finished: list[_Over]
     ) -> None:
         if isinstance(band, StoreError):
             raise band
@@ -233,7 +270,7 @@ class TileRunner:
             with self.clock.lap("commit"):
                 current.writer.commit()
         current.over = True
-        finished.append(current.report)
+        finished.append((current.report, current.encoded))
 
     def _write(self, current: _Current, band: Band) -> None:
         report = current.report

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S", bound="_Stage")
 
 
 class Clock:
@@ -36,24 +37,20 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-class Ahead(Generic[T]):
-    """An iterator that works in a thread of its own, one item ahead of whoever takes them.
+class _Stage:
+    """A thread that is over when the block that uses it is left."""
 
-    While item k is in use, k + 1 is made or waits; k is done with when k + 1 is asked for. An
-    exception of the iterator is raised where its item would have been. ``wait`` names the time that
-    the consumer waits.
-    """
-
-    def __init__(self, items: Iterator[T], clock: Clock, wait: str) -> None:
-        self._items, self._clock, self._wait = items, clock, wait
-        self._ready: deque[T] = deque()
-        self._error: BaseException | None = None
-        self._room = 1  # items that may still be made
-        self._ended = self._closed = False
+    def __init__(self, clock: Clock, wait: str) -> None:
+        self._clock, self._wait = clock, wait
+        self._error: BaseException | None = None  # of the thread
+        self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> "Ahead[T]":
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: S) -> S:
         self._thread.start()
         return self
 
@@ -63,10 +60,39 @@ class Ahead(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._closed = True
+                    self._changed.notify_all()
+                self._thread.join()
+                break
+            except BaseException as another:
+                # A signal: whoever leaves takes away what the thread works on, so it waits.
+                interrupt = another
+        if interrupt is not None:
+            raise interrupt
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class Ahead(_Stage, Generic[T]):
+    """An iterator that works in a thread of its own, one item ahead of whoever takes them.
+
+    While item k is in use, k + 1 is made or waits; k is done with when k + 1 is asked for. An
+    exception of the iterator is raised where its item would have been. ``wait`` names the time that
+    the consumer waits.
+    """
+
+    def __init__(self, items: Iterator[T], clock: Clock, wait: str) -> None:
+        super().__init__(clock, wait)
+        self._items = items
+        self._ready: deque[T] = deque()
+        self._room = 1  # items that may still be made
+        self._ended = False
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -79,8 +105,7 @@ class Ahead(Generic[T]):
                 self._room += 1
                 self._changed.notify_all()
                 return self._ready.popleft()
-        if self._error is not None:
-            raise self._error
+        self._raise()
         raise StopIteration
 
     def _work(self) -> None:
@@ -97,79 +122,55 @@ class Ahead(Generic[T]):
                     self._ready.append(item)
                     self._changed.notify_all()
                 del item
+            closing = getattr(self._items, "close", None)
+            if closing is not None:
+                closing()
         except StopIteration:
             pass
         except BaseException as error:
             self._error = error
         finally:
-            closed = getattr(self._items, "close", None)
-            if closed is not None:
-                closed()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
 
-class Behind:
-    """A thread that calls functions one after the other, at most ``room`` given and not finished.
+class Behind(_Stage):
+    """A thread that calls functions one after the other; one is given and not finished at most.
 
-    The first exception is raised by the next ``give`` or ``finish``; later functions are dropped.
+    The first exception is raised by the next ``give`` or ``finish``, and nothing is called after
+    it. ``wait`` names the time that the giver waits.
     """
 
-    def __init__(self, clock: Clock, wait: str, room: int = 1) -> None:
-        self._clock, self._wait = clock, wait
-        self._room = room
-        self._given: deque[Callable[[], Any]] = deque()
-        self._unfinished = 0
-        self._error: BaseException | None = None
-        self._closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> "Behind":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
+    def __init__(self, clock: Clock, wait: str) -> None:
+        super().__init__(clock, wait)
+        self._function: Callable[[], Any] | None = None  # until it is finished
 
     def give(self, function: Callable[[], Any]) -> None:
-        """Have ``function`` called; waits while there is no room."""
+        """Have ``function`` called; waits for the one before."""
         with self._clock.lap(self._wait), self._changed:
-            while self._unfinished >= self._room and self._error is None:
-                self._changed.wait()
-            self._raise()
-            self._given.append(function)
-            self._unfinished += 1
+            self._finished()
+            self._function = function
             self._changed.notify_all()
 
     def finish(self) -> None:
         """Wait until everything that was given has been done."""
         with self._clock.lap(self._wait), self._changed:
-            while self._unfinished and self._error is None:
-                self._changed.wait()
-            self._raise()
+            self._finished()
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _finished(self) -> None:
+        while self._function is not None and self._error is None:
+            self._changed.wait()
+        self._raise()
 
     def _work(self) -> None:
-        while True:
+        while self._error is None:
             with self._changed:
-                while not (self._given or self._closed):
+                while self._function is None and not self._closed:
                     self._changed.wait()
-                if self._closed:
+                if self._closed or self._function is None:
                     return
-                function = self._given.popleft()
+                function = self._function
             error = None
             try:
                 function()
@@ -177,6 +178,5 @@ class Behind:
                 error = caught
             del function  # and what it holds
             with self._changed:
-                self._error = self._error or error
-                self._unfinished -= 1
+                self._error, self._function = error, None
                 self._changed.notify_all()

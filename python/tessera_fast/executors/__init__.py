@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
-from ..runner import Task, TileReport
+from ..runner import Task
 from .base import Job, Watch
 
 EXECUTORS = ("process", "local", "ray")
@@ -43,15 +43,7 @@ def run_tasks(
 
 
 def _run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> None:
-    others = 0  # pixels of tiles that were not encoded
-
-    def report(tile: TileReport) -> None:
-        nonlocal others
-        if tile.state != "done":
-            others += tile.pixels
-        watch.report(tile)
-
     with job.open([task.key for task in tasks]) as runner:
         watch.started(runner.provenance)
-        runner.run(tasks, report, lambda done: watch.progress(others + done))
+        runner.run(tasks, watch.report, watch.progress)
         watch.add(runner.clock.seconds)

@@ -11,19 +11,20 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..errors import TesseraError
 from ..runner import Task, TileReport
-from ..store import open_output
+from ..store import hold_output
 from .base import Job, Watch
 from .domains import Domain, domains
 
 _POLL = 0.1  # seconds a worker waits for a task before it looks at its reports
-_START_FAILURES = 3  # workers that may die in a row before they are ready
+_START_FAILURES = 3  # workers that may die in a row before they ask for a task
 
 
 @dataclass
@@ -40,58 +41,52 @@ class _Worker:
     connection: Connection
     domain: Domain
     held: list[_Held] = field(default_factory=list)
-    ready: bool = False
-    wants: bool = False  # has asked for a task and got none yet
+    ready: bool = False  # has asked for a task
+    wants: bool = False  # and got none yet
 
 
 class _Supervisor:
-    def __init__(
-        self,
-        job: Job,
-        tasks: Sequence[Task],
-        places: list[Domain],
-        retries: int,
-        watch: Watch,
-    ) -> None:
+    def __init__(self, job: Job, tasks: Sequence[Task], retries: int, watch: Watch) -> None:
         self._job = job
         self._watch = watch
         self._retries = retries
         self._queue = deque(_Held(task) for task in tasks)
         self._context = multiprocessing.get_context("spawn")
         self._failed_starts = 0
+        self._started = False
         self._pixels = 0  # of tiles that are over
-        self.output: Any = None
-        self.workers = [self._start(place) for place in places]
+        self._workers: list[_Worker] = []
 
-    def _start(self, domain: Domain) -> _Worker:
+    def _start(self, domain: Domain) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work, args=(theirs, domain.apply(self._job), domain), daemon=True
         )
-        process.start()
+        with _interrupts_held():
+            process.start()
         theirs.close()
-        return _Worker(process, ours, domain)
+        self._workers.append(_Worker(process, ours, domain))
 
-    def run(self) -> None:
-        while self.workers:
+    def run(self, places: list[Domain]) -> None:
+        for place in places:
+            self._start(place)
+        while self._workers:
             self._hand_out()
-            pipes: dict[Any, _Worker] = {w.connection: w for w in self.workers}
+            pipes: dict[Any, _Worker] = {w.connection: w for w in self._workers}
             for pipe in wait(list(pipes)):
                 worker = pipes[pipe]
                 try:
                     message, content = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # it died, maybe within a message
                     self._bury(worker)
                     continue
                 if message == "ready":
-                    worker.ready, self._failed_starts = True, 0
-                    if self.output is None:  # held open, so that the last one out tidies up
-                        self.output = open_output(
-                            self._job.out, (), content, extent=self._job.extent
-                        )
+                    if not self._started:
                         self._watch.started(content)
+                    self._started = True
                 elif message == "want":
-                    worker.wants = True
+                    worker.ready = worker.wants = True
+                    self._failed_starts = 0
                 elif message == "report":
                     key = (content.name, content.year)
                     worker.held = [
@@ -99,7 +94,8 @@ class _Supervisor:
                     ]
                     self._report(content)
                 elif message == "end":
-                    self.workers.remove(worker)
+                    self._workers.remove(worker)
+                    worker.connection.close()
                     worker.process.join()
                     self._watch.add(content)
                 else:
@@ -107,14 +103,14 @@ class _Supervisor:
 
     def _hand_out(self) -> None:
         """Answer the workers that asked."""
-        for worker in self.workers:
+        for worker in self._workers:
             if not worker.wants or any(h.deaths for h in worker.held):
                 continue
             if self._queue and (not worker.held or not self._queue[0].deaths):
                 worker.wants = False
                 worker.held.append(self._queue.popleft())
                 _send(worker, worker.held[-1].task)
-            elif not self._queue and not any(w.held for w in self.workers):
+            elif not self._queue and not any(w.held for w in self._workers):
                 worker.wants = False
                 _send(worker, None)
 
@@ -122,13 +118,13 @@ class _Supervisor:
         """Replace a worker that died, and put what it held back."""
         worker.connection.close()
         worker.process.join()
-        self.workers.remove(worker)
+        self._workers.remove(worker)
         code = worker.process.exitcode
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _START_FAILURES:
                 raise TesseraError(
-                    f"{_START_FAILURES} workers ended with {_cause(code)} before they could work; "
+                    f"{_START_FAILURES} workers ended with {_cause(code)} before they had a tile; "
                     "see what they printed, and give fewer workers or a smaller model"
                 )
         for held in reversed(worker.held):
@@ -141,8 +137,8 @@ class _Supervisor:
                 f"{held.deaths} times; give less --memory or fewer workers, or leave the tile out"
             )
             self._report(held.task.report(error))
-        if self._queue or any(w.held for w in self.workers):
-            self.workers.append(self._start(worker.domain))
+        if self._queue or any(w.held for w in self._workers):
+            self._start(worker.domain)
 
     def _report(self, tile: TileReport) -> None:
         self._pixels += tile.pixels
@@ -150,25 +146,38 @@ class _Supervisor:
         self._watch.report(tile)
 
     def close(self) -> None:
-        for worker in self.workers:
+        for worker in self._workers:
             worker.process.kill()
-        for worker in self.workers:
+        for worker in self._workers:
             worker.process.join()
             worker.connection.close()
-        if self.output is not None:
-            self.output.close()
 
 
 def run_local(
     job: Job, tasks: Sequence[Task], watch: Watch, workers: int | None, retries: int
 ) -> None:
     """See `run_tasks`; ``workers`` None: one per GPU or NUMA node."""
-    places = domains(job, workers)[: max(1, len(tasks))]
-    supervisor = _Supervisor(job, tasks, places, retries, watch)
+    places = domains(job, workers)[: len(tasks)]
+    with hold_output(job.out):
+        supervisor = _Supervisor(job, tasks, retries, watch)
+        try:
+            supervisor.run(places)
+        finally:
+            supervisor.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches a whole group of processes: it is kept from one that is starting."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which starts with the first process, and lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        supervisor.run()
+        yield
     finally:
-        supervisor.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send(worker: _Worker, task: Task | None) -> None:
@@ -179,8 +188,9 @@ def _send(worker: _Worker, task: Task | None) -> None:
 def _cause(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+    if code == -signal.SIGKILL:
+        return "SIGKILL (out of memory?)"
+    return next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
 
 
 def _work(connection: Connection, job: Job, domain: Domain) -> None:

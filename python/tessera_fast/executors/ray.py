@@ -1,25 +1,33 @@
 """Ray: actors that hold the model. Ray places them, restarts them and tries their tiles again."""
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import BackendUnavailable, TesseraError
-from ..runner import Task, TileReport
-from ..store import Provenance, open_output
+from ..runner import Task, TileReport, TileRunner
+from ..store import Provenance, hold_output
 from .base import Job, Watch
 
 _IN_FLIGHT = 2  # tasks an actor has been given, so that it never waits for the next
 
 
 class _Actor:
-    """One worker: a loaded model and an open output."""
+    """One worker: a loaded model and an open output, from its first task on.
+
+    Not from its start: what an actor raises there is told to nobody as it was raised.
+    """
 
     def __init__(self, job: Job) -> None:
+        self._job = job
         self._stack = contextlib.ExitStack()
-        self._runner = self._stack.enter_context(job.open())
+
+    @functools.cached_property
+    def _runner(self) -> TileRunner:
+        return self._stack.enter_context(self._job.open())
 
     def provenance(self) -> Provenance:
         return self._runner.provenance
@@ -30,7 +38,7 @@ class _Actor:
     def close(self) -> dict[str, float]:
         """Let go of the output; the seconds of every stage."""
         self._stack.close()
-        return self._runner.clock.seconds
+        return self._runner.clock.seconds if "_runner" in vars(self) else {}
 
 
 def run_ray(
@@ -48,20 +56,21 @@ def run_ray(
     """
     ray = _import_ray()
     started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, include_dashboard=False)
-    try:
-        actors = _actors(ray, job, len(tasks), workers, retries, resources)
-        provenance = _get(ray, actors[0].provenance.remote())
-        watch.started(provenance)
-        # held open here too, so that the last one out tidies up after actors that died
-        with contextlib.closing(open_output(job.out, (), provenance, extent=job.extent)):
+    with hold_output(job.out):
+        if started:
+            ray.init(log_to_driver=False, include_dashboard=False)
+        actors: list[Any] = []
+        try:
+            actors += _actors(ray, job, len(tasks), workers, retries, resources)
+            watch.started(_get(ray, actors[0].provenance.remote()))
             _run(ray, actors, tasks, watch, retries)
             for actor in actors:
                 watch.add(_get(ray, actor.close.remote()))
-    finally:
-        if started:
-            ray.shutdown()
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+            if started:
+                ray.shutdown()
 
 
 def _actors(

@@ -32,6 +32,7 @@ class Locks:
     """The lock file of an output, open until ``close``."""
 
     def __init__(self, path: Path) -> None:
+        self.work = fcntl is not None  # False: nobody is kept apart
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
@@ -67,7 +68,7 @@ class Locks:
                 self.release(name)
 
     def _change(self, name: str, to: str, wait: bool) -> bool:
-        if fcntl is None:
+        if not self.work:
             return True
         try:
             _set_byte(self._fd, _offset(name), to, wait)
@@ -76,6 +77,7 @@ class Locks:
                 return False
             if error.errno not in _NO_LOCKS:
                 raise
+            self.work = False
         return True
 
 

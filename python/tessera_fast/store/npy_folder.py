@@ -9,17 +9,23 @@ part of that layout and are not kept: the Zarr store keeps them. The state of th
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from ..errors import StoreError
-from .output import Provenance, SpooledTile, TileKey, TileWriter, check_names
-from .state import BuildState
+from .output import (
+    STATE,
+    Provenance,
+    SpooledTile,
+    TileKey,
+    TileWriter,
+    check_names,
+    npy_files,
+    open_state,
+    remove_empty,
+)
 
-STATE = ".tessera_fast"
+__all__ = ["STATE", "NpyFolder"]
 
 
 class NpyFolder:
@@ -28,16 +34,15 @@ class NpyFolder:
     def __init__(self, path: Path, tiles: Iterable[TileKey], provenance: Provenance) -> None:
         self.path = path
         self._provenance = provenance
-        self._guard = threading.Lock()
         tiles = list(tiles)
         check_names(path, (f for t in tiles for f in self._files(t).values()))
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path}: expected a folder or a name ending in .zarr, got a file")
         self._record = path / STATE / "provenance.json"
-        self._state = BuildState(path / STATE, path, lambda: None)  # no layout to change
+        self._state = open_state(path)
         try:
             self._check(tiles)
-        except StoreError:
+        except BaseException:
             self.close()
             raise
 
@@ -58,24 +63,18 @@ class NpyFolder:
             return None
         try:
             self._check([tile])
-            folder = self._state.spool(tile.name)
         except BaseException:
             self._state.release(tile.name)
             raise
-        return SpooledTile(
-            tile, self._provenance, folder, self._publish,
-            partial(self._state.release, tile.name),
-        )  # fmt: skip
+        kept = list(self._files(tile))
+        return SpooledTile(tile, self._provenance, self._state, tile.name, kept, self._publish)
 
     def close(self) -> None:
         self._state.close()
-        with suppress(OSError):  # holds something
-            self.path.rmdir()
+        remove_empty(self.path)
 
     def _files(self, tile: TileKey) -> dict[str, str]:
-        """File name of each array, in the order in which they appear: embeddings last."""
-        files = {"scales": f"{tile.name}_scales.npy"} if self._provenance.dtype == "int8" else {}
-        return {**files, "embeddings": f"{tile.name}.npy"}
+        return npy_files(tile.name, self._provenance.dtype == "int8")
 
     def _check_record(self) -> None:
         if self._record.exists():
@@ -102,27 +101,24 @@ class NpyFolder:
     def _publish(self, spooled: SpooledTile) -> None:
         tile = spooled.tile
         # The first tile writes the record, and no other process's may come in between.
-        with self._guard, self._state.layout(change=not self._record.exists()):
+        with self._state.layout(change=not self._record.exists()):
             self._check_record()
-            with self._state.staging(spooled.folder) as staging:
-                moves = []
-                if not self._record.exists():
-                    staged = staging / "provenance.json"
-                    staged.write_text(json.dumps(self._provenance.to_json(), indent=1))
-                    moves.append((staged, self._record))
-                for array, file in self._files(tile).items():
-                    staged = staging / f"{array}.npy"
-                    spooled.file(array).rename(staged)
-                    moves.append((staged, self.path / file))
-                record = {
-                    "tile": tile.name,
-                    "year": tile.year,
-                    "fingerprint": tile.fingerprint,
-                    "crs": tile.crs,
-                    "transform": tile.transform,
-                    "height": tile.height,
-                    "width": tile.width,
-                    "provenance": self._provenance.to_json(),
-                }
-                moves.append(self._state.stage_marker(staging, tile.name, record))
-                self._state.promote(staging, moves)
+            moves = []
+            if not self._record.exists():
+                text = json.dumps(self._provenance.to_json(), indent=1)
+                (spooled.folder / "provenance.json").write_text(text)
+                moves.append(("provenance.json", self._record))
+            for array, file in self._files(tile).items():
+                moves.append((spooled.file(array).name, self.path / file))
+            record = {
+                "tile": tile.name,
+                "year": tile.year,
+                "fingerprint": tile.fingerprint,
+                "crs": tile.crs,
+                "transform": tile.transform,
+                "height": tile.height,
+                "width": tile.width,
+                "provenance": self._provenance.to_json(),
+            }
+            moves.append(self._state.stage_marker(spooled.folder, tile.name, record))
+            self._state.promote(spooled.folder, moves)

@@ -7,7 +7,8 @@ the tile's rows and columns, h the rows of a band, E the embedding width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import StoreError
-from .state import RowFile
+from .state import BuildState, RowFile
 
+STATE = ".tessera_fast"  # in a folder of .npy files
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
@@ -131,7 +133,7 @@ def open_output(
     the first commit. Raises StoreError if a tile cannot be placed or the output holds something
     else.
     """
-    target = Path(path).expanduser().resolve()
+    target = _absolute(path)
     if target.suffix == ".zarr":
         from .zarr_store import ZarrOutput
 
@@ -141,16 +143,66 @@ def open_output(
     return NpyFolder(target, tiles, provenance)
 
 
-def job_extent(path: str | os.PathLike[str], tiles: Iterable[TileKey]) -> Any:
+def job_extent(path: str | os.PathLike[str], tiles: Sequence[TileKey], *, int8: bool = True) -> Any:
     """What ``tiles`` together need of the output at ``path``, for `open_output`. Can be pickled.
 
-    Raises StoreError if a tile cannot be placed.
+    ``int8``: codes and scales are written, not float32. Raises StoreError if a tile cannot be
+    placed, or two have one place.
     """
-    if Path(path).suffix != ".zarr":
+    target = _absolute(path)
+    if target.suffix != ".zarr":
+        check_names(target, (file for tile in tiles for file in npy_files(tile.name, int8).values()))
         return None
     from . import zone
 
+    check_names(target, map(store_key, tiles))
     return zone.extent(tiles)
+
+
+@contextmanager
+def hold_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have the output open for the processes of a job, and leave it after them.
+
+    Whoever leaves last tidies up after those that were killed. StoreError where the file system
+    cannot keep several processes apart.
+    """
+    target = _absolute(path)
+    state = open_state(target)
+    try:
+        state.require_locks()
+        yield
+    finally:
+        state.close()
+        if target.suffix != ".zarr":
+            remove_empty(target)
+
+
+def open_state(target: Path) -> BuildState:
+    """The state of the output at an absolute path."""
+    if target.suffix == ".zarr":
+        return BuildState(target.with_name(target.name + ".state"), target.parent)
+    return BuildState(target / STATE, target)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def store_key(tile: TileKey) -> str:
+    """Name of a tile's marker and lock in a store."""
+    return f"{tile.name}.{tile.year}"
+
+
+def npy_files(name: str, int8: bool) -> dict[str, str]:
+    """File name of each array of a tile, in the order in which they appear: embeddings last."""
+    files = {"scales": f"{name}_scales.npy"} if int8 else {}
+    return {**files, "embeddings": f"{name}.npy"}
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
@@ -168,35 +220,37 @@ def check_names(path: Path, names: Iterable[str]) -> None:
 
 
 class SpooledTile:
-    """The TileWriter of both outputs: rows go to .npy files, ``publish`` makes them appear."""
+    """The TileWriter of both outputs: rows go to .npy files, ``publish`` makes them appear.
+
+    ``key``: of the tile, claimed in ``state``. ``kept``: the arrays that ``publish`` needs.
+    """
 
     def __init__(
         self,
         tile: TileKey,
         provenance: Provenance,
-        folder: Path,
+        state: BuildState,
+        key: str,
+        kept: Sequence[str],
         publish: Callable[[SpooledTile], None],
-        release: Callable[[], None],
     ) -> None:
         self.tile = tile
-        self.folder = folder
-        self._publish = publish
-        self._release = release  # of the folder
-        self._dims = provenance.dims
-        self._dtype = np.dtype(provenance.dtype)
+        self._state, self._key, self._publish = state, key, publish
         h, w = tile.height, tile.width
-        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "embeddings": ((h, w, self._dims), self._dtype),
+        dtype = np.dtype(provenance.dtype)
+        self._shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "embeddings": ((h, w, provenance.dims), dtype),
             "counts": ((h, w, len(COUNT_NAMES)), np.dtype(np.uint16)),
         }
-        if self._dtype == np.int8:
-            shapes["scales"] = ((h, w), np.dtype(np.float32))
+        if dtype == np.int8:
+            self._shapes["scales"] = ((h, w), np.dtype(np.float32))
         self._written = np.zeros(h, bool)
         self._open = True
         self._files: dict[str, RowFile] = {}
         try:
-            for name, (shape, dtype) in shapes.items():
-                self._files[name] = RowFile(self.file(name), shape, dtype)
+            self.folder = state.spool(key)  # all that is in it goes with the tile
+            for name in kept:
+                self._files[name] = RowFile(self.file(name), *self._shapes[name])
         except OSError as error:
             self._fail(error)
 
@@ -211,10 +265,10 @@ class SpooledTile:
         rows = {"embeddings": values, "counts": counts}
         if scales is not None:
             rows["scales"] = scales
-        if rows.keys() != self._files.keys():
+        if rows.keys() != self._shapes.keys():
             raise StoreError(
-                f"tile {self.tile.name}: {self._dtype} rows come "
-                f"{'with' if 'scales' in self._files else 'without'} scales"
+                f"tile {self.tile.name}: {self._shapes['embeddings'][1]} rows come "
+                f"{'with' if 'scales' in self._shapes else 'without'} scales"
             )
         stop = start + len(values)
         if not 0 <= start <= stop <= self.tile.height:
@@ -222,16 +276,16 @@ class SpooledTile:
                 f"tile {self.tile.name}: rows {start}..{stop} are outside 0..{self.tile.height}"
             )
         for name, array in rows.items():
-            file = self._files[name]
-            expected = (stop - start, *file.shape[1:])
-            if array.shape != expected or array.dtype != file.dtype:
+            shape, dtype = self._shapes[name]
+            expected = (stop - start, *shape[1:])
+            if array.shape != expected or array.dtype != dtype:
                 raise StoreError(
                     f"tile {self.tile.name}, rows {start}..{stop}: expected {name} {expected} "
-                    f"{file.dtype}, got {array.shape} {array.dtype}"
+                    f"{dtype}, got {array.shape} {array.dtype}"
                 )
         try:
-            for name, array in rows.items():
-                self._files[name].write(start, array)
+            for name, file in self._files.items():
+                file.write(start, rows[name])
         except OSError as error:
             self._fail(error)
         self._written[start:stop] = True
@@ -258,7 +312,7 @@ class SpooledTile:
             self._open = False
             for file in self._files.values():
                 file.discard()
-            self._release()
+            self._state.release(self._key)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -267,6 +321,7 @@ class SpooledTile:
     def _fail(self, error: OSError) -> None:
         self.abort()
         raise StoreError(
-            f"tile {self.tile.name}: could not be written: {error} (spooled in {self.folder}). Its "
-            "temporary files were removed and finished tiles are intact; make room and run again"
+            f"tile {self.tile.name}: could not be written: {error} (spooled in "
+            f"{self._state.folder}). Its temporary files were removed and finished tiles are "
+            "intact; make room and run again"
         ) from error

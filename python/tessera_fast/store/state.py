@@ -9,10 +9,13 @@ whoever comes next moves the rest: every file can be moved once, so several may 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ from ..errors import StoreError
 from .locks import LAYOUT, PRESENCE, Locks
 
 _PLAN = "plan.json"
+_LAYOUT = ".layout"  # ends the name of a transaction that changes the layout
+_SYNCS = 8  # files at once: a file system writes its journal once for all of them
+_log = logging.getLogger(__name__)
 
 
 class RowFile:
@@ -65,13 +71,14 @@ class RowFile:
 class BuildState:
     """The state folder of one output, open until ``close``.
 
-    ``base``: the folder that the targets of transactions are relative to. ``laid_out`` is called
-    after a transaction that changed the layout, also one that another process left behind.
+    ``base``: the folder that the targets of transactions are relative to. Of the threads of this
+    process one at a time holds the layout. StoreError where the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, base: Path, laid_out: Callable[[], None]) -> None:
-        self.folder, self._base, self._laid_out = folder, base, laid_out
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder, self._base = folder, base
         self._closed = False
+        self._turn = threading.Lock()  # locks of files do not keep threads apart
         try:
             self.locks = self._enter()
         except OSError as error:
@@ -81,40 +88,76 @@ class BuildState:
                 self._tidy()
             self.locks.take(PRESENCE, shared=True)
             self.settle()
-        except OSError as error:
+        except BaseException as error:
             self.locks.close()
-            raise StoreError(f"{folder}: cannot be used: {error}") from error
+            if isinstance(error, OSError):
+                raise StoreError(f"{folder}: cannot be used: {error}") from error
+            raise
 
     def _enter(self) -> Locks:
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 locks = Locks(self.folder / "lock")
-            except FileNotFoundError:  # the folder was removed in between
-                continue
+            except (FileNotFoundError, FileExistsError):
+                if self.folder.exists() and not self.folder.is_dir():
+                    raise
+                continue  # whoever was the last removed the folder in between
             locks.take(PRESENCE, shared=True)
             if locks.is_current():
-                return locks
+                break
             locks.close()
+        if not locks.work:
+            _log.warning(
+                "%s: this file system has no locks; see to it that one process at a time writes "
+                "there", self.folder,
+            )  # fmt: skip
+        return locks
 
     def close(self) -> None:
         """Let go; the last one out removes what is left, and a folder without any marker."""
         if self._closed:
             return
         self._closed = True
-        if self.locks.take(PRESENCE, wait=False):
-            self._tidy()
-            for name in ("spool", "commit", "done"):
-                with suppress(OSError):  # not there, or it holds something
-                    (self.folder / name).rmdir()
-            if {p.name for p in self.folder.iterdir()} <= {"lock"}:
-                (self.folder / "lock").unlink(missing_ok=True)
-                self.folder.rmdir()
-        self.locks.close()
+        try:
+            # Of two that leave at once each would keep the other from being the last.
+            self.locks.release(PRESENCE)
+            if self.locks.take(PRESENCE, wait=False) and self.locks.is_current():
+                with suppress(OSError):  # a full disk, say: the next one finds what is left
+                    self._leave()
+        finally:
+            self.locks.close()
+
+    def _leave(self) -> None:
+        self._tidy()
+        for name in ("spool", "commit", "done"):
+            with suppress(OSError):  # not there, or it holds something
+                (self.folder / name).rmdir()
+        if {p.name for p in self.folder.iterdir()} <= {"lock"}:
+            (self.folder / "lock").unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def require_locks(self) -> None:
+        """StoreError where several processes cannot be kept apart."""
+        if not self.locks.work:
+            raise StoreError(
+                f"{self.folder}: expected a file system with locks (fcntl), which several "
+                "processes need, got one without; let one process write there, without workers"
+            )
 
     def claim(self, key: str) -> bool:
         """Make a tile this process's own; False if another process has it."""
-        return self.locks.take(f"tile {key}", wait=False)
+        if not self.locks.take(f"tile {key}", wait=False):
+            return False
+        try:
+            self.settle()  # it may have been all but finished by a process that died
+        except OSError as error:
+            self.release(key)
+            raise StoreError(
+                f"{self.folder}: what a process that ended had left in {self.folder / 'commit'} "
+                f"could not be finished: {error}; make room and run again"
+            ) from error
+        return True
 
     def release(self, key: str) -> None:
         """Give a claimed tile back, without its spool."""
@@ -122,7 +165,7 @@ class BuildState:
         self.locks.release(f"tile {key}")
 
     def spool(self, key: str) -> Path:
-        """An empty folder for the rows of a claimed tile."""
+        """An empty folder for the files of a claimed tile, from which it can be promoted."""
         folder = self.folder / "spool" / key
         remove_tree(folder)
         folder.mkdir(parents=True)
@@ -130,37 +173,38 @@ class BuildState:
 
     @contextmanager
     def layout(self, *, change: bool = False) -> Iterator[None]:
-        """Hold the layout as it is, or, to ``change`` it, keep every other process's commits out.
+        """Hold the layout as it is, or, to ``change`` it, keep all commits of others out.
 
-        A change that a process left half done is finished first.
+        What a process left half done is finished first: a change of the layout, and all of it
+        before another change.
         """
-        while True:
-            with self.locks.held([LAYOUT], shared=not change):
-                if change or not self._pending(layout=True):
+        with self._turn:
+            while True:
+                with self.locks.held([LAYOUT], shared=not change):
                     if change:
-                        self.finish(layout=True)
-                        self.finish()
-                        remove_tree(self.folder / "staging")
-                    yield
-                    return
-            self.settle()
+                        self._finish_all()
+                    if change or not self._pending(layout=True):
+                        yield
+                        return
+                with self.locks.held([LAYOUT]):
+                    self._finish_all()
+
+    def _finish_all(self) -> None:
+        """With the layout held to change it."""
+        self.finish(layout=True)
+        self.finish()
+        remove_tree(self.folder / "staging")
 
     def settle(self) -> None:
         """Finish what processes that died have left in ``commit``."""
-        if self._pending(layout=True):
-            with self.layout(change=True):
-                pass
-        elif self._pending():
+        if self._pending() or self._pending(layout=True):
             with self.layout():
                 self.finish()
 
     @contextmanager
-    def staging(self, within: Path | None = None) -> Iterator[Path]:
-        """An empty folder to fill for ``promote``; it is gone afterwards in any case.
-
-        ``within`` a claimed spool for a tile, else for a change of the layout.
-        """
-        folder = (within or self.folder) / "staging"
+    def staging(self) -> Iterator[Path]:
+        """An empty folder to fill for a change of the layout; it is gone afterwards in any case."""
+        folder = self.folder / "staging"
         remove_tree(folder)
         folder.mkdir()
         try:
@@ -169,25 +213,19 @@ class BuildState:
             remove_tree(folder)
 
     def promote(
-        self, staging: Path, moves: list[tuple[Path, Path]], *, layout: bool = False
+        self, staged: Path, moves: list[tuple[str, Path]], *, layout: bool = False
     ) -> None:
-        """Make staged files (or folders) appear, in order.
+        """Make staged files (or folders) appear, in order, and the folder ``staged`` go.
 
-        ``moves``: pairs of a path in ``staging`` and its target under ``base``. What was at the
+        ``moves``: pairs of a name in ``staged`` and its target under ``base``. What was at the
         target is replaced. Needs ``layout``, held to change it where ``layout`` is True.
         """
-        plan = [
-            [s.relative_to(staging).as_posix(), t.relative_to(self._base).as_posix()]
-            for s, t in moves
-        ]
-        (staging / _PLAN).write_text(json.dumps({"layout": layout, "moves": plan}))
-        for file in staging.rglob("*"):
-            # A hard link is a shard that the store holds already.
-            if file.is_file() and file.stat().st_nlink == 1:
-                _fsync(file)
-        commit = self.folder / "commit" / uuid4().hex
+        plan = [[name, target.relative_to(self._base).as_posix()] for name, target in moves]
+        (staged / _PLAN).write_text(json.dumps(plan))
+        _fsync_all([staged / name for name in (*(name for name, _ in moves), _PLAN)])
+        commit = self.folder / "commit" / f"{uuid4().hex}{_LAYOUT if layout else ''}"
         commit.parent.mkdir(exist_ok=True)
-        staging.rename(commit)
+        staged.rename(commit)
         self._apply(commit)
 
     def finish(self, *, layout: bool = False) -> None:
@@ -195,21 +233,21 @@ class BuildState:
         for commit in self._pending(layout=layout):
             self._apply(commit)
 
-    def drop(self) -> None:
-        """Forget promoted transactions that could not be applied to their end."""
-        remove_tree(self.folder / "commit")
-
     def _pending(self, *, layout: bool = False) -> list[Path]:
+        commits = self.folder / "commit"
         try:
-            commits = sorted((self.folder / "commit").iterdir())
+            names = sorted(os.listdir(commits))
         except FileNotFoundError:
             return []
-        return [c for c in commits if _plan(c)["layout"] == layout]
+        return [commits / name for name in names if name.endswith(_LAYOUT) == layout]
 
     def _apply(self, commit: Path) -> None:
-        plan = _plan(commit)
-        for n, (source, target) in enumerate(plan["moves"]):
-            staged, place = commit / source, self._base / target
+        try:
+            plan = json.loads((commit / _PLAN).read_text())
+        except FileNotFoundError:  # it has been applied and is being removed
+            plan = []
+        for n, (name, target) in enumerate(plan):
+            staged, place = commit / name, self._base / target
             if not staged.exists():
                 continue  # moved before
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -217,14 +255,7 @@ class BuildState:
                 place.rename(commit / f"replaced-{n}")
             with suppress(FileNotFoundError):  # moved just now, by another process
                 os.replace(staged, place)
-        if plan["layout"]:
-            self._laid_out()
         remove_tree(commit)
-
-    def markers(self) -> Iterator[dict[str, Any]]:
-        """What was recorded for every finished tile."""
-        for path in sorted((self.folder / "done").glob("*.json")):
-            yield json.loads(path.read_text())
 
     def marker(self, key: str) -> dict[str, Any] | None:
         """What ``stage_marker`` recorded for this tile, or None if it is not finished."""
@@ -233,36 +264,35 @@ class BuildState:
         except FileNotFoundError:
             return None
 
-    def has_markers(self) -> bool:
-        """Whether any tile is finished."""
-        return any((self.folder / "done").glob("*.json"))
-
     def forget_markers(self) -> None:
         """The output that the markers tell of is gone."""
         remove_tree(self.folder / "done")
 
-    def stage_marker(self, staging: Path, key: str, record: dict[str, Any]) -> tuple[Path, Path]:
-        """Write a marker into ``staging``; returns the move that must come last."""
-        path = staging / "marker.json"
-        path.write_text(json.dumps(record, indent=1, sort_keys=True))
-        return path, self._marker_path(key)
+    def stage_marker(self, staged: Path, key: str, record: dict[str, Any]) -> tuple[str, Path]:
+        """Write a marker into ``staged``; returns the move that must come last."""
+        (staged / "marker.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+        return "marker.json", self._marker_path(key)
+
+    def stage_birth(self, staged: Path, output: Path) -> tuple[str, Path]:
+        """The move that must come first where ``output`` is made: without a tile it is removed."""
+        (staged / "born").write_text(output.relative_to(self._base).as_posix())
+        return "born", self.folder / "born"
 
     def _tidy(self) -> None:
-        """With nobody else here: finish transactions, then remove spools and stagings."""
+        """With nobody else here: finish transactions, then remove what is no tile's result."""
         self.settle()
         for name in ("spool", "staging"):
             remove_tree(self.folder / name)
+        born = self.folder / "born"
+        if born.exists():
+            output = self._base / born.read_text()
+            if output.exists() and not any((self.folder / "done").glob("*.json")):
+                output.rename(self.folder / "staging")
+                remove_tree(self.folder / "staging")
+            born.unlink()
 
     def _marker_path(self, key: str) -> Path:
         return self.folder / "done" / f"{key}.json"
-
-
-def _plan(commit: Path) -> dict[str, Any]:
-    """The moves of a transaction; none where it has been applied and is being removed."""
-    try:
-        return json.loads((commit / _PLAN).read_text())
-    except FileNotFoundError:
-        return {"layout": False, "moves": []}
 
 
 def remove_tree(path: Path) -> None:
@@ -270,6 +300,16 @@ def remove_tree(path: Path) -> None:
     while path.exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
+
+
+def _fsync_all(paths: list[Path]) -> None:
+    """Have files, and those in folders, written to the disk."""
+    files = [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path])]
+    # A hard link is a shard that the store holds already.
+    files = [file for file in files if file.is_file() and file.stat().st_nlink == 1]
+    with ThreadPoolExecutor(min(_SYNCS, len(files))) as pool:
+        for _ in pool.map(_fsync, files):
+            pass
 
 
 def _fsync(file: Path) -> None:

@@ -1,18 +1,16 @@
 """The Zarr v3 store: one group per UTM zone, in the layout that geotessera and xarray read.
 
-A tile is merged shard by shard into staged copies, which then replace the store's files: prefixes,
-counts, scales, embeddings, and the marker last. See docs/design/0003-store.md.
+A tile is merged shard by shard into new files, which then replace the store's: prefixes, counts,
+scales, embeddings, and the marker last. See docs/design/0003-store.md.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,17 @@ import numpy as np
 
 from ..errors import StoreError
 from . import zone
-from .output import COUNT_NAMES, Provenance, SpooledTile, TileKey, TileWriter, check_names
-from .state import BuildState, remove_tree
+from .output import (
+    COUNT_NAMES,
+    Provenance,
+    SpooledTile,
+    TileKey,
+    TileWriter,
+    check_names,
+    open_state,
+    store_key,
+)
+from .shards import Shards, outranks
 from .zone import SHARD, Grid
 
 PROVENANCE = "tessera_fast:provenance"
@@ -45,20 +52,18 @@ class ZarrOutput:
         self.path = path
         self._zarr = _import_zarr()
         self._provenance = provenance
-        self._guard = threading.Lock()
-        self._created = False  # by this run
-        self._seen: tuple[int, ...] = ()  # which layout `_zones` is of
+        self._seen: tuple[int, ...] = ()  # which layout `_zones` and `_shards` are of
         self._zones: dict[int, Grid] = {}
+        self._shards: dict[int, Shards] = {}
         self._job = dict(extent or {})  # what all tiles of the job need
         places: list[Grid] = []
 
         def place(tile: TileKey) -> str:
             places.append(zone.place(tile))
-            return _key(tile)
+            return store_key(tile)
 
         check_names(path, map(place, tiles))
-        state = path.with_name(path.name + ".state")
-        self._state = BuildState(state, path.parent, self._consolidate)
+        self._state = open_state(path)
         try:
             with self._state.layout():
                 self._read_store()
@@ -73,38 +78,33 @@ class ZarrOutput:
         return self._job
 
     def is_done(self, tile: TileKey) -> bool:
-        marker = self._state.marker(_key(tile))
-        if marker is None or marker["fingerprint"] != tile.fingerprint:
-            return False
+        marker = self._state.marker(store_key(tile))
         grid = zone.place(tile)
+        if marker is None or any(marker.get(k) != v for k, v in _identity(tile, grid).items()):
+            return False
         if not self._holds(grid):
             with self._state.layout():
                 self._read_store()  # another process may have enlarged it
         return self._holds(grid)
 
     def begin(self, tile: TileKey) -> TileWriter | None:
-        key = _key(tile)
+        key = store_key(tile)
         check_names(self.path, [key])
         self._accept(zone.place(tile))
         if not self._state.claim(key):
             return None
-        folder = self._state.spool(key)
-        release = partial(self._state.release, key)
-        return SpooledTile(tile, self._provenance, folder, self._publish, release)
+        kept = ("embeddings", "scales", "counts")
+        return SpooledTile(tile, self._provenance, self._state, key, kept, self._publish)
 
     def close(self) -> None:
-        if self._created:
-            with self._state.layout(change=True):
-                if not self._state.has_markers():
-                    remove_tree(self.path)  # the disk was full, say: an empty store is not nothing
         self._state.close()
 
     @property
     def _arrays(self) -> list[str]:
         return zone.array_names(self._provenance.prefixes)
 
-    def _root(self, mode: str) -> Any:
-        return self._zarr.open_group(str(self.path), mode=mode, use_consolidated=False)
+    def _root(self) -> Any:
+        return self._zarr.open_group(str(self.path), mode="r", use_consolidated=False)
 
     def _holds(self, place: Grid) -> bool:
         return place.zone in self._zones and self._zones[place.zone].holds(place)
@@ -112,7 +112,8 @@ class ZarrOutput:
     def _read_store(self) -> None:
         """Learn what is there; StoreError if it is not ours or holds other embeddings.
 
-        Needs the layout. Its metadata is consolidated after every change, which writes this file.
+        Needs the layout. The file that is looked at holds the metadata of all arrays, so it is
+        replaced whenever the layout changes.
         """
         try:
             found = os.stat(self.path / "zarr.json")
@@ -121,12 +122,12 @@ class ZarrOutput:
                 raise StoreError(
                     f"{self.path}: exists and is no Zarr v3 store; move it away"
                 ) from None
-            self._zones, self._seen = {}, ()
+            self._zones, self._shards, self._seen = {}, {}, ()
             return
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if seen == self._seen:
             return
-        root = self._root("r")
+        root = self._root()
         if PROVENANCE not in root.attrs:
             raise StoreError(
                 f"{self.path}: this store was not written by tessera_fast, so what its embeddings "
@@ -135,49 +136,43 @@ class ZarrOutput:
         self._provenance.refuse_mixing(self.path, dict(root.attrs[PROVENANCE]))
         numbers = [int(name[3:]) for name in root.group_keys() if name.startswith("utm")]
         self._zones = {n: zone.read_grid(root[f"utm{n:02d}"], n) for n in numbers}
-        self._seen = seen
+        self._shards, self._seen = {}, seen
 
     def _accept(self, place: Grid) -> None:
         """Add a tile to the job; StoreError if it is off the zone's lattice."""
-        number = place.zone
-        if number in self._zones:
-            self._zones[number].offset(place)
-        job = self._job.get(number)
-        self._job[number] = place if job is None else zone.union([job, place])
+        number, zones, job = place.zone, self._zones, self._job
+        if number in zones:
+            zones[number].offset(place)
+        grown = zone.union([job[number], place]) if number in job else place
+        self._job = {**job, number: grown}  # anew, as a commit in another thread may read it
 
     def _publish(self, spooled: SpooledTile) -> None:
         grid = zone.place(spooled.tile)
-        with self._guard:
-            while not self._merged(spooled, grid):
-                with self._state.layout(change=True):
-                    self._read_store()
-                    if not self._holds(grid):
-                        self._make_room()
+        while not self._merged(spooled, grid):
+            with self._state.layout(change=True):
+                self._read_store()
+                if not self._holds(grid):
+                    self._make_room()
 
     def _merged(self, spooled: SpooledTile, tile: Grid) -> bool:
         """Merge a tile into the store and record it. False: there is no room for it yet."""
+        key = store_key(spooled.tile)
         with self._state.layout():
             self._read_store()
             if not self._holds(tile):
                 return False
-            grid = self._zones[tile.zone]
-            shards = zone.shards(grid, tile)
+            shards = list(zone.shards(self._zones[tile.zone], tile))
             with self._state.locks.held(f"{tile.group} {tile.years} {s}" for s in shards):
                 self._state.finish()  # of processes that died with these shards
-                with self._state.staging(spooled.folder) as staging:
-                    moves = self._merge(spooled, grid, tile, staging)
-                    record = {
-                        "tile": spooled.tile.name,
-                        "year": spooled.tile.year,
-                        "fingerprint": spooled.tile.fingerprint,
-                        "crs": f"EPSG:{tile.epsg}",
-                        "transform": [zone.PIXEL, 0.0, tile.x0, 0.0, -zone.PIXEL, tile.y0],
-                        "height": tile.height,
-                        "width": tile.width,
-                        "provenance": self._provenance.to_json(),
-                    }
-                    moves.append(self._state.stage_marker(staging, _key(spooled.tile), record))
-                    self._state.promote(staging, moves)
+                moves = self._merge(spooled, tile, shards)
+                record = {
+                    "tile": spooled.tile.name,
+                    "year": spooled.tile.year,
+                    **_identity(spooled.tile, tile),
+                    "provenance": self._provenance.to_json(),
+                }
+                moves.append(self._state.stage_marker(spooled.folder, key, record))
+                self._state.promote(spooled.folder, moves)
         return True
 
     def _make_room(self) -> None:
@@ -196,20 +191,24 @@ class ZarrOutput:
             else:
                 wanted[number] = old.grown([job] if job else [], years)
         changed = {n: g for n, g in wanted.items() if self._zones.get(n) != g}
+        born = not self.path.exists()
+        if born:
+            self._state.forget_markers()  # of a store that was deleted
         with self._state.staging() as staging:
-            moves = []
-            parent = self._zarr.create_group(
-                str(staging), zarr_format=3, attributes=_root_attributes(self._provenance)
-            )
-            if not self.path.exists():
-                self._state.forget_markers()  # of a store that was deleted
-                self._created = True
-                moves.append((staging / "zarr.json", self.path / "zarr.json"))
+            attributes = _root_attributes(self._provenance) if born else dict(self._root().attrs)
+            parent = self._zarr.create_group(str(staging), zarr_format=3, attributes=attributes)
             for number, grid in changed.items():
                 zone.create_group(parent, grid, self._provenance.dims, self._provenance.prefixes)
                 if number in self._zones:
                     self._carry_over(self._zones[number], grid, staging)
-            moves += [(staging / g.group, self.path / g.group) for g in changed.values()]
+            _copy_metadata(self.path, staging)  # of the zones that stay
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                self._zarr.consolidate_metadata(str(staging))
+            moves = [(grid.group, self.path / grid.group) for grid in changed.values()]
+            moves.append(("zarr.json", self.path / "zarr.json"))
+            if born:
+                moves.insert(0, self._state.stage_birth(staging, self.path))
             self._state.promote(staging, moves, layout=True)
         self._read_store()
 
@@ -223,87 +222,75 @@ class ZarrOutput:
             )
         zone.link_shards(old, new, self._arrays, was, now)
 
-    def _consolidate(self) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            self._zarr.consolidate_metadata(str(self.path))
-
     def _merge(
-        self, spooled: SpooledTile, grid: Grid, tile: Grid, staging: Path
-    ) -> list[tuple[Path, Path]]:
-        """Write the shards that the tile touches, merged with what they hold, into ``staging``.
+        self, spooled: SpooledTile, tile: Grid, shards: list[tuple[int, int]]
+    ) -> list[tuple[str, Path]]:
+        """Write the ``shards`` that the tile touches, merged with what they hold, into its spool.
 
         Where tiles overlap the pixel with more observations stays, whichever tile came first. A
         tile that is made again replaces what is there. Pixels without data replace nothing.
         """
-        again = self._state.marker(_key(spooled.tile)) is not None
-        source = self._root("r")[grid.group]
-        arrays = {name: (source[name], self._staged(name, grid, staging)) for name in self._arrays}
+        again = self._state.marker(store_key(spooled.tile)) is not None
+        grid = self._zones[tile.zone]
+        if tile.zone not in self._shards:
+            folder = self.path / grid.group
+            self._shards[tile.zone] = Shards(
+                self._zarr, self._root()[grid.group], folder, self._arrays
+            )
+        store = self._shards[tile.zone]
         t = grid.years.index(tile.years[0])
         row, col = grid.offset(tile)
         codes, scales, counts = (
             np.load(spooled.file(n), mmap_mode="r") for n in ("embeddings", "scales", "counts")
         )
-        for top, left in zone.shards(grid, tile):
-            y = slice(top, min(top + SHARD, grid.height))
-            x = slice(left, min(left + SHARD, grid.width))
+        moves: dict[str, list[tuple[str, Path]]] = {name: [] for name in self._arrays}
+        for top, left in shards:
+            window = (
+                slice(top, min(top + SHARD, grid.height)),
+                slice(left, min(left + SHARD, grid.width)),
+            )
             (y_in, y_tile), (x_in, x_tile) = (
-                _overlap(y, row, tile.height), _overlap(x, col, tile.width)
+                _overlap(window[0], row, tile.height), _overlap(window[1], col, tile.width)
             )  # fmt: skip
-            merged = {name: old[t, ..., y, x] for name, (old, _) in arrays.items()}
+            merged = store.read(t, window)
             parts = {name: whole[..., y_in, x_in] for name, whole in merged.items()}
             fresh = {"scales": scales[y_tile, x_tile]}
             fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y_tile, x_tile], 2, 0))
             for n, name in enumerate(COUNT_NAMES):
                 fresh[name] = counts[y_tile, x_tile, n]
-            wins = _outranks(fresh, parts, again)
+            wins = np.isfinite(fresh["scales"]) if again else outranks(fresh, parts)
+            if not wins.any():
+                continue
             for name, part in parts.items():
                 values = fresh[name] if name in fresh else fresh["embeddings"][: len(part)]
                 np.copyto(part, values, where=wins)
-                arrays[name][1][t, ..., y, x] = merged[name]
-        return [
-            (file, self.path / file.relative_to(staging))
-            for name in self._arrays
-            for file in sorted((staging / grid.group / name / "c").rglob("*"))
-            if file.is_file()
-        ]
-
-    def _staged(self, name: str, grid: Grid, staging: Path) -> Any:
-        """An array in ``staging`` with the metadata of the store's, and no shards."""
-        folder = staging / grid.group / name
-        folder.mkdir(parents=True)
-        shutil.copyfile(self.path / grid.group / name / "zarr.json", folder / "zarr.json")
-        return self._zarr.open_array(str(folder), mode="r+")
+                encoded = store.encode(name, t, window, merged[name])
+                if encoded is not None:
+                    file = f"{name}.{top}.{left}"
+                    (spooled.folder / file).write_bytes(encoded)
+                    moves[name].append((file, store.file(name, t, window)))
+        return [move for of_array in moves.values() for move in of_array]
 
 
-def _outranks(new: dict[str, np.ndarray], old: dict[str, np.ndarray], again: bool) -> np.ndarray:
-    """Where pixels of ``new`` take the place of ``old``'s, (h, w) bool.
-
-    By an order of pixels, not of tiles, so that the result does not depend on which tile came
-    first: data before no data, more observations, then whatever differs. ``again``: all with data.
-    """
-    valid = np.isfinite(new["scales"])
-    if again:
-        return valid
-    better = valid & ~np.isfinite(old["scales"])
-    tied = valid & ~better
-    for a, b in zip(_ranks(new), _ranks(old), strict=True):
-        if not tied.any():
-            break
-        better |= tied & (a > b)
-        tied &= a == b
-    return better
+def _identity(tile: TileKey, grid: Grid) -> dict[str, Any]:
+    """What a marker says of the inputs and the place of a tile; another value: to be made again."""
+    return {
+        "fingerprint": tile.fingerprint,
+        "crs": f"EPSG:{grid.epsg}",
+        "transform": [zone.PIXEL, 0.0, grid.x0, 0.0, -zone.PIXEL, grid.y0],
+        "height": grid.height,
+        "width": grid.width,
+    }
 
 
-def _ranks(pixels: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """(h, w) each, the most important first."""
-    counts = [pixels[name].astype(np.int64) for name in COUNT_NAMES]
-    yield from (counts[0] + counts[1] + counts[2], *counts, pixels["scales"])
-    yield from pixels["embeddings"]
-
-
-def _key(tile: TileKey) -> str:
-    return f"{tile.name}.{tile.year}"
+def _copy_metadata(store: Path, staging: Path) -> None:
+    """Copy what ``store`` says of its groups and arrays, where ``staging`` says nothing of them."""
+    for folder, inside, files in os.walk(store):
+        there = staging / Path(folder).relative_to(store)
+        inside[:] = [name for name in inside if name != "c" and not (there / name).exists()]
+        if "zarr.json" in files and there != staging:
+            there.mkdir(parents=True)
+            shutil.copyfile(Path(folder, "zarr.json"), there / "zarr.json")
 
 
 def _overlap(window: slice, start: int, size: int) -> tuple[slice, slice]:
