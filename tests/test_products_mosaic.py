@@ -24,7 +24,7 @@ from products_outputs import (
     store,
 )
 from tessera_fast.errors import InputError, StoreError
-from tessera_fast.products.mosaic import mosaic
+from tessera_fast.products.mosaics import mosaic
 
 rasterio = pytest.importorskip("rasterio", reason="mosaics are written with rasterio")
 pyproj = pytest.importorskip("pyproj", reason="a store needs pyproj")

@@ -6,8 +6,8 @@ import pytest
 import tessera_fast as tf
 from products_outputs import rectangle, same
 from tessera_fast.job import embed_tiles
-from tessera_fast.products.mosaic import mosaic
-from tessera_fast.products.picture import picture
+from tessera_fast.products.mosaics import mosaic
+from tessera_fast.products.pictures import picture
 from tessera_fast.quicklook import pca_image
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.tile import open_windows

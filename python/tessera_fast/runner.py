@@ -255,9 +255,7 @@ class TileRunner:
                 )
         return tile
 
-    def _handle(
-        self, current: _Current, band: Band | TesseraError, finished: list[_Over]
-    ) -> None:
+    def _handle(self, current: _Current, band: Band | TesseraError, finished: list[_Over]) -> None:
         if isinstance(band, StoreError):
             raise band
         if isinstance(band, TesseraError):

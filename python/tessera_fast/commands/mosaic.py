@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..products.mosaic import mosaic
+    from ..products.mosaics import mosaic
 
     started = time.perf_counter()
     path = mosaic(

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..products.picture import picture
+    from ..products.pictures import picture
 
     files = [args.out, args.cog, args.save_basis]
     if not any(files):

@@ -4,8 +4,8 @@ Every product is read from the output by windows, and appears whole or not at al
 """
 
 from .export import export_store
-from .mosaic import mosaic
-from .picture import picture
+from .mosaics import mosaic
+from .pictures import picture
 from .stac import stac_items
 
 __all__ = ["export_store", "mosaic", "picture", "stac_items"]

@@ -151,7 +151,9 @@ def job_extent(path: str | os.PathLike[str], tiles: Sequence[TileKey], *, int8: 
     """
     target = _absolute(path)
     if target.suffix != ".zarr":
-        check_names(target, (file for tile in tiles for file in npy_files(tile.name, int8).values()))
+        check_names(
+            target, (file for tile in tiles for file in npy_files(tile.name, int8).values())
+        )
         return None
     from . import zone
 

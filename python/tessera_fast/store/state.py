@@ -212,9 +212,7 @@ class BuildState:
         finally:
             remove_tree(folder)
 
-    def promote(
-        self, staged: Path, moves: list[tuple[str, Path]], *, layout: bool = False
-    ) -> None:
+    def promote(self, staged: Path, moves: list[tuple[str, Path]], *, layout: bool = False) -> None:
         """Make staged files (or folders) appear, in order, and the folder ``staged`` go.
 
         ``moves``: pairs of a name in ``staged`` and its target under ``base``. What was at the
