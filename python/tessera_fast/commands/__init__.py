@@ -4,6 +4,7 @@ from . import (
     bench,
     convert,
     demo,
+    distill,
     doctor,
     embed,
     export,
@@ -13,11 +14,12 @@ from . import (
     quicklook,
     repository,
     stac,
+    train,
     verify,
 )
 
 # as the help lists them
 IN_ORDER = (
-    embed, plan, verify, quicklook, mosaic, export, stac, demo, bench, convert, repository, info,
-    doctor,
+    embed, plan, verify, quicklook, mosaic, export, stac, demo, bench, convert, train,
+    distill, repository, info, doctor,
 )  # fmt: skip

@@ -1,0 +1,234 @@
+"""What a run is asked to do: a TOML file, checked whole before anything is read or computed."""
+
+import glob
+import json
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..spec import ModelSpec, variant
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """[model]: a released shape, with other sizes where they are given (0: the shape's own)."""
+
+    base: str = "v2-nano"
+    init: str = ""  # a checkpoint of this shape to start from; "": random parameters
+    d_model: int = 0
+    num_layers: int = 0
+    num_heads: int = 0
+    ff_dim: int = 0
+    out_dim: int = 0
+
+    def spec(self) -> ModelSpec:
+        """The shape, as a checkpoint of it would be recognised; InputError if sizes disagree."""
+        names = ("d_model", "num_layers", "num_heads", "ff_dim", "out_dim")
+        sizes: dict[str, Any] = {n: getattr(self, n) for n in names if getattr(self, n)}
+        if not sizes:
+            return variant(self.base)
+        released = variant(self.base)
+        out_dim = sizes.get("out_dim", released.out_dim)
+        v1_1 = released.sampling == "v1.1"
+        return variant(
+            self.base,
+            **sizes,
+            name=f"{self.base}-custom",
+            saved_dim=min(128, out_dim) if v1_1 else out_dim,
+            matryoshka=tuple(k for k in released.matryoshka if k <= out_dim),
+        )
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """[data]: paths or patterns of tiles, relative to the file; what of them is drawn."""
+
+    tiles: tuple[str, ...]
+    min_dates: int = 20
+    pool_mib: int = 1024  # raw observations in memory at once
+
+
+@dataclass(frozen=True)
+class TwinsPart:
+    """[objective] of `train`: Barlow Twins with the mixup term."""
+
+    projector_width: int = 4096
+    projector_layers: int = 3
+    mixup: bool = True
+    prefixes: tuple[int, ...] = ()  # of the embedding, each with a projector; (): the whole alone
+    weights: tuple[float, ...] = ()  # of the prefixes; (): equal
+    int8: bool = False  # the embedding as int8 would give it back (QAT)
+
+
+@dataclass(frozen=True)
+class DistillPart:
+    """[objective] of `distill`: a teacher's embeddings at prefixes."""
+
+    teacher: str  # a released name or a checkpoint
+    teacher_weights: str = ""
+    prefixes: tuple[int, ...] = (16, 32, 64, 128)
+    weights: tuple[float, ...] = ()
+    heads: str = "auto"  # "none": the same prefix; "linear": a map to the whole; see `distill`
+    int8: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerPart:
+    """[optimizer]: AdamW, linear warm-up, cosine. Rates are for 256 pixels a step and scale."""
+
+    learning_rate: float = 0.002
+    weight_factor: float = 0.2
+    bias_factor: float = 0.0048  # biases and norms
+    weight_decay: float = 1e-6
+    warmup: float = 0.1  # share of the steps
+    clip: float = 2.0  # largest norm of the gradient
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """[run]: where to, how long, on what."""
+
+    out: str
+    steps: int
+    batch: int = 256  # pixels of a process before the gradients are summed up
+    accumulate: int = 1
+    seed: int = 0
+    precision: str = "fp32"  # or "bf16": mixed, with float32 parameters and losses
+    device: str = "auto"
+    threads: int = 0  # of torch and the packer; 0: as they choose
+    log_every: int = 20
+    save_every: int = 200
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked file."""
+
+    folder: Path  # of the file: what its paths are relative to
+    model: ModelPart
+    data: DataPart
+    objective: TwinsPart | DistillPart
+    run: RunPart
+    optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / self.run.out
+
+    def tile_paths(self) -> list[Path]:
+        """The tiles that the patterns name, each once; InputError for a pattern without any."""
+        found: dict[Path, None] = {}
+        for pattern in self.data.tiles:
+            matches = sorted(glob.glob(str(self.folder / pattern)))
+            if not matches:
+                raise InputError(f"[data] tiles: expected tiles at {pattern!r}, found none")
+            found |= dict.fromkeys(map(Path, matches))
+        return list(found)
+
+    def located(self, name: str) -> str:
+        """A checkpoint's path beside the file, or a name as it is."""
+        path = self.folder / name
+        return str(path) if path.exists() else name
+
+    def settles(self) -> dict[str, Any]:
+        """What the result depends on: a run is resumed with the same."""
+        parts = {n: asdict(getattr(self, n)) for n in ("model", "data", "objective", "optimizer")}
+        free = ("out", "log_every", "save_every", "tensorboard")
+        run = {k: v for k, v in asdict(self.run).items() if k not in free}
+        return json.loads(json.dumps({**parts, "run": run}))
+
+
+def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]) -> Config:
+    """Read and check a file; InputError says which setting is unknown, missing or impossible."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: expected a TOML file ({error})") from error
+    kinds: dict[str, Any] = {
+        "model": ModelPart, "data": DataPart, "objective": objective,
+        "optimizer": OptimizerPart, "run": RunPart,
+    }  # fmt: skip
+    unknown = [name for name in content if name not in kinds]
+    if unknown:
+        raise InputError(f"{path}: expected tables {', '.join(kinds)}, got {unknown[0]!r}")
+    parts = {n: _part(f"{path}: [{n}]", kind, content.get(n, {})) for n, kind in kinds.items()}
+    config = Config(path.resolve().parent, **parts)
+    _check(path, config)
+    return config
+
+
+def _part(where: str, kind: type[Any], table: Any) -> Any:
+    """A table as its dataclass."""
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: expected a table, got {table!r}")
+    known = {item.name: item for item in fields(kind)}
+    for name in table:
+        if name not in known:
+            raise InputError(f"{where}: expected one of {', '.join(known)}, got {name!r}")
+    values = {}
+    for name, item in known.items():
+        if name in table:
+            values[name] = _value(f"{where} {name}", item.type, table[name])
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise InputError(f"{where} {name}: it is missing")
+    return kind(**values)
+
+
+def _value(where: str, kind: Any, value: Any) -> Any:
+    """``kind`` is one of the annotations above."""
+    inner = {tuple[str, ...]: str, tuple[int, ...]: int, tuple[float, ...]: float}.get(kind)
+    if inner is not None:
+        values = [value] if isinstance(value, (str, int, float)) else value
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{where}: expected a list, got {value!r}")
+        return tuple(_value(where, inner, v) for v in values)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check(path: Path, config: Config) -> None:
+    spec, run, optimizer, goal = config.model.spec(), config.run, config.optimizer, config.objective
+    positive = {
+        "[run] steps": run.steps, "[run] accumulate": run.accumulate, "[run] batch": run.batch - 1,
+        "[run] log_every": run.log_every, "[run] save_every": run.save_every,
+        "[data] min_dates": config.data.min_dates, "[data] pool_mib": config.data.pool_mib,
+        "[optimizer] learning_rate": optimizer.learning_rate, "[optimizer] clip": optimizer.clip,
+    }  # fmt: skip
+    if isinstance(goal, TwinsPart):
+        positive["[objective] projector_width"] = goal.projector_width
+        positive["[objective] projector_layers"] = goal.projector_layers
+    for name, number in positive.items():
+        if number <= 0:
+            least = "at least 2" if name == "[run] batch" else "more than 0"
+            raise InputError(f"{path}: {name}: expected {least}, got {number}")
+    if not 0 <= optimizer.warmup < 1:
+        raise InputError(f"{path}: [optimizer] warmup: expected 0 to 1, got {optimizer.warmup}")
+    if run.precision not in ("fp32", "bf16"):
+        raise InputError(f"{path}: [run] precision: expected fp32 or bf16, got {run.precision!r}")
+    if not 0 <= run.seed < 2**63:
+        raise InputError(f"{path}: [run] seed: expected 0..2^63 - 1, got {run.seed}")
+    bad = [k for k in goal.prefixes if not 0 < k <= spec.out_dim]
+    if bad:
+        raise InputError(
+            f"{path}: [objective] prefixes: expected 1..{spec.out_dim} dimensions, got {bad[0]}"
+        )
+    if goal.weights and len(goal.weights) != len(goal.prefixes):
+        raise InputError(
+            f"{path}: [objective] weights: expected one for each of {len(goal.prefixes)} prefixes, "
+            f"got {len(goal.weights)}"
+        )
+    if isinstance(goal, DistillPart) and goal.heads not in ("auto", "none", "linear"):
+        raise InputError(
+            f"{path}: [objective] heads: expected auto, none or linear, got {goal.heads!r}"
+        )

@@ -1,0 +1,60 @@
+"""What a run says of itself: log.csv, TensorBoard, and a line for whoever waits."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendUnavailable
+from .official_format import write_whole
+
+Row = dict[str, float]
+Report = Callable[[Row], None]
+
+
+def line(row: Row, steps: int) -> str:
+    """A row as a person reads it."""
+    text = " ".join(f"{n} {v:.4g}" for n, v in row.items() if n not in ("step", "seconds"))
+    return f"step {int(row['step'])}/{steps} {text}"
+
+
+class Logbook:
+    """Rows of one run in ``folder``; a resumed run continues after ``step``, its first rows kept.
+
+    The file is written anew at every row, whole: it is small.
+    """
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        self._path, self._rows = folder / "log.csv", []  # type: ignore[var-annotated]
+        if step and self._path.exists():
+            with self._path.open(newline="") as f:
+                rows = [{n: float(v) for n, v in r.items()} for r in csv.DictReader(f)]
+            self._rows = [row for row in rows if row["step"] <= step]
+        self._board = _board(folder, step) if tensorboard else None
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row))
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_whole(self._path, lambda f: f.write(text.getvalue().encode()))
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BackendUnavailable(
+            "[run] tensorboard: the package tensorboard is missing; pip install tensorboard, or "
+            "read log.csv"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

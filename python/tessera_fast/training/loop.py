@@ -1,0 +1,208 @@
+"""The loop of both commands: batches in, AdamW, a log, checkpoints that a run goes on from.
+
+Everything random comes from (seed, number of the batch), so a checkpoint holds parameters,
+moments and the step, and a resumed run on the same processor has the same weights to the bit.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, StoreError
+from ..spec import ModelSpec
+from . import losses
+from .config import Config, OptimizerPart
+from .logbook import Logbook, Report, Row
+from .network import Network, Series
+from .objectives import Outcome
+from .official_format import check_shape, save_official, write_whole
+from .processes import Place
+from .views import Batch, View, Views
+
+MODEL, STATE = "model.pt", "state.pt"
+Inputs = tuple[Any, ...]
+Feed = Generator[Inputs, None, None]
+
+
+class Run:
+    """One training run of an objective; its results are in ``config.out``."""
+
+    def __init__(
+        self, config: Config, objective: Any, network: Network, place: Place, resume: bool
+    ) -> None:
+        self._config, self._place, self._network = config, place, network
+        self._objective = objective.to(place.device)
+        self._optimizer = torch.optim.AdamW(_groups(objective, config.optimizer))
+        self.step = 0
+        _prepare(config, resume)
+        place.wait()  # for the others to have looked, before there is something to see
+        if resume:
+            self._load()
+        elif place.rank == 0:
+            self._save()
+            check_shape(config.out / MODEL, network.spec)
+
+    @property
+    def first(self) -> int:
+        """Number of this process's next batch; it takes every ``place.count``-th."""
+        return self.step * self._config.run.accumulate * self._place.count + self._place.rank
+
+    def go(self, inputs: Feed, views_of_batch: int, report: Report | None) -> None:
+        """Do the steps that are left. ``inputs``: the objective's arguments, batch by batch."""
+        run, place = self._config.run, self._place
+        shared = place.share(self._objective)
+        shared.train()
+        leads = place.rank == 0
+        book = Logbook(self._config.out, self.step, run.tensorboard) if leads else None
+        started, since = time.perf_counter(), self.step
+        try:
+            for step in range(self.step + 1, run.steps + 1):
+                rate = schedule(step, run.steps, self._config.optimizer.warmup)
+                outcome, norm = self._update(shared, inputs, rate)
+                self.step = step
+                if leads and (step % run.save_every == 0 or step == run.steps):
+                    self._save()
+                if book and (step % run.log_every == 0 or step == run.steps):
+                    now = time.perf_counter()
+                    views = views_of_batch * run.accumulate * place.count * (step - since)
+                    row: Row = {"step": step, "seconds": now - started,
+                                "loss": outcome.loss.item(), **_numbers(outcome),
+                                "rate": rate, "gradient": norm,
+                                "views_s": views / (now - started)}  # fmt: skip
+                    book.add(row)
+                    if report:
+                        report(row)
+                    started, since = time.perf_counter(), step
+        finally:
+            inputs.close()
+            if book:
+                book.close()
+
+    def _update(self, shared: Any, inputs: Iterator[Inputs], rate: float) -> tuple[Outcome, float]:
+        """One step of the optimiser; the last outcome and the gradient's norm before clipping."""
+        run = self._config.run
+        pixels = run.batch * run.accumulate * self._place.count
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base"] * pixels / 256 * rate
+        self._optimizer.zero_grad(set_to_none=True)
+        for part in range(run.accumulate):
+            quiet = self._place.count > 1 and part < run.accumulate - 1
+            with shared.no_sync() if quiet else contextlib.nullcontext():
+                with torch.autocast(
+                    self._place.device.type, torch.bfloat16, enabled=run.precision == "bf16"
+                ):
+                    outcome: Outcome = shared(*next(inputs))
+                (outcome.loss / run.accumulate).backward()
+        norm = nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.optimizer.clip)
+        if not math.isfinite(norm):
+            raise StoreError(
+                f"step {self.step + 1}: expected finite gradients, got {float(norm)}; nothing was "
+                "saved of this step: use a lower learning rate and resume"
+            )
+        self._optimizer.step()
+        return outcome, float(norm)
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "objective": self._objective.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "config": json.dumps(self._config.settles()),
+        }
+        save_official(self._config.out / MODEL, self._network.spec, self._network.official())
+        write_whole(self._config.out / STATE, lambda f: torch.save(state, f))
+
+    def _load(self) -> None:
+        path = self._config.out / STATE
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        was, wanted = json.loads(state["config"]), self._config.settles()
+        for table in wanted:
+            for name, value in wanted[table].items():
+                if was[table].get(name) != value:
+                    raise InputError(
+                        f"{path}: expected [{table}] {name} = {was[table].get(name)!r} as the run "
+                        f"began, got {value!r}; use another folder for another run"
+                    )
+        self._objective.load_state_dict(state["objective"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
+    """The batches that a config asks for."""
+    from ..tile import open_tile
+
+    tiles = [open_tile(path) for path in config.tile_paths()]
+    run = config.run
+    return Views(
+        tiles, spec, run.batch, draws=draws, seed=run.seed, min_dates=config.data.min_dates,
+        pool_bytes=config.data.pool_mib << 20, threads=run.threads or None,
+    )  # fmt: skip
+
+
+def series_of(view: View, device: torch.device) -> tuple[Series, Series]:
+    """A view as (Sentinel-2, Sentinel-1) tensors on a device."""
+    s2, s2_days, s1, s1_days = (
+        torch.from_numpy(a).to(device) for a in (view.s2, view.s2_days, view.s1, view.s1_days)
+    )
+    return Series(s2, s2_days), Series(s1, s1_days)
+
+
+def ahead(batches: Iterator[Batch], make: Callable[[Batch], Inputs]) -> Feed:
+    """``make(batch)`` of every batch, the next one in another thread while one is used."""
+
+    def one() -> Inputs:
+        return make(next(batches))
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(one)
+        while True:
+            ready = coming.result()
+            coming = pool.submit(one)
+            yield ready
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate at ``step`` 1..steps: linear up to 1, then half a cosine."""
+    rise = max(1, round(warmup * steps))
+    if step <= rise:
+        return step / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise + 1)))
+
+
+def _groups(objective: nn.Module, optimizer: OptimizerPart) -> list[dict[str, Any]]:
+    """Matrices, and vectors: biases and gains, which are not decayed."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay
+    return [
+        {"params": matrices, "base": rate * optimizer.weight_factor, "weight_decay": decay},
+        {"params": vectors, "base": rate * optimizer.bias_factor, "weight_decay": 0.0},
+    ]
+
+
+def _numbers(outcome: Outcome) -> Row:
+    terms = {name: float(value) for name, value in outcome.terms.items()}
+    return terms | {f"rankme_{name}": losses.rankme(x) for name, x in outcome.watched.items()}
+
+
+def _prepare(config: Config, resume: bool) -> None:
+    """The output folder: new or empty, or with a run to go on with."""
+    state: Path = config.out / STATE
+    if resume and not state.exists():
+        raise InputError(f"{state}: expected a run to resume, got none; leave --resume out")
+    if not resume and state.exists():
+        raise InputError(f"{config.out}: expected no run there, got one; pass --resume to go on")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{config.out}: cannot be made: {error.strerror or error}") from error

@@ -1,0 +1,82 @@
+"""Checkpoints as the official trainers write them: the official code reads them, and so do we."""
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, StoreError
+from ..spec import ModelSpec
+from ..weights import load_weights
+
+
+def official(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The outer keys and the configuration of the family; ``state`` by official names."""
+    sizes = {
+        "repr_dim": spec.out_dim, "latent_dim": spec.d_model // 4, "num_layers": spec.num_layers,
+        "nhead": spec.num_heads, "dim_feedforward": spec.ff_dim,
+    }  # fmt: skip
+    state = {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
+    if spec.fusion_layers:
+        return {
+            "encoder_state_dict": state,
+            "arch": {**sizes, "final_layernorm": spec.final_norm},
+        }
+    if spec.sampling == "v2":
+        args = {
+            **sizes,
+            "max_seq_len": 256,
+            "matryoshka_dims": ",".join(map(str, spec.matryoshka)),
+            "enable_qk_norm": spec.qk_norm,
+        }
+        return {"model": state, "args": args}
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    config: dict[str, Any] = {
+        "latent_dim": spec.d_model // 4,
+        "representation_dim": spec.out_dim,
+        "fusion_method": "concat",
+    }
+    for stream in ("s2", "s1"):
+        config |= {f"{stream}_num_heads": spec.num_heads, f"{stream}_num_layers": spec.num_layers}
+        config[f"{stream}_dim_feedforward"] = spec.ff_dim
+    if spec.sampling == "v1.1":
+        config["data_source"] = "aws" if spec.name.startswith("v1.1-aws") else "mpc"
+        config["num_obs_checkpoints"] = list(range(8, 257, 8))
+        return {"model_state": wrapped, "config": config}
+    return {"model_state_dict": wrapped, "config": config}
+
+
+def save_official(path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None:
+    """Write a checkpoint, whole or not at all, over one that is there."""
+    write_whole(path, lambda f: torch.save(official(spec, state), f))
+
+
+def check_shape(path: Path, spec: ModelSpec) -> None:
+    """InputError unless the model in ``path`` is recognised as ``spec``: formats hold few sizes."""
+    found = load_weights(path).spec
+    if replace(found, name=spec.name) != spec:
+        raise InputError(
+            f"[model]: a checkpoint of the official format cannot hold these sizes of "
+            f"{spec.name}: it would be read as {found}"
+        )
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """A file that appears whole or not at all; StoreError if it cannot be written."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            with partial.open("xb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error

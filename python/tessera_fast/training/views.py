@@ -1,0 +1,216 @@
+"""Random date-draws of pixels, by the C++ packer, shuffled across tiles. numpy only.
+
+A view of a pixel is DATES dates of each stream, drawn from those that were observed and in the
+order that the models read. Tiles are read as bands of rows, a pool of bands that fits in memory
+after the other, and the pixels of a pool are shuffled. A batch depends on the tiles, the settings
+and its number alone, so training can go on anywhere. T dates of a tile, P pixels, C bands.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import InputError
+from ..packing import Observations, PackedTokens, pack
+from ..spec import ModelSpec, Row, released
+from ..tile import Tile
+
+DATES = 40  # a view's, of each stream: what the packer draws
+_RULE = replace(released("v1.0"), name="a view")  # its sampling is read, and nothing else
+_BANDS = 32  # of a pool: few enough to be packed quickly, enough to mix tiles
+SHUFFLE, DRAW, MIX = 0, 1, 2  # what a random number is for
+
+
+@dataclass(frozen=True)
+class View:
+    """One draw of P pixels, float32: standardised bands (P, DATES, C) and days (P, DATES)."""
+
+    s2: np.ndarray
+    s2_days: np.ndarray
+    s1: np.ndarray
+    s1_days: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of the same pixels; ``parts`` holds those pixels, in order, with all their dates."""
+
+    views: tuple[View, ...]
+    parts: tuple[Observations, ...]
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Rows of a tile in memory as a window of P x 1, and which of its pixels may be drawn."""
+
+    observations: Observations
+    usable: np.ndarray  # int64
+
+    def pick(self, at: np.ndarray) -> Observations:
+        """The pixels ``at`` (P,), all their dates."""
+        seen = self.observations
+        assert seen.s2_masks is not None
+        return replace(
+            seen,
+            s2_bands=seen.s2_bands.take(at, axis=1),
+            s2_masks=seen.s2_masks.take(at, axis=1),
+            orbits=tuple(replace(o, bands=o.bands.take(at, axis=1)) for o in seen.orbits),
+        )
+
+
+class Views:
+    """The endless list of batches of a set of tiles, of ``batch`` pixels each.
+
+    ``draws`` views of a pixel. Pixels with fewer than ``min_dates`` observed dates in Sentinel-2,
+    or in Sentinel-1, are left out. ``pool_bytes`` of raw observations are in memory at once.
+    Raises InputError for no tiles and for a tile without Sentinel-1.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        spec: ModelSpec,
+        batch: int,
+        *,
+        draws: int = 2,
+        seed: int = 0,
+        min_dates: int = 20,
+        pool_bytes: int = 1 << 30,
+        threads: int | None = None,
+    ) -> None:
+        if not tiles:
+            raise InputError("tiles: expected at least one to train on, got none")
+        for tile in tiles:
+            if not any(tile.dates[1:]):
+                raise InputError(
+                    f"{tile.name}: expected Sentinel-1 dates to draw from, got none; leave it out"
+                )
+        self._tiles, self._statistics, self._batch = tuple(tiles), spec.statistics, batch
+        self._seed, self._min_dates, self._threads = seed, min_dates, threads
+        self.draw_seeds = [int(random(seed, DRAW, v).integers(2**63)) for v in range(draws)]
+        self._places = _cut(tiles, max(1, pool_bytes // _BANDS))
+        total = sum(t.height * t.bytes_per_row for t in tiles)
+        self.pools = min(len(self._places), -(-total // pool_bytes))
+        self._held: dict[int, _Band] = {}
+        self._usable: dict[int, int] = {}  # usable pixels of the bands that were read
+
+    def batches(self, first: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Batches ``first``, ``first + stride``, ...
+
+        Raises InputError where no pool holds a batch, and what reading and packing raise.
+        """
+        number, wanted, epoch = 0, first, 0
+        while True:
+            start = number
+            bands = random(self._seed, SHUFFLE, epoch).permutation(len(self._places))
+            for pool, members in enumerate(np.array_split(bands, self.pools)):
+                count = sum(self._count(int(i)) for i in members)
+                end = number + count // self._batch
+                if wanted < end:
+                    held = self._hold([int(i) for i in sorted(members)])
+                    order = random(self._seed, SHUFFLE, epoch, pool).permutation(count)
+                    while wanted < end:
+                        at = (wanted - number) * self._batch
+                        yield self._make(held, np.sort(order[at : at + self._batch]), wanted)
+                        wanted += stride
+                number = end
+            if number == start:
+                raise InputError(
+                    f"tiles: expected at least {self._batch} pixels, a batch, with "
+                    f"{self._min_dates} observed dates of each sensor in memory at once, got "
+                    f"{sum(self._usable.values())} in {self.pools} parts; use a smaller batch, "
+                    "min_dates, more tiles or a larger pool"
+                )
+            epoch += 1
+
+    def _count(self, index: int) -> int:
+        """Usable pixels of a band, which is read if it has not been."""
+        if index not in self._usable:
+            self._usable[index] = len(self._read(index).usable)
+        return self._usable[index]
+
+    def _hold(self, indices: list[int]) -> list[_Band]:
+        """These bands in memory, and no others."""
+        self._held = {i: band for i, band in self._held.items() if i in indices}
+        for i in indices:
+            if i not in self._held:
+                self._held[i] = self._read(i)
+        return [self._held[i] for i in indices]
+
+    def _read(self, index: int) -> _Band:
+        t, start, stop = self._places[index]
+        rows = self._tiles[t].rows(start, stop)
+        assert rows.s2_masks is not None
+
+        def flat(array: np.ndarray) -> np.ndarray:
+            """(T, h, w, ...) -> (T, h w, 1, ...), in one piece."""
+            return np.ascontiguousarray(array).reshape(len(array), -1, 1, *array.shape[3:])
+
+        observations = replace(
+            rows,
+            s2_bands=flat(rows.s2_bands),
+            s2_masks=flat(rows.s2_masks),
+            orbits=tuple(replace(o, bands=flat(o.bands)) for o in rows.orbits),
+        )
+        s2, _, counts = pack(observations, _RULE, threads=self._threads)
+        enough = (counts[:, 0] >= self._min_dates) & (counts[:, 1:].sum(1) >= self._min_dates)
+        return _Band(observations, np.flatnonzero(enough & (np.diff(s2.offsets) > 0)))
+
+    def _make(self, held: list[_Band], picks: np.ndarray, number: int) -> Batch:
+        """``picks`` count over the usable pixels of the bands, ascending."""
+        ends = np.cumsum([len(band.usable) for band in held])
+        parts, views = [], [[] for _ in self.draw_seeds]  # type: ignore[var-annotated]
+        done = 0
+        for band, end in zip(held, ends, strict=True):
+            stop = int(np.searchsorted(picks, end))
+            if stop == done:
+                continue
+            at = band.usable[picks[done:stop] - (end - len(band.usable))]
+            part = band.pick(at)
+            parts.append(part)
+            for v, seed in enumerate(self.draw_seeds):
+                row0 = number * self._batch + done  # a draw's place in the endless list
+                packed = pack(part, _RULE, row0=row0, seed=seed, threads=self._threads)
+                views[v].append(self._view(packed[0], packed[1]))
+            done = stop
+        return Batch(tuple(_join(of_band) for of_band in views), tuple(parts))
+
+    def _view(self, s2: PackedTokens, s1: PackedTokens) -> View:
+        statistics = self._statistics
+        optical = _dense(s2, (statistics.s2_mean,), (statistics.s2_std,))
+        return View(*optical, *_dense(s1, statistics.s1_mean, statistics.s1_std))
+
+
+def _cut(tiles: Sequence[Tile], band_bytes: int) -> list[tuple[int, int, int]]:
+    """(tile, first row, last row exclusive) of bands of about ``band_bytes``, none empty."""
+    places = []
+    for i, tile in enumerate(tiles):
+        parts = min(tile.height, -(-tile.height * tile.bytes_per_row // band_bytes))
+        edges = np.linspace(0, tile.height, parts + 1).astype(int)
+        places += [(i, int(a), int(b)) for a, b in itertools.pairwise(edges)]
+    return places
+
+
+def _dense(
+    packed: PackedTokens, mean: tuple[Row, ...], std: tuple[Row, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn tokens as (P, DATES, C) standardised bands and (P, DATES) days, float32."""
+    assert packed.steps is not None
+    tokens = packed.bands.astype(np.float32)
+    means, stds = np.array(mean, np.float32), np.array(std, np.float32)
+    tokens -= means[packed.orbit]
+    tokens /= stds[packed.orbit] + np.float32(1e-9)
+    index = packed.offsets[:-1, None] + packed.steps.reshape(-1, DATES)
+    return tokens[index], packed.doy.astype(np.float32)[index]
+
+
+def _join(views: Sequence[View]) -> View:
+    names = ("s2", "s2_days", "s1", "s1_days")
+    return View(*(np.concatenate([getattr(v, name) for v in views]) for name in names))
+
+
+def random(*key: int) -> np.random.Generator:
+    """Numbers that depend on ``key`` alone: the seed, what they are for, and which."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))

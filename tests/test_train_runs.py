@@ -1,0 +1,315 @@
+"""`train` and `distill` from a file to a checkpoint: losses fall, runs go on, formats are read."""
+# ruff: noqa: E402
+
+import csv
+import socket
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import oracle
+import tessera_fast as tf
+from tessera_fast.errors import BackendUnavailable, InputError, StoreError
+from tessera_fast.synthetic import synthetic_tile, write_tile
+from tessera_fast.training import loop, processes
+from tessera_fast.training.config import DistillPart, TwinsPart, read_config
+from tessera_fast.training.runs import distill, train
+from tessera_fast.weights import load_weights, save_safetensors, untrained_weights
+
+MODEL = {"base": "v2-nano", "d_model": 16, "num_layers": 1, "num_heads": 2, "ff_dim": 16,
+         "out_dim": 32}  # fmt: skip
+TWINS = {"projector_width": 24, "projector_layers": 2}
+RUN = {"out": "run", "steps": 6, "batch": 12, "log_every": 1, "save_every": 2, "threads": 1}
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    for seed in (1, 2):
+        write_tile(synthetic_tile(6, 8, seed=seed), folder / f"tile_{seed}")
+    return folder
+
+
+@pytest.fixture
+def write(tiles, tmp_path):
+    """A config file; keywords are tables, added to those above."""
+
+    def make(objective=None, name="config.toml", **tables):
+        content = {
+            "model": MODEL,
+            "data": {"tiles": [str(tiles / "tile_*")], "min_dates": 5},
+            "objective": TWINS if objective is None else objective,
+            "optimizer": {"learning_rate": 0.2},
+            "run": RUN,
+        }
+        for table, values in tables.items():
+            content[table] = {**content[table], **values}
+        lines = []
+        for table, values in content.items():
+            lines.append(f"[{table}]")
+            lines += [f"{key} = {toml(value)}" for key, value in values.items()]
+        path = tmp_path / name
+        path.write_text("\n".join(lines))
+        return path
+
+    return make
+
+
+def toml(value):
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+def parameters(path):
+    return dict(load_weights(path).tensors)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def rows_of(folder):
+    with (folder / "log.csv").open(newline="") as f:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+
+
+def stop_at(step):
+    def report(row):
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_training_lowers_both_losses_and_says_so(write, run, tmp_path):
+    path = write(run={"steps": 60, "batch": 24, "log_every": 10, "save_every": 60})
+    result = run("train", path)
+    assert result.code == 0, result.err
+    assert result.out.strip() == str(tmp_path / "run" / "model.pt")
+    assert "step 60/60" in result.err and "views_s" in result.err
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert rows[-1]["main"] < 0.7 * rows[0]["main"]
+    for row in rows:
+        assert 0 < row["rankme_embedding"] <= 1 and 0 < row["rankme_z"] <= 1
+        assert row["loss"] == pytest_sum(row["main"], row["mixup"])
+        assert row["views_s"] > 0
+    with tf.load_model(tmp_path / "run" / "model.pt", backend="cpu") as model:
+        assert model.trained and model.spec.matryoshka == (16, 32)
+        assert np.isfinite(tf.embed(synthetic_tile(3, 6), model, progress=False)).any()
+
+
+def pytest_sum(a, b):
+    """As float32, in which the loss was added up."""
+    return float(np.float32(a) + np.float32(b))
+
+
+@pytest.mark.parametrize("stopped", [2, 5])
+def test_a_resumed_run_has_the_same_weights(write, tmp_path, stopped):
+    whole = train(read_config(write(run={"out": "whole"}), TwinsPart))
+    config = read_config(write(), TwinsPart)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=stop_at(stopped))
+    assert not same(parameters(whole), parameters(tmp_path / "run" / "model.pt"))
+    resumed = train(config, resume=True)
+    assert same(parameters(whole), parameters(resumed))
+    for a, b in zip(rows_of(whole.parent), rows_of(resumed.parent), strict=True):
+        for name in ("step", "loss", "gradient", "rate"):
+            assert a[name] == b[name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": {**TWINS, "prefixes": [8, 32], "weights": [1, 3.0], "int8": True}},
+        {"objective": {**TWINS, "mixup": False}},
+        {"run": {"precision": "bf16"}},
+        {"model": {"base": "v1.1-aws", "num_heads": 4}},
+        {"model": {"base": "v1.0", "num_heads": 8}},
+        {"model": {"base": "v1.0-qat", "num_heads": 4}},
+        {"model": {"base": "v2-teacher", "num_heads": 4}},
+    ],
+)
+def test_every_kind_of_run_resumes_and_loads(write, tmp_path, options):
+    config = read_config(write(run={"steps": 2, "save_every": 1, **options.pop("run", {})},
+                               **options), TwinsPart)  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=stop_at(1))
+    before = parameters(tmp_path / "run" / "model.pt")
+    path = train(config, resume=True)
+    assert not same(before, parameters(path))
+    weights = load_weights(path)
+    base = config.model.base.split("-")[0]
+    assert weights.spec.sampling == base and weights.trained
+
+
+def test_accumulation_is_as_good_as_more_processes(write, spawn, tmp_path):
+    """Two processes, as torchrun starts them, against one that adds up two batches: the same."""
+    one = train(read_config(write(run={"out": "one", "steps": 2, "accumulate": 2}), TwinsPart))
+    path = write(run={"out": "two", "steps": 2, "device": "cpu"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [spawn("train", path, env={**shared, "RANK": str(rank)}) for rank in (0, 1)]
+    results = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], results
+    assert results[0][0].strip().endswith("model.pt") and not results[1][0]
+    assert same(parameters(one), parameters(tmp_path / "two" / "model.pt"))
+
+
+def test_a_student_comes_to_embed_as_its_teacher(write, run, mini, tmp_path):
+    objective = {"teacher": str(mini), "prefixes": [8, 32]}
+    path = write(objective, run={"steps": 60, "batch": 24, "log_every": 10, "save_every": 60})
+    result = run("distill", path)
+    assert result.code == 0, result.err
+    rows = rows_of(tmp_path / "run")
+    for name in ("at_8", "at_32"):
+        assert rows[-1][name] < 0.8 * rows[0][name]
+    tile = synthetic_tile(4, 6)
+    cosine = []
+    for model in (mini, tmp_path / "run" / "model.pt"):
+        with tf.load_model(model, backend="cpu") as loaded:
+            cosine.append(tf.embed(tile, loaded, progress=False).reshape(24, -1))
+    seen = ~np.isnan(cosine[0]).any(-1)
+    assert oracle.cosines(cosine[0][seen], cosine[1][seen]).mean() > 0.5
+
+
+def test_a_resumed_student_has_the_same_weights(write, mini):
+    objective = {"teacher": str(mini), "prefixes": [8, 32], "heads": "linear"}
+    whole = distill(read_config(write(objective, run={"out": "whole"}), DistillPart))
+    config = read_config(write(objective), DistillPart)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config, report=stop_at(3))
+    assert same(parameters(whole), parameters(distill(config, resume=True)))
+
+
+@pytest.mark.parametrize(
+    ("heads", "teacher_out", "linear"),
+    [("auto", 32, False), ("linear", 32, True), ("auto", 64, True), ("none", 64, False)],
+)
+def test_heads_are_where_dimensions_do_not_correspond(write, tmp_path, heads, teacher_out, linear):
+    from tessera_fast.spec import variant
+
+    spec = variant("v2-nano", name="t", d_model=16, num_layers=1, num_heads=2, ff_dim=16,
+                   out_dim=teacher_out, saved_dim=teacher_out, matryoshka=(16, 32))  # fmt: skip
+    save_safetensors(tmp_path / "teacher.safetensors", untrained_weights(spec))
+    objective = {"teacher": "teacher.safetensors", "prefixes": [16, 32], "heads": heads}
+    distill(read_config(write(objective, run={"steps": 1}), DistillPart))
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["objective"]
+    got = {name: tuple(v.shape) for name, v in state.items() if name.startswith("heads")}
+    want = {f"heads.{k}.weight": (teacher_out, k) for k in (16, 32)}
+    assert {n: s for n, s in got.items() if n.endswith("weight")} == (want if linear else {})
+
+
+def test_no_heads_for_a_narrow_teacher_is_refused(write, mini):
+    objective = {"teacher": str(mini), "prefixes": [16, 64], "heads": "none"}
+    config = read_config(write(objective, model={"out_dim": 64}), DistillPart)
+    with pytest.raises(InputError, match="expected linear"):
+        distill(config)
+
+
+def test_a_run_starts_from_a_checkpoint(write, tmp_path):
+    first = train(read_config(write(run={"out": "first"}), TwinsPart))
+    slow = {"learning_rate": 1e-9}
+    path = write(model={"init": "first/model.pt"}, run={"steps": 1}, optimizer=slow)
+    config = read_config(path, TwinsPart)
+    train(config)
+    a, b = parameters(first), parameters(tmp_path / "run" / "model.pt")
+    name = "dim_reducer.0.weight"
+    assert np.abs(a[name] - b[name]).max() < 0.01 < np.abs(a[name]).max()
+    other = read_config(write(model={"init": "first/model.pt", "ff_dim": 20}), TwinsPart)
+    with pytest.raises(InputError, match="expected parameters of"):
+        train(other)
+
+
+def test_folders_hold_one_run(write):
+    config = read_config(write(run={"steps": 2}), TwinsPart)
+    with pytest.raises(InputError, match="leave --resume out"):
+        train(config, resume=True)
+    train(config)
+    with pytest.raises(InputError, match="pass --resume"):
+        train(config)
+    other = read_config(write(run={"steps": 3}), TwinsPart)
+    with pytest.raises(InputError, match=r"\[run\] steps = 2 as the run began, got 3"):
+        train(other, resume=True)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(write, tmp_path, monkeypatch):
+    before = loop.losses.barlow_twins
+    config = read_config(write(run={"save_every": 1}), TwinsPart)
+    calls = []
+
+    def broken(a, b):
+        calls.append(1)
+        return before(a, b) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(loop.losses, "barlow_twins", broken)
+    with pytest.raises(StoreError, match="step 3: expected finite gradients"):
+        train(config)
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+    assert all(np.isfinite(v).all() for v in parameters(tmp_path / "run" / "model.pt").values())
+
+
+def test_a_device_that_is_not_there(write):
+    with pytest.raises(BackendUnavailable, match="device: 'cuda:99'"):
+        train(read_config(write(run={"device": "cuda:99"}), TwinsPart))
+    with processes.joined("cpu", 0) as place:
+        assert (place.rank, place.count, place.device.type) == (0, 1, "cpu")
+
+
+def test_the_rate_rises_and_falls():
+    rates = [loop.schedule(step, 100, 0.1) for step in range(1, 101)]
+    assert rates[:10] == [n / 10 for n in range(1, 11)]
+    assert np.all(np.diff(rates[9:]) < 0)
+    assert 0 < rates[-1] < 0.01
+    assert loop.schedule(1, 1, 0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"run": {"setps": 3}}, r"\[run\]: expected one of out, steps.*got 'setps'"),
+        ({"run": {"steps": 0}}, r"\[run\] steps: expected more than 0"),
+        ({"run": {"steps": 1.5}}, r"\[run\] steps: expected int, got 1.5"),
+        ({"run": {"batch": 1}}, r"\[run\] batch: expected at least 2"),
+        ({"run": {"precision": "fp8"}}, "expected fp32 or bf16"),
+        ({"run": {"seed": -1}}, "seed"),
+        ({"optimizer": {"warmup": 1.0}}, "warmup: expected 0 to 1"),
+        ({"objective": {**TWINS, "prefixes": [64]}}, "expected 1..32 dimensions, got 64"),
+        ({"objective": {**TWINS, "prefixes": [8], "weights": [1, 2]}}, "one for each of 1"),
+        ({"objective": {**TWINS, "prefixes": "8"}}, "prefixes: expected int, got '8'"),
+        ({"objective": {**TWINS, "prefixes": {}}}, "prefixes: expected a list"),
+        ({"model": {"num_heads": 3}}, "multiple of its 3 heads"),
+        ({"model": {"base": "v3"}}, "expected one of v2-nano"),
+    ],
+)
+def test_a_wrong_setting_is_named(write, tables, message):
+    tables = dict(tables)
+    if tables.get("objective", {}).get("prefixes") == {}:
+        path = write()
+        path.write_text(path.read_text().replace("[objective]", "[objective]\nprefixes = {a=1}"))
+    else:
+        path = write(**tables)
+    with pytest.raises(InputError, match=message):
+        read_config(path, TwinsPart)
+
+
+def test_what_is_missing_is_named(write, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[data]\ntiles = ["*"]\n')
+    with pytest.raises(InputError, match=r"\[run\] out: it is missing"):
+        read_config(path, TwinsPart)
+    path.write_text("[run")
+    with pytest.raises(InputError, match="expected a TOML file"):
+        read_config(path, TwinsPart)
+    path.write_text("[train]\n")
+    with pytest.raises(InputError, match=r"expected tables model, .*got 'train'"):
+        read_config(path, TwinsPart)
+    with pytest.raises(InputError, match="expected tiles at 'none/\\*'"):
+        train(read_config(write(data={"tiles": ["none/*"]}), TwinsPart))
+    with pytest.raises(InputError, match=r"\[objective\] teacher: it is missing"):
+        read_config(write({}), DistillPart)
