@@ -264,7 +264,8 @@ def test_fingerprint_follows_content_not_place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "year"),
     [("flanders_2018", 2018), ("2019", 2019), ("x20190", None), ("a2018b", 2018), ("1899_x", None),
-     ("tile_2018_2019", None), ("31UDS", None), ("x_1999-y", 1999)],
+     ("tile_2018_2019", None), ("31UDS", None), ("x_1999-y", 1999),
+     ("0_2000_500_2500", None)],
 )  # fmt: skip
 def test_year_in_name(name, year):
     assert year_in(name) == year

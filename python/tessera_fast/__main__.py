@@ -7,6 +7,7 @@ ended by SIGTERM, as a batch system does before it kills.
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from . import __version__
 from .commands import IN_ORDER
-from .commands.common import FAILED, INTERRUPTED, TERMINATED
+from .commands.common import BROKEN_PIPE, FAILED, INTERRUPTED, TERMINATED
 from .errors import TesseraError
 
 
@@ -27,12 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminated():
             code: int = args.run(args)
+        sys.stdout.flush()
     except TesseraError as error:
         print(f"tessera-fast: {error}", file=sys.stderr)
         code = getattr(args, "failure", FAILED)
     except KeyboardInterrupt:
         print("tessera-fast: interrupted; finished tiles are kept", file=sys.stderr)
         code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
     except Terminated:
         print("tessera-fast: ended by SIGTERM; finished tiles are kept", file=sys.stderr)
         code = TERMINATED

@@ -32,8 +32,8 @@ _LEAST_MEMORY = 512 << 20  # embed with a small model and one band of a few rows
 _LEAST_DISK = 1 << 30
 _EXTRAS = {
     "torch": "torch", "triton": "gpu", "huggingface_hub": "hub", "xarray": "geo",
-    "rioxarray": "geo", "rasterio": "geo", "pyarrow": "plan", "onnx": "onnx", "onnxruntime": "onnx",
-    "tensorrt_rtx": "tensorrt",
+    "rioxarray": "geo", "rasterio": "geo", "pystac": "geo", "fsspec": "remote", "pyarrow": "plan",
+    "ray": "ray", "onnx": "onnx", "onnxruntime": "onnx", "tensorrt_rtx": "tensorrt",
 }  # fmt: skip
 # What a package that is installed and broken raises where it is imported or used.
 _BROKEN = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError,

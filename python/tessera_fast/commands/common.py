@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..pipeline import parse_bytes
 from ..spec import RELEASED
 
-OK, FAILED, PARTLY, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143
+OK, FAILED, PARTLY, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 3, 130, 141, 143
 # What `add_parser` of argparse is called on; the class has no public name.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -23,7 +23,12 @@ ONE_ORBIT = "s1_datetime"  # of the orbit, where only one is there
 
 
 def year_in(name: str) -> int | None:
-    """The only 19xx or 20xx number in ``name``, or None."""
+    """The only 19xx or 20xx number in ``name``, or None.
+
+    None too for names of the official preprocessing, which are four pixel numbers.
+    """
+    if re.fullmatch(r"\d+(?:_\d+){3}", name):
+        return None
     found = re.findall(r"(?<!\d)(?:19|20)\d\d(?!\d)", name)
     return int(found[0]) if len(found) == 1 else None
 
