@@ -123,5 +123,5 @@ def test_fake_int8_is_what_is_stored_and_passes_the_gradient():
 def test_rankme_counts_directions():
     directions = torch.linalg.qr(torch.from_numpy(draw(3, (64, 8))))[0]
     assert round(losses.rankme(directions), 3) == 1
-    one = directions[:, :1] @ torch.ones(1, 8).double()
-    assert round(losses.rankme(one), 3) == 1 / 8
+    two = directions[:, :2] @ torch.eye(2, 8).double()
+    assert round(losses.rankme(two), 3) == round(np.log(2) / np.log(8), 3)

@@ -3,6 +3,7 @@
 
 import csv
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -252,6 +253,28 @@ def test_a_gradient_that_is_not_finite_stops_the_run(write, tmp_path, monkeypatc
         train(config)
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
     assert all(np.isfinite(v).all() for v in parameters(tmp_path / "run" / "model.pt").values())
+
+
+def test_a_state_that_is_damaged_is_named(write, tmp_path):
+    config = read_config(write(run={"steps": 2}), TwinsPart)
+    train(config)
+    (tmp_path / "run" / "state.pt").write_bytes(b"PK not a state")
+    with pytest.raises(StoreError, match=r"state\.pt: expected the state of a run"):
+        train(config, resume=True)
+
+
+def test_a_run_of_two_processes_is_resumed_by_two(write, monkeypatch):
+    config = read_config(write(run={"steps": 2}), TwinsPart)
+    train(config)
+    monkeypatch.setattr(loop.Run, "_settles", lambda self: {"torchrun": {"processes": 2}})
+    with pytest.raises(InputError, match=r"\[torchrun\] processes = 1 as the run began, got 2"):
+        train(config, resume=True)
+
+
+def test_tensorboard_is_asked_for_by_name(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(BackendUnavailable, match="pip install tensorboard"):
+        train(read_config(write(run={"tensorboard": True}), TwinsPart))
 
 
 def test_a_device_that_is_not_there(write):

@@ -45,7 +45,7 @@ class ModelPart:
 class DataPart:
     """[data]: paths or patterns of tiles, relative to the file; what of them is drawn."""
 
-    tiles: tuple[str, ...]
+    tiles: tuple[str, ...]  # or URLs
     min_dates: int = 20
     pool_mib: int = 1024  # raw observations in memory at once
 
@@ -118,14 +118,17 @@ class Config:
     def out(self) -> Path:
         return self.folder / self.run.out
 
-    def tile_paths(self) -> list[Path]:
+    def tile_paths(self) -> list[str]:
         """The tiles that the patterns name, each once; InputError for a pattern without any."""
-        found: dict[Path, None] = {}
+        found: dict[str, None] = {}
         for pattern in self.data.tiles:
+            if "://" in pattern:
+                found[pattern] = None
+                continue
             matches = sorted(glob.glob(str(self.folder / pattern)))
             if not matches:
                 raise InputError(f"[data] tiles: expected tiles at {pattern!r}, found none")
-            found |= dict.fromkeys(map(Path, matches))
+            found |= dict.fromkeys(matches)
         return list(found)
 
     def located(self, name: str) -> str:
@@ -136,7 +139,7 @@ class Config:
     def settles(self) -> dict[str, Any]:
         """What the result depends on: a run is resumed with the same."""
         parts = {n: asdict(getattr(self, n)) for n in ("model", "data", "objective", "optimizer")}
-        free = ("out", "log_every", "save_every", "tensorboard")
+        free = ("out", "device", "threads", "log_every", "save_every", "tensorboard")
         run = {k: v for k, v in asdict(self.run).items() if k not in free}
         return json.loads(json.dumps({**parts, "run": run}))
 

@@ -7,6 +7,7 @@ moments and the step, and a resumed run on the same processor has the same weigh
 import contextlib
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ class Run:
                     views = views_of_batch * run.accumulate * place.count * (step - since)
                     row: Row = {"step": step, "seconds": now - started,
                                 "loss": outcome.loss.item(), **_numbers(outcome),
-                                "rate": rate, "gradient": norm,
+                                "rate": self._optimizer.param_groups[0]["lr"], "gradient": norm,
                                 "views_s": views / (now - started)}  # fmt: skip
                     book.add(row)
                     if report:
@@ -115,15 +116,23 @@ class Run:
             "step": self.step,
             "objective": self._objective.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "config": json.dumps(self._config.settles()),
+            "config": json.dumps(self._settles()),
         }
         save_official(self._config.out / MODEL, self._network.spec, self._network.official())
         write_whole(self._config.out / STATE, lambda f: torch.save(state, f))
 
+    def _settles(self) -> dict[str, Any]:
+        """What has to be the same where a run goes on."""
+        return self._config.settles() | {"torchrun": {"processes": self._place.count}}
+
     def _load(self) -> None:
         path = self._config.out / STATE
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        was, wanted = json.loads(state["config"]), self._config.settles()
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            was = json.loads(state["config"])
+        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise StoreError(f"{path}: expected the state of a run, got {error!r}") from error
+        wanted = self._settles()
         for table in wanted:
             for name, value in wanted[table].items():
                 if was[table].get(name) != value:

@@ -2,6 +2,8 @@
 E width of the embedding, K width of a prefix.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,8 +71,11 @@ def fake_int8(e: Tensor) -> Tensor:
 
 
 def rankme(x: Tensor) -> float:
-    """exp(entropy of the singular values over their sum) / min(N, K): 1 is full rank. x (N, K)."""
+    """Entropy of the singular values over their sum, by its largest value log(min(N, K)): 0 to 1.
+
+    x (N, K) of a batch, not centred. The RankMe of the literature is min(N, K) to this power.
+    """
     values = torch.linalg.svdvals(x.detach().float())
     p = values / values.sum()
     p = p[p > 0]
-    return float(torch.exp(-(p * p.log()).sum())) / min(x.shape)
+    return float(-(p * p.log()).sum()) / math.log(min(x.shape))

@@ -48,6 +48,8 @@ def joined(device: str, threads: int) -> Iterator[Place]:
     try:
         place = Place(rank, count, torch.device(device))
         torch.empty(1, device=place.device)
+        if place.device.type == "cuda":
+            torch.cuda.set_device(place.device)
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"[run] device: {device!r} cannot be used: {error}") from error
     before = torch.get_num_threads()

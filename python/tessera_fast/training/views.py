@@ -106,10 +106,11 @@ class Views:
             start = number
             bands = random(self._seed, SHUFFLE, epoch).permutation(len(self._places))
             for pool, members in enumerate(np.array_split(bands, self.pools)):
-                count = sum(self._count(int(i)) for i in members)
+                pool_of = sorted(int(i) for i in members)
+                count = self._count(pool_of)
                 end = number + count // self._batch
                 if wanted < end:
-                    held = self._hold([int(i) for i in sorted(members)])
+                    held = self._hold(pool_of)
                     order = random(self._seed, SHUFFLE, epoch, pool).permutation(count)
                     while wanted < end:
                         at = (wanted - number) * self._batch
@@ -125,11 +126,12 @@ class Views:
                 )
             epoch += 1
 
-    def _count(self, index: int) -> int:
-        """Usable pixels of a band, which is read if it has not been."""
-        if index not in self._usable:
-            self._usable[index] = len(self._read(index).usable)
-        return self._usable[index]
+    def _count(self, indices: list[int]) -> int:
+        """Usable pixels of these bands, which are read if one of them has not been."""
+        if any(i not in self._usable for i in indices):
+            self._usable |= dict(zip(indices, (len(b.usable) for b in self._hold(indices)),
+                                     strict=True))  # fmt: skip
+        return sum(self._usable[i] for i in indices)
 
     def _hold(self, indices: list[int]) -> list[_Band]:
         """These bands in memory, and no others."""
