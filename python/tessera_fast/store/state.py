@@ -278,9 +278,11 @@ class BuildState:
 
     def _tidy(self) -> None:
         """With nobody else here: finish transactions, then remove what is no tile's result."""
-        self.settle()
-        for name in ("spool", "staging"):
-            remove_tree(self.folder / name)
+        try:
+            self.settle()
+        finally:
+            for name in ("spool", "staging"):
+                remove_tree(self.folder / name)
         born = self.folder / "born"
         if born.exists():
             output = self._base / born.read_text()
