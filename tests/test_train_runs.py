@@ -2,8 +2,10 @@
 # ruff: noqa: E402
 
 import csv
+import re
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import tessera_fast as tf
 from tessera_fast.errors import BackendUnavailable, InputError, StoreError
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.training import loop, processes
-from tessera_fast.training.config import DistillPart, TwinsPart, read_config
+from tessera_fast.training.config import DistillPart, OptimizerPart, TwinsPart, read_config
 from tessera_fast.training.runs import distill, train
 from tessera_fast.weights import load_weights, save_safetensors, untrained_weights
 
@@ -336,3 +338,18 @@ def test_what_is_missing_is_named(write, tmp_path):
         train(read_config(write(data={"tiles": ["none/*"]}), TwinsPart))
     with pytest.raises(InputError, match=r"\[objective\] teacher: it is missing"):
         read_config(write({}), DistillPart)
+
+
+def test_the_configs_of_the_page_are_read(tmp_path):
+    """docs/training.md, with what is commented out as well."""
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    first, second = (re.sub(r"^# (?=\w+ = )", "", block, flags=re.M) for block in blocks)
+    path = tmp_path / "page.toml"
+    path.write_text(first)
+    config = read_config(path, TwinsPart)
+    assert config.objective.int8 and config.objective.weights == (1, 1, 1, 2)
+    assert config.model.spec().d_model == 96
+    assert config.optimizer == OptimizerPart(), "the page says that it lists the defaults"
+    path.write_text(re.sub(r"\[objective\].*?(?=\[optimizer\])", second, first, flags=re.DOTALL))
+    assert read_config(path, DistillPart).objective.heads == "auto"
