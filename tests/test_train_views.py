@@ -168,3 +168,30 @@ def test_what_cannot_be_drawn_from_is_refused():
         Views([TILES[0], bare], SPEC, 4)
     with pytest.raises(InputError, match="at least 9999 pixels"):
         next(Views(TILES, SPEC, 9999).batches())
+
+
+def test_a_value_that_is_not_finite_is_placed():
+    rows = TILES[0].rows(0, H)
+    bands = rows.s2_bands.astype(np.float32)
+    y, x, t = 4, 2, int(np.flatnonzero(rows.s2_masks[:, 4, 2])[0])
+    bands[t, y, x, 3] = np.nan
+    bad = tf.open_tile(
+        {"bands": bands, "masks": rows.s2_masks, "doys": rows.s2_doys,
+         "sar_ascending": rows.orbits[0].bands, "sar_ascending_doy": rows.orbits[0].doys},
+        name="field",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"field, pixels of rows 0 to 5 .*got NaN"):
+        next(Views([bad], SPEC, 4, min_dates=1).batches())
+
+
+def test_a_pixel_of_zeros_is_left_out():
+    rows = TILES[0].rows(0, H)
+    bands = rows.s2_bands.copy()
+    bands[:, 4, 2] = 0
+    black = tf.open_tile({
+        "bands": bands, "masks": rows.s2_masks, "doys": rows.s2_doys,
+        "sar_ascending": rows.orbits[0].bands, "sar_ascending_doy": rows.orbits[0].doys,
+    })  # fmt: skip
+    with pytest.raises(InputError, match=f"got {H * W - 1} in 1 parts"):
+        next(Views([black], SPEC, H * W, min_dates=1).batches())
+    assert 4 * W + 2 not in numbers(next(Views([black], SPEC, H * W - 1, min_dates=1).batches()))

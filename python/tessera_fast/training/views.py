@@ -9,6 +9,7 @@ and its number alone, so training can go on anywhere. T dates of a tile, P pixel
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from ..spec import ModelSpec, Row, released
 from ..tile import Tile
 
 DATES = 40  # a view's, of each stream: what the packer draws
-_RULE = replace(released("v1.0"), name="a view")  # its sampling is read, and nothing else
+# Their sampling is read, and nothing else: a view, and whatever was observed.
+_RULE, _EVERY_DATE = released("v1.0"), released("v2-nano")
 _BANDS = 32  # of a pool: few enough to be packed quickly, enough to mix tiles
 SHUFFLE, DRAW, MIX = 0, 1, 2  # what a random number is for
 
@@ -45,6 +47,7 @@ class Batch:
 class _Band:
     """Rows of a tile in memory as a window of P x 1, and which of its pixels may be drawn."""
 
+    name: str  # for messages
     observations: Observations
     usable: np.ndarray  # int64
 
@@ -142,8 +145,9 @@ class Views:
         return [self._held[i] for i in indices]
 
     def _read(self, index: int) -> _Band:
-        t, start, stop = self._places[index]
-        rows = self._tiles[t].rows(start, stop)
+        number, start, stop = self._places[index]
+        tile = self._tiles[number]
+        rows = tile.rows(start, stop)
         assert rows.s2_masks is not None
 
         def flat(array: np.ndarray) -> np.ndarray:
@@ -156,9 +160,11 @@ class Views:
             s2_masks=flat(rows.s2_masks),
             orbits=tuple(replace(o, bands=flat(o.bands)) for o in rows.orbits),
         )
-        s2, _, counts = pack(observations, _RULE, threads=self._threads)
+        name = f"{tile.name}, pixels of rows {start} to {stop - 1} counted as rows"
+        counts = _pack(name, observations, _EVERY_DATE, threads=self._threads)[2]
         enough = (counts[:, 0] >= self._min_dates) & (counts[:, 1:].sum(1) >= self._min_dates)
-        return _Band(observations, np.flatnonzero(enough & (np.diff(s2.offsets) > 0)))
+        some = observations.s2_bands.any(axis=(0, 2, 3))  # the rule takes nothing of all zeros
+        return _Band(name, observations, np.flatnonzero(enough & some))
 
     def _make(self, held: list[_Band], picks: np.ndarray, number: int) -> Batch:
         """``picks`` count over the usable pixels of the bands, ascending."""
@@ -174,8 +180,10 @@ class Views:
             parts.append(part)
             for v, seed in enumerate(self.draw_seeds):
                 row0 = number * self._batch + done  # a draw's place in the endless list
-                packed = pack(part, _RULE, row0=row0, seed=seed, threads=self._threads)
-                views[v].append(self._view(packed[0], packed[1]))
+                s2, s1, _ = _pack(
+                    band.name, part, _RULE, row0=row0, seed=seed, threads=self._threads
+                )
+                views[v].append(self._view(s2, s1))
             done = stop
         return Batch(tuple(_join(of_band) for of_band in views), tuple(parts))
 
@@ -193,6 +201,16 @@ def _cut(tiles: Sequence[Tile], band_bytes: int) -> list[tuple[int, int, int]]:
         edges = np.linspace(0, tile.height, parts + 1).astype(int)
         places += [(i, int(a), int(b)) for a, b in itertools.pairwise(edges)]
     return places
+
+
+def _pack(
+    name: str, observations: Observations, spec: ModelSpec, **options: Any
+) -> tuple[PackedTokens, PackedTokens, np.ndarray]:
+    """`pack`, with the band's name in its errors."""
+    try:
+        return pack(observations, spec, **options)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _dense(
