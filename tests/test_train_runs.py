@@ -101,7 +101,7 @@ def test_training_lowers_both_losses_and_says_so(write, run, tmp_path):
         assert row["loss"] == pytest_sum(row["main"], row["mixup"])
         assert row["views_s"] > 0
     with tf.load_model(tmp_path / "run" / "model.pt", backend="cpu") as model:
-        assert model.trained and model.spec.matryoshka == (16, 32)
+        assert model.trained and model.spec.matryoshka == (32,)
         assert np.isfinite(tf.embed(synthetic_tile(3, 6), model, progress=False)).any()
 
 
@@ -213,6 +213,19 @@ def test_no_heads_for_a_narrow_teacher_is_refused(write, mini):
     config = read_config(write(objective, model={"out_dim": 64}), DistillPart)
     with pytest.raises(InputError, match="expected linear"):
         distill(config)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "recorded"), [([], (128,)), ([64, 16], (16, 64, 128)),
+                               ([16, 32, 64, 128], (16, 32, 64, 128))],
+)  # fmt: skip
+def test_prefixes_that_were_trained_are_recorded(write, tmp_path, prefixes, recorded):
+    objective = {**TWINS, "prefixes": prefixes} if prefixes else TWINS
+    model = {"d_model": 144, "num_heads": 4, "num_layers": 2, "ff_dim": 384, "out_dim": 128}
+    path = train(read_config(write(objective, model=model, run={"steps": 1}), TwinsPart))
+    spec = load_weights(path).spec
+    assert spec.matryoshka == spec.prefixes() == recorded
+    assert spec.name == ("v2-nano" if len(prefixes) == 4 else "v2-custom")
 
 
 def test_a_run_starts_from_a_checkpoint(write, tmp_path):
@@ -349,7 +362,7 @@ def test_the_configs_of_the_page_are_read(tmp_path):
     path.write_text(first)
     config = read_config(path, TwinsPart)
     assert config.objective.int8 and config.objective.weights == (1, 1, 1, 2)
-    assert config.model.spec().d_model == 96
+    assert config.spec().d_model == 96 and config.spec().matryoshka[0] == 16
     assert config.optimizer == OptimizerPart(), "the page says that it lists the defaults"
     path.write_text(re.sub(r"\[objective\].*?(?=\[optimizer\])", second, first, flags=re.DOTALL))
     assert read_config(path, DistillPart).objective.heads == "auto"

@@ -23,13 +23,19 @@ class ModelPart:
     ff_dim: int = 0
     out_dim: int = 0
 
-    def spec(self) -> ModelSpec:
-        """The shape, as a checkpoint of it would be recognised; InputError if sizes disagree."""
+    def spec(self, prefixes: tuple[int, ...] = ()) -> ModelSpec:
+        """The shape, as a checkpoint of it would be recognised; InputError if sizes disagree.
+
+        ``prefixes`` are trained to stand alone: a v2 student's checkpoint records them.
+        """
         names = ("d_model", "num_layers", "num_heads", "ff_dim", "out_dim")
         sizes: dict[str, Any] = {n: getattr(self, n) for n in names if getattr(self, n)}
-        if not sizes:
-            return variant(self.base)
         released = variant(self.base)
+        if released.matryoshka:
+            whole = sizes.get("out_dim", released.out_dim)
+            sizes["matryoshka"] = tuple(sorted({*prefixes, whole}))
+        if not sizes:
+            return released
         out_dim = sizes.get("out_dim", released.out_dim)
         v1_1 = released.sampling == "v1.1"
         return variant(
@@ -37,7 +43,6 @@ class ModelPart:
             **sizes,
             name=f"{self.base}-custom",
             saved_dim=min(128, out_dim) if v1_1 else out_dim,
-            matryoshka=tuple(k for k in released.matryoshka if k <= out_dim),
         )
 
 
@@ -117,6 +122,10 @@ class Config:
     @property
     def out(self) -> Path:
         return self.folder / self.run.out
+
+    def spec(self) -> ModelSpec:
+        """The model that is trained; InputError if its sizes disagree."""
+        return self.model.spec(self.objective.prefixes)
 
     def tile_paths(self) -> list[str]:
         """The tiles that the patterns name, each once; InputError for a pattern without any."""
@@ -201,7 +210,7 @@ def _value(where: str, kind: Any, value: Any) -> Any:
 
 
 def _check(path: Path, config: Config) -> None:
-    spec, run, optimizer, goal = config.model.spec(), config.run, config.optimizer, config.objective
+    spec, run, optimizer, goal = config.spec(), config.run, config.optimizer, config.objective
     positive = {
         "[run] steps": run.steps, "[run] accumulate": run.accumulate, "[run] batch": run.batch - 1,
         "[run] log_every": run.log_every, "[run] save_every": run.save_every,

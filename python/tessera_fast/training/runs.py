@@ -87,7 +87,7 @@ def distill(config: Config, *, resume: bool = False, report: Report | None = Non
 
 
 def _network(config: Config) -> Network:
-    network = Network(config.model.spec(), config.run.seed)
+    network = Network(config.spec(), config.run.seed)
     if config.model.init:
         weights = load_weights(config.located(config.model.init))
         if weights.spec.parameter_shapes() != network.spec.parameter_shapes():
