@@ -390,14 +390,10 @@ def test_progress_bar_only_on_a_terminal(farm, mini, spawn, tmp_path):
     assert "100%" not in stdout + stderr and "\r" not in stdout + stderr
 
 
-def test_a_reader_that_has_seen_enough():
+def test_a_reader_that_has_seen_enough(spawn):
     """As `tessera-fast info | head -1` has it."""
-    path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tessera_fast", "info"], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    process = spawn("info")
     process.stdout.close()
+    process.stdout = None  # nothing for the fixture to read
     assert process.wait(timeout=60) == 141
     assert process.stderr.read() == ""
-    process.stderr.close()
