@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import embed
     from .plan_table import Plan
     from .planning import plan
+    from .probing import ProbeReport, probe, rankme
     from .products import export_store, mosaic, picture, stac_items
     from .quantization import QuantizedEmbeddings, dequantize, quantize
     from .tile import Tile, open_tile, open_windows
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "Model",
     "Plan",
+    "ProbeReport",
     "QuantizedEmbeddings",
     "StoreError",
     "TesseraError",
@@ -51,7 +53,9 @@ __all__ = [
     "open_windows",
     "picture",
     "plan",
+    "probe",
     "quantize",
+    "rankme",
     "stac_items",
     "verify",
 ]
@@ -59,6 +63,7 @@ __all__ = [
 _HOMES = {
     "Model": "model",
     "Plan": "plan_table",
+    "ProbeReport": "probing",
     "QuantizedEmbeddings": "quantization",
     "Tile": "tile",
     "convert": "weights",
@@ -75,7 +80,9 @@ _HOMES = {
     "open_windows": "tile",
     "picture": "products",
     "plan": "planning",
+    "probe": "probing",
     "quantize": "quantization",
+    "rankme": "probing",
     "stac_items": "products",
     "verify": "verification",
 }

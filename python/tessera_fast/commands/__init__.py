@@ -11,6 +11,7 @@ from . import (
     info,
     mosaic,
     plan,
+    probe,
     quicklook,
     repository,
     stac,
@@ -21,5 +22,5 @@ from . import (
 # as the help lists them
 IN_ORDER = (
     embed, plan, verify, quicklook, mosaic, export, stac, demo, bench, convert, train,
-    distill, repository, info, doctor,
+    distill, probe, repository, info, doctor,
 )  # fmt: skip

@@ -1,0 +1,63 @@
+"""A probe as a TOML file: the options of `tessera-fast probe`, paths relative to the file."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+_PATHS = ("embeddings", "labels", "tiles", "beside", "out")
+_OTHERS = (
+    "model", "baselines", "task", "head", "split", "block", "per_class", "seeds", "classes",
+    "nodata", "name", "with_maps", "allow_missing_s1", "threads",
+)  # fmt: skip
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Keywords of `probe`, and ``out``; InputError for an unknown or missing setting."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    file = Path(path)
+    try:
+        content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{file}: expected a TOML file ({error})") from error
+    for name in content:
+        if name not in (*_PATHS, *_OTHERS):
+            raise InputError(f"{file}: expected {', '.join((*_PATHS, *_OTHERS))}, got {name!r}")
+    if "embeddings" not in content:
+        raise InputError(f'{file}: expected embeddings = "...", got none')
+    folder = file.resolve().parent
+    for name in _PATHS:
+        if name in content:
+            content[name] = _placed(folder, content[name])
+    if isinstance(content.get("tiles"), list):
+        content["tiles"] = [t for pattern in content["tiles"] for t in _matches(pattern)]
+    split = content.get("split")
+    if isinstance(split, str) and Path(split).suffix:  # groups, in a file
+        content["split"] = _placed(folder, split)
+    model = content.get("model")
+    if isinstance(model, str) and Path(model).suffix in (".pt", ".pth", ".safetensors"):
+        content["model"] = _placed(folder, model)
+    return content
+
+
+def _placed(folder: Path, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _placed(folder, v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_placed(folder, v) for v in value]
+    return str(folder / Path(str(value)).expanduser())
+
+
+def _matches(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise InputError(f"tiles: expected {pattern} to be there, got nothing")
+    return found

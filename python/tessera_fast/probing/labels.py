@@ -1,0 +1,103 @@
+"""Labels of images: arrays of the same pixels, or a raster with a place, which may have another
+grid and then gives each pixel the value that its centre lies in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..products.files import require
+from ..products.target import Target
+from .images import Image
+
+
+def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> list[np.ndarray]:
+    """An array (H, W) for every image, integers or floats; a raster's no data is NaN or 0.
+
+    ``source``: an array or a .npy file of the one image, a raster that covers all, or a list or a
+    dict (by name) of these, one an image.
+    """
+    if isinstance(source, Mapping):
+        missing = [image.name for image in images if image.name not in source]
+        if missing:
+            raise InputError(
+                f"{what}: expected those of {missing[0]!r} too, got {', '.join(map(str, source))}"
+            )
+        return [_of_image(source[image.name], image, what) for image in images]
+    if isinstance(source, list | tuple):
+        if len(source) != len(images):
+            raise InputError(f"{what}: expected {len(images)}, one a tile, got {len(source)}")
+        return [_of_image(s, image, what) for s, image in zip(source, images, strict=True)]
+    raster = isinstance(source, str | os.PathLike) and Path(source).suffix != ".npy"
+    if len(images) > 1 and not raster:
+        names = ", ".join(image.name for image in images[:6])
+        raise InputError(
+            f"{what}: expected a dict or a list of {len(images)} ({names}), or one raster that "
+            "covers all, got one array"
+        )
+    return [_of_image(source, image, what) for image in images]
+
+
+def _of_image(source: Any, image: Image, what: str) -> np.ndarray:
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        if path.suffix != ".npy":
+            return _sampled(path, image, what)
+        try:
+            source = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{what} {path}: expected a .npy file, got {error}") from error
+    values = np.asarray(source)
+    if values.ndim == 1 and image.width == 1:
+        values = values[:, None]
+    if values.shape != (image.height, image.width) or values.dtype.kind not in "iuf":
+        raise InputError(
+            f"{what} of {image.name}: expected ({image.height}, {image.width}) numbers, as its "
+            f"embeddings have pixels, got {values.dtype} {values.shape}"
+        )
+    return values
+
+
+def _sampled(path: Path, image: Image, what: str) -> np.ndarray:
+    """Values of a raster at the centres of an image's pixels."""
+    rasterio = require("rasterio", "reading a raster of labels")
+    if image.crs is None or image.transform is None:
+        raise InputError(
+            f"{what} {path}: {image.name} has no place on a map; give a .npy file of its pixels"
+        )
+    grid = Target(image.crs, image.transform, image.height, image.width)
+    x, y = grid.centres(slice(0, image.height), slice(0, image.width))
+    try:
+        with rasterio.open(path) as raster:
+            if raster.crs is None:
+                raise InputError(f"{what} {path}: expected a raster with a CRS, got none")
+            if raster.crs != rasterio.crs.CRS.from_user_input(image.crs):
+                warp = require("rasterio.warp", "labels in another CRS")
+                moved = warp.transform(image.crs, raster.crs, x.ravel(), y.ravel())
+                x, y = (np.asarray(v).reshape(x.shape) for v in moved)
+            a, b, c, d, e, f = tuple(~raster.transform)[:6]
+            columns, rows = a * x + b * y + c, d * x + e * y + f
+            return _pick(rasterio, raster, np.floor(rows), np.floor(columns))
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(f"{what} {path}: expected a raster, got {error}") from error
+
+
+def _pick(rasterio: Any, raster: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Pixels of band 1; 0 or NaN outside and where there is no data."""
+    integers = np.dtype(raster.dtypes[0]).kind in "iu"
+    out = np.full(rows.shape, 0 if integers else np.nan, np.int64 if integers else np.float32)
+    within = (rows >= 0) & (rows < raster.height) & (columns >= 0) & (columns < raster.width)
+    if not within.any():
+        return out
+    r, c = rows[within].astype(np.int64), columns[within].astype(np.int64)
+    window = rasterio.windows.Window(c.min(), r.min(), np.ptp(c) + 1, np.ptp(r) + 1)
+    band = raster.read(1, window=window, masked=True)
+    picked = band[r - r.min(), c - c.min()]
+    out[within] = picked.filled(0) if integers else picked.astype(np.float32).filled(np.nan)
+    return out

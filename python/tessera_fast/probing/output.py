@@ -1,0 +1,58 @@
+"""A report as a folder: text, JSON, pictures, and maps with a place."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..products.files import whole
+from ..products.geotiff import Raster, written
+from ..quicklook import write_png
+from . import figures
+from .report import ProbeReport
+
+
+def save(report: ProbeReport, folder: Path, overwrite: bool) -> Path:
+    """Write everything of a report; see `ProbeReport.save`."""
+    with whole(folder, overwrite) as out:
+        out.mkdir()
+        (out / "report.txt").write_text(report.text() + "\n", encoding="utf-8")
+        (out / "report.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+        write_png(out / "scores.png", figures.scores(report))
+        if report.task == "classification":
+            write_png(out / "confusion.png", figures.confusion(report))
+        elif report.maps:
+            write_png(out / "scatter.png", figures.scatter(report))
+        for i in range(len(report.images) if report.maps else 0):
+            name = re.sub(r"[^\w.-]", "_", report.images[i].name)
+            write_png(out / f"map_{name}.png", figures.maps(report, i))
+            _write_tiff(report, i, out / f"map_{name}.tif")
+    return folder
+
+
+def _write_tiff(report: ProbeReport, i: int, path: Path) -> None:
+    """The map of the embeddings as codes of classes or values; nothing without a place."""
+    image, values = report.images[i], report.maps[report.name][i]
+    if image.crs is None or image.transform is None:
+        return
+    dtype = "float32"
+    if report.task == "classification":
+        codes = [*(c.code for c in report.classes), int(report.nodata)]
+        kinds = ("uint8", "uint16", "int32", "int64")
+        dtype = next(k for k in kinds if np.iinfo(k).min <= min(codes)
+                     and max(codes) <= np.iinfo(k).max)  # fmt: skip
+    tags = {f"CLASS_{c.code}": c.name for c in report.classes}
+    tags |= {
+        "TESSERA_SOFTWARE": f"tessera_fast {__version__}", "PROBE_EMBEDDINGS": report.name,
+        "PROBE_HEAD": report.head, "PROBE_SPLIT": report.split,
+    }  # fmt: skip
+    raster = Raster(
+        image.crs, image.transform, image.height, image.width, 1, dtype=dtype, nodata=report.nodata,
+        names=["class" if report.classes else "value"], tags=tags,
+    )  # fmt: skip
+    with written(path, raster, overwrite=False) as write:
+        write(0, 0, values[None].astype(np.dtype(dtype)))
