@@ -46,6 +46,9 @@ def add(commands: Commands) -> None:
         help="e.g. 1110=wheat,1500=barley,1510=barley,60=: names, joined classes, left out ones",
     )  # fmt: skip
     probe.add_argument("--nodata", type=float, help="label that means none (default 0 of classes)")
+    probe.add_argument(
+        "--extent", choices=("all", "labelled", "none"), help="pixels to be mapped (default all)"
+    )
     probe.add_argument("--name", help="of the embeddings in the report")
     probe.add_argument(
         "--allow-missing-s1", action="store_true", default=None, help="tiles without Sentinel-1"

@@ -13,7 +13,7 @@ from ..errors import InputError
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (
     "model", "baselines", "task", "head", "split", "block", "per_class", "seeds", "classes",
-    "nodata", "name", "with_maps", "allow_missing_s1", "threads",
+    "nodata", "name", "extent", "allow_missing_s1", "threads",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Fitted:
     unseen: np.ndarray  # sorted numbers of groups
 
 
-COMMONEST = "majority"  # the most frequent class, or the mean
+COMMONEST = "constant"  # the most frequent class, or the mean
 
 
 def evaluate(
@@ -103,20 +103,20 @@ def _add(
 
 
 def maps(
-    name: str, images: list[Image], groups: list[np.ndarray], fitted: list[Fitted],
-    classes: np.ndarray | None, nodata: float,
+    name: str, images: list[Image], groups: list[np.ndarray], where: list[np.ndarray],
+    fitted: list[Fitted], classes: np.ndarray | None, nodata: float,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """A map (H, W) of every image: what the heads of all seeds say, by vote or in the mean.
 
-    No labelled pixel is mapped by a head that learned from its group. ``nodata`` where there are no
-    features, or no head.
+    No labelled pixel is mapped by a head that learned from its group. ``nodata`` outside of
+    ``where`` (H, W), where there are no features, or no head.
     """
-    for image, of_image in zip(images, groups, strict=True):
+    for image, of_image, wanted in zip(images, groups, where, strict=True):
         dtype = np.float32 if classes is None else classes.dtype
         out = np.full((image.height, image.width), nodata, dtype)
         for start, stop in image.blocks():
             values = image.read(start, stop)
-            known = ~np.isnan(values).all(axis=-1)
+            known = wanted[start:stop] & ~np.isnan(values).all(axis=-1)
             if known.any():
                 out[start:stop][known] = _said(
                     name, values[known], of_image[start:stop][known], fitted, classes, nodata

@@ -22,6 +22,7 @@ from .spectrum import rankme
 from .splits import SPLITS, groups_of
 
 PER_CLASS = (1, 5, 10, 20, 50)
+EXTENTS = ("all", "labelled", "none")
 _MAPPED = ("untrained", "statistics")  # baselines that are mapped beside the embeddings
 
 
@@ -42,7 +43,7 @@ def probe(
     classes: Mapping[int, str] | None = None,
     nodata: float | None = None,
     name: str | None = None,
-    with_maps: bool = True,
+    extent: str = "all",
     allow_missing_s1: bool = False,
     threads: int | None = None,
     progress: Progress = None,
@@ -63,9 +64,13 @@ def probe(
     ``per_class``: numbers of labelled pixels a class (of a regression: in all), drawn with every
     seed; None: all of the half.
 
+    ``extent``: pixels to be mapped, "all", "labelled" (a head knows nothing of other kinds of land)
+    or "none"; no labelled pixel is mapped by a head that learned from its field.
+
     ``tiles``: what the embeddings were made of, from which baselines are computed: "untrained", the
     same architecture with seeded random weights (``model``: which, if the store does not say),
     "statistics" and "months" of the observations. ``beside``: other embeddings by name.
+    ``allow_missing_s1`` and ``threads`` are for these; ``name`` is that of the embeddings.
 
     Raises InputError for what does not belong together or cannot be split, BackendUnavailable
     without scikit-learn.
@@ -81,6 +86,8 @@ def probe(
     head = head or ("logistic" if task == "classification" else "ridge")
     known = check_head(head, task)
     _check_numbers(per_class, seeds, block)
+    if extent not in EXTENTS:
+        raise InputError(f"extent: expected {', '.join(EXTENTS)}, got {extent!r}")
     values, labelled, names = _prepared(given, task, nodata, classes)
     title = name or _title(ours)
     asked = Asked(beside or {}, baselines, tiles, model, allow_missing_s1, threads)
@@ -100,11 +107,14 @@ def probe(
         scores, fitted, used = evaluate(problem, head, counts, seeds, done)
     empty: float = float("nan") if task == "regression" else 0 if nodata is None else nodata
     drawn = {}
-    if with_maps and min(images[0].height, images[0].width) > 1:
+    if extent != "none" and min(images[0].height, images[0].width) > 1:
         of_classes = codes if task == "classification" else None
         shown = [title, *(beside or {}), *(k for k in kinds if k in _MAPPED)]
-        drawn = {k: list(maps(k, kinds[k], table.group_images, fitted, of_classes, empty))
-                 for k in shown}  # fmt: skip
+        where = labelled if extent == "labelled" else [np.ones_like(k) for k in labelled]
+        drawn = {
+            k: list(maps(k, kinds[k], table.group_images, where, fitted, of_classes, empty))
+            for k in shown
+        }
     low_high = (0.0, 0.0)
     if task == "regression":
         low_high = float(table.labels.min()), float(table.labels.max())

@@ -162,7 +162,7 @@ def maps(report: ProbeReport, i: int) -> np.ndarray:
     captions = [f"{report.images[i].name} | labels"]
     for name in report.maps:
         mean, spread = report.mean(name, most, metric)
-        captions.append(f"{name} | {metric.replace('_', ' ')} {mean:.2f} +- {spread:.2f}")
+        captions.append(f"{name} | {metric.replace('_', ' ')} {mean:.2f}+-{spread:.2f}")
     zoom = max(1, round(_PANEL / images[0].shape[1]))
     row = side_by_side(images, captions, upscale=zoom)
     legend = _legend(report, row.shape[1])
@@ -199,8 +199,9 @@ def _legend(report: ProbeReport, width: int) -> np.ndarray:
         canvas = Canvas(70, width)
         bar = np.linspace(0, 1, 300)
         canvas.image[14:34, 20:320] = ramp(bar)[None]
-        canvas.text(20, 42, f"{low:.4g}")
-        canvas.text(320, 42, f"{high:.4g}", align="right")
+        step = 10.0 ** (math.floor(math.log10(max(high - low, 1e-9))) - 1)
+        canvas.text(20, 42, _number(low, step))
+        canvas.text(320, 42, _number(high, step), align="right")
         return canvas.image
     entries = [(c.name, colour(k)) for k, c in enumerate(report.classes)]
     if report.left_out:
@@ -227,7 +228,7 @@ def scatter(report: ProbeReport) -> np.ndarray:
     truth, found = truth[known], found[known]
     low, high, step = _range(float(truth.min()), float(truth.max()))
     side, left, top = 420, 110, 96
-    canvas = Canvas(top + side + 80, left + side + 220)
+    canvas = Canvas(top + side + 80, left + side + 50)
     canvas.text(20, 16, f"{report.name}: {len(truth)} pixels")
     canvas.text(20, 44, _subtitle(report), ink=GREY)
     bins = 70

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,11 @@ class Head:
         if self._task == "regression":
             self._middle, self._unit = float(labels.mean()), float(labels.std())
             labels = (labels - self._middle) / self._unit
-        self._estimator.fit(self._standardised(features), labels)
+        with warnings.catch_warnings():
+            if self._head == "mlp":  # which is stopped after a number of steps, and would say so
+                stopped = require_sklearn("sklearn.exceptions").ConvergenceWarning
+                warnings.simplefilter("ignore", stopped)
+            self._estimator.fit(self._standardised(features), labels)
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -88,4 +93,6 @@ def estimator(head: Any, task: str, seed: int, labels: int) -> Any:
         forest = getattr(require_sklearn("sklearn.ensemble"), f"RandomForest{kind}")
         return forest(100, random_state=seed)
     network = getattr(require_sklearn("sklearn.neural_network"), f"MLP{kind}")
-    return network((128,), solver="lbfgs", alpha=1.0, max_iter=300, random_state=seed)
+    return network(
+        hidden_layer_sizes=(128,), solver="lbfgs", alpha=1.0, max_iter=300, random_state=seed
+    )
