@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -123,35 +124,80 @@ def test_nothing_but_bad_tiles_is_a_failure(bad, mini, run, tmp_path):
     assert result.code == 3 and "gone: failed: " in result.err
 
 
-def test_a_tile_that_kills_its_worker(tiles, mini, tmp_path):
+DEATHS = {  # what befalls a worker that opens a certain file, and what is said of it
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL (out of memory?)"),
+    "no memory": ("raise MemoryError", "exit code 1, 2 times"),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_tile_that_kills_its_worker(death, tiles, mini, tmp_path):
     """It is told from the tiles beside it, which are embedded."""
-    folder = tmp_path / "tiles"
-    folder.mkdir()
-    for tile in sorted(tiles.iterdir()):
-        (folder / tile.name).symlink_to(tile)
-    fatal = folder / "t11_2024"
+    act, cause = DEATHS[death]
+    fatal = "t11_2024"
     site = tmp_path / "site"
     site.mkdir()
-    # a worker that opens this tile is out of memory, so to speak
     (site / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "def watch(event, arguments):\n"
-        "    if event == 'open' and str(arguments[0]).endswith('t11_2024/sar_descending.npy'):\n"
+        f"    if event == 'open' and str(arguments[0]).endswith('{fatal}/sar_descending.npy'):\n"
         "        if any('spawn_main' in a for a in sys.orig_argv):\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"            {act}\n"
         "sys.addaudithook(watch)\n"
     )
     path = os.pathsep.join([str(site), str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     out = tmp_path / "out"
-    arguments = command(folder, out, mini, "--workers", "2", "--retries", "1", "--on-error", "skip")
+    arguments = command(tiles, out, mini, "--workers", "2", "--retries", "1", "--on-error", "skip")
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3, done.stderr
-    assert f"tile {fatal.name}: its worker ended with SIGKILL (out of memory?)" in done.stderr
+    assert f"tile {fatal}: its worker ended with {cause}" in done.stderr
     assert len(list(out.glob("*.npy"))) == 8
     assert {p.name for p in (out / ".tessera_fast").iterdir()} == {
         "done", "lock", "provenance.json"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size"), [("x.zarr", "500k"), ("x.zarr", "300k"), ("x", "300k")])
+def test_full_disk(name, size, tiles, mini, tmp_path):
+    """It ends the job, leaves nothing but what is finished, and the rest follows in a rerun."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    tried = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        arguments = command(tiles, mount / name, mini, "--workers", "2")
+        ended = start(arguments)
+        text, _ = ended.communicate(timeout=120)
+        assert "No space left on device" in text and "Traceback" not in text, text
+        state = mount / name / ".tessera_fast" if name == "x" else mount / f"{name}.state"
+        assert ended.returncode == (3 if (state / "done").exists() else 1)
+        left = {p.name for p in state.iterdir()} if state.exists() else set()
+        assert left <= {"done", "lock", "provenance.json"}
+        subprocess.run(["mount", "-o", "remount,size=100m", str(mount)], check=True)
+        assert "tiles embedded" in finish(arguments)
+        finish(command(tiles, tmp_path / "whole" / name, mini))
+        assert listing(mount) == listing(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.2, 0.5])
+def test_an_interrupt_while_workers_start(wait, tiles, mini, tmp_path):
+    """Ctrl-C reaches all processes at once; only the first says so."""
+    process = start(command(tiles, tmp_path / "out" / "x.zarr", mini, "--workers", "2"))
+    deadline = time.monotonic() + 60
+    while not workers(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the job was done before the signal came")
+    assert process.returncode == 130 and "Traceback" not in text, text
+    state = tmp_path / "out" / "x.zarr.state"
+    assert not state.exists() or {p.name for p in state.iterdir()} == {"done", "lock"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,8 +1,11 @@
 """Several processes fill one output at once: nothing is done twice, mixed or half written."""
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +15,9 @@ import pytest
 
 from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, listing, spool, tile, write
 from tessera_fast.errors import StoreError
-from tessera_fast.store.locks import Locks
-from tessera_fast.store.output import job_extent, open_output
+from tessera_fast.store import locks, state
+from tessera_fast.store.locks import LAYOUT, Locks
+from tessera_fast.store.output import hold_output, job_extent, open_output, open_state
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
@@ -178,3 +182,173 @@ def test_float32_has_no_codes_to_mix(tmp_path):
         writer.commit()
     with pytest.raises(StoreError, match="will not mix"):
         open_output(tmp_path / "folder", [key], PROVENANCE)
+
+
+def in_threads(count, function):
+    """``function`` in threads, which begin together; what they raised. Each opens files of its own,
+    so that locks keep them apart as they do processes."""
+    raised, gate = [], threading.Barrier(count)
+
+    def work(number):
+        gate.wait()
+        try:
+            function(number)
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=work, args=[n]) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_of_those_that_leave_at_once_one_is_the_last(tmp_path, name):
+    for _ in range(40):
+        outputs = [open_output(tmp_path / name, [tile()], PROVENANCE) for _ in range(3)]
+        assert not in_threads(3, lambda n, outputs=outputs: outputs[n].close())
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_coming_while_the_last_one_leaves(tmp_path, name):
+    """The state folder is made and removed all the time; nobody stumbles over it."""
+
+    def come_and_go(number):
+        for _ in range(60):
+            with closing(open_output(tmp_path / "new" / name, [tile()], PROVENANCE)) as out:
+                assert not out.is_done(tile())
+
+    assert not in_threads(3, come_and_go)
+    assert not list((tmp_path / "new").iterdir()) or name == "folder"
+
+
+def test_threads_of_one_process_share_the_layout_in_turn(tmp_path):
+    """Locks of files do not keep them apart: one would let go of what the other holds."""
+    ours, theirs = open_state(tmp_path / "x.zarr"), Locks(tmp_path / "x.zarr.state" / "lock")
+    order = []
+
+    def look():
+        with ours.layout():
+            order.append("looked")
+
+    with closing(ours):
+        with ours.layout(change=True):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join(0.05)
+            assert not theirs.take(LAYOUT, shared=True, wait=False)
+            order.append("changed")
+        thread.join()
+        theirs.close()
+    assert order == ["changed", "looked"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_a_dead_process_promised_comes_before_what_is_newer(tmp_path, monkeypatch, name):
+    """It died between its promise and the moves; the tile is made again from other inputs."""
+    old, new = tile(), tile(fingerprint="other inputs")
+    first = tile("first", x0=X0 + 610)
+    with closing(open_output(tmp_path / name, [old, first], PROVENANCE)) as one:
+        made = one.begin(first)
+        spool(made, fake(first))
+        made.commit()
+        dead = one.begin(old)
+        spool(dead, fake(old))
+        with monkeypatch.context() as patch:
+            patch.setattr(state.BuildState, "_apply", lambda *_: os.stat("/none"))
+            with pytest.raises(StoreError):
+                dead.commit()
+        with closing(open_output(tmp_path / name, [new], PROVENANCE)) as two:
+            assert not two.is_done(new)
+            writer = two.begin(new)
+            assert two.is_done(old)
+            spool(writer, fake(new, seed=1))
+            writer.commit()
+    with closing(open_output(tmp_path / name, [new], PROVENANCE)) as out:
+        assert out.is_done(new)
+    if name == "folder":
+        np.testing.assert_array_equal(np.load(tmp_path / "folder/a.npy"), fake(new, seed=1)[0])
+
+
+def test_an_empty_store_of_a_killed_process_stands_in_nobodys_way(tmp_path, monkeypatch):
+    path, key = tmp_path / "x.zarr", tile()
+    out = open_output(path, [key, tile("far", x0=X0 + 9000)], PROVENANCE)
+    writer = out.begin(key)
+    spool(writer, fake(key))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(out), "_merge", lambda *_: os.stat("/none"))
+        with pytest.raises(StoreError):
+            writer.commit()
+    assert path.exists()
+    out._state.locks.close()  # as the system does at a process's end
+    other = replace(PROVENANCE, weights_sha256="cd" * 32)
+    write(path, {key: fake(key)}, other)
+    write(tmp_path / "y.zarr", {key: fake(key)}, other)
+    assert listing(path) == listing(tmp_path / "y.zarr")
+    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {"done", "lock"}
+
+
+def test_a_store_that_lost_its_state_is_kept(tmp_path):
+    """Its tiles are made again, with the same result."""
+    path, key = tmp_path / "x.zarr", tile()
+    write(path, {key: fake(key)})
+    before = listing(path)
+    (tmp_path / "x.zarr.state").rename(tmp_path / "lost")
+    with closing(open_output(path, [key], PROVENANCE)) as out:
+        assert not out.is_done(key)
+    assert listing(path) == before
+    write(path, {key: fake(key)})
+    assert listing(path) == before
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, name):
+    """One process may write, and is warned; several are refused."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks, "_set_byte", no_locks)
+    with (
+        pytest.raises(StoreError, match="expected a file system with locks"),
+        hold_output(tmp_path / name),
+    ):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
+    key = tile()
+    write(tmp_path / name, {key: fake(key)})
+    assert "has no locks" in caplog.text
+    with closing(open_output(tmp_path / name, [key], PROVENANCE)) as out:
+        assert out.is_done(key)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_held_output_is_tidied_up_after_all_others(tmp_path, name):
+    with hold_output(tmp_path / name):
+        dead = open_output(tmp_path / name, [tile()], PROVENANCE)
+        spool(dead.begin(tile()), fake(tile()))
+        dead._state.locks.close()  # as the system does at a process's end
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_two_tiles_of_a_job_at_one_place(tmp_path, name):
+    twins = [tile(), tile(x0=X0 + 610)]
+    with pytest.raises(StoreError, match="would both write"):
+        job_extent(tmp_path / name, twins)
+    assert job_extent(tmp_path / "folder", [tile(), tile("a_scales")], int8=False) is None
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    """Nothing but a StoreError, and the tile is free again."""
+    long = tile("a" * 300)
+    with closing(open_output(tmp_path / name, (), PROVENANCE)) as out:
+        for _ in range(2):
+            with pytest.raises(StoreError, match="a" * 300):
+                out.begin(long)
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """The Zarr store: its layout, and where tiles go in it."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -168,6 +169,57 @@ def test_ties_of_an_overlap_do_not_depend_on_the_order(tmp_path):
     write(tmp_path / "a.zarr", data)
     write(tmp_path / "b.zarr", {right: data[right], left: data[left]})
     assert listing(tmp_path / "a.zarr") == listing(tmp_path / "b.zarr")
+
+
+def test_a_tile_made_again_without_an_orbit(path):
+    """Its shard of that orbit's counts has nothing left, and does not stay as it was."""
+    key, again = tile(), tile(fingerprint="other inputs")
+    codes, scales, counts = fake(key, empty=0)
+    write(path, {key: (codes, scales, counts)})
+    counts = counts.copy()
+    counts[..., 2] = 0
+    write(path, {again: (codes, scales, counts)})
+    check(path, again, (codes, scales, counts))
+
+
+def test_a_tile_that_moved_is_made_again(path):
+    """As roi.tiff was corrected, say: the observations are the same."""
+    first, beside, moved = tile(), tile("b", x0=X0 + 600), tile(x0=X0 + 20)
+    write(path, {first: fake(first), beside: fake(beside, seed=1)})
+    with closing(open_output(path, [moved], PROVENANCE)) as out:
+        assert out.is_done(beside) and not out.is_done(moved)
+    write(path, {moved: fake(moved)})
+    found, (codes, scales, _) = window(path, moved), fake(moved)
+    valid = np.isfinite(scales)
+    np.testing.assert_array_equal(found["embeddings"][valid], codes[valid])
+
+
+def test_a_part_of_a_shard_is_as_if_all_were_written(tmp_path):
+    """Tiles of a few pixels, one by one, and the land they are cut from at once."""
+    land = tile("land", 70, 90)
+    codes, scales, counts = fake(land)
+    parts = {}
+    for row in range(0, 70, 14):
+        for col in range(0, 90, 18):
+            key = tile(f"p{row}.{col}", 14, 18, x0=X0 + 10 * col, y0=Y0 - 10 * row)
+            at = np.s_[row : row + 14, col : col + 18]
+            parts[key] = codes[at], scales[at], counts[at]
+    write(tmp_path / "parts.zarr", parts)
+    write(tmp_path / "whole.zarr", {land: (codes, scales, counts)})
+    assert listing(tmp_path / "parts.zarr") == listing(tmp_path / "whole.zarr")
+
+
+def test_growth_keeps_what_others_wrote_about_the_store(path):
+    first, second = tile("first"), tile("second", zone=32632)
+    write(path, {first: fake(first)})
+    zarr.open_group(str(path), mode="r+", use_consolidated=False).attrs["mine"] = 1
+    group = zarr.open_group(str(path), mode="r+", use_consolidated=False).create_group("notes")
+    group.create_array("n", shape=(3,), dtype="int8")
+    write(path, {second: fake(second)})
+    root = zarr.open_group(str(path), mode="r", use_consolidated=True)
+    assert root.attrs["mine"] == 1 and root["notes/n"].shape == (3,)
+    check(path, first, fake(first))
+    check(path, second, fake(second), "utm32")
 
 
 def test_growth_refuses_foreign_arrays(path):

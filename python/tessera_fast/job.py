@@ -69,8 +69,8 @@ class JobReport:
             made = f" with {model} ({p.backend}, {p.precision})"
         text = f"{self.count('done')} of {len(self.tiles)} tiles embedded{made} in "
         text += f"{self.wall:.1f} s -> {self.out}"
-        failed = self.count("failed")
-        text += f"; {failed} failed" if failed else ""
+        for state, said in (("skipped", "done before"), ("failed", "failed")):
+            text += f"; {self.count(state)} {said}" if self.count(state) else ""
         if not self.count("done"):
             return text
         if "run" not in self.seconds:  # of workers that were killed it is not known

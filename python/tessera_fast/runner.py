@@ -218,13 +218,15 @@ class TileRunner:
     ) -> Iterator[tuple[_Current, Tile] | None]:
         report = task.report()
         with self.clock.lap("open"):
-            writer = None if self.output.is_done(task.key) else self.output.begin(task.key)
-            if writer is None and not self.output.is_done(task.key):
+            done = self.output.is_done(task.key)
+            writer = None if done else self.output.begin(task.key)
+            done = done or self.output.is_done(task.key)  # by another process, meanwhile
+            if writer is None and not done:
                 held.append(task)
                 return
             tile = None
             try:
-                if writer is None or self.output.is_done(task.key):  # done in between
+                if done:
                     report.state = "skipped"
                 else:
                     tile = self._open(task)

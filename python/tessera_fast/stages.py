@@ -43,12 +43,22 @@ class _Stage:
     def __init__(self, clock: Clock, wait: str) -> None:
         self._clock, self._wait = clock, wait
         self._error: BaseException | None = None  # of the thread
-        self._closed = False
+        self._closed = self._over = False  # asked to end; has ended
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _work(self) -> None:
         raise NotImplementedError
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._work()
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            self._error, self._over = error, True
+            self._changed.notify_all()
 
     def __enter__(self: S) -> S:
         self._thread.start()
@@ -61,16 +71,18 @@ class _Stage:
         trace: TracebackType | None,
     ) -> None:
         interrupt: BaseException | None = None
-        while True:
+        # Whoever leaves takes away what the thread works on, so it waits, also through signals. Not
+        # in Thread.join, which before Python 3.13 takes an interrupt for the end of the thread.
+        while not self._over:
             try:
                 with self._changed:
                     self._closed = True
                     self._changed.notify_all()
-                self._thread.join()
-                break
+                    while not self._over:
+                        self._changed.wait()
             except BaseException as another:
-                # A signal: whoever leaves takes away what the thread works on, so it waits.
                 interrupt = another
+        self._thread.join()
         if interrupt is not None:
             raise interrupt
 
@@ -92,14 +104,13 @@ class Ahead(_Stage, Generic[T]):
         self._items = items
         self._ready: deque[T] = deque()
         self._room = 1  # items that may still be made
-        self._ended = False
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
         with self._clock.lap(self._wait), self._changed:
-            while not (self._ready or self._ended):
+            while not (self._ready or self._over):
                 self._changed.wait()
             if self._ready:
                 self._room += 1
@@ -109,30 +120,24 @@ class Ahead(_Stage, Generic[T]):
         raise StopIteration
 
     def _work(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    while self._room == 0 and not self._closed:
-                        self._changed.wait()
-                    if self._closed:
-                        break
-                    self._room -= 1
-                item = next(self._items)
-                with self._changed:
-                    self._ready.append(item)
-                    self._changed.notify_all()
-                del item
-            closing = getattr(self._items, "close", None)
-            if closing is not None:
-                closing()
-        except StopIteration:
-            pass
-        except BaseException as error:
-            self._error = error
-        finally:
+        while True:
             with self._changed:
-                self._ended = True
+                while self._room == 0 and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    break
+                self._room -= 1
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            with self._changed:
+                self._ready.append(item)
                 self._changed.notify_all()
+            del item
+        closing = getattr(self._items, "close", None)
+        if closing is not None:
+            closing()
 
 
 class Behind(_Stage):
@@ -159,24 +164,20 @@ class Behind(_Stage):
             self._finished()
 
     def _finished(self) -> None:
-        while self._function is not None and self._error is None:
+        while self._function is not None and not self._over:
             self._changed.wait()
         self._raise()
 
     def _work(self) -> None:
-        while self._error is None:
+        while True:
             with self._changed:
                 while self._function is None and not self._closed:
                     self._changed.wait()
                 if self._closed or self._function is None:
                     return
                 function = self._function
-            error = None
-            try:
-                function()
-            except BaseException as caught:
-                error = caught
+            function()
             del function  # and what it holds
             with self._changed:
-                self._error, self._function = error, None
+                self._function = None
                 self._changed.notify_all()

@@ -58,14 +58,14 @@ class _Supervisor:
         self._workers: list[_Worker] = []
 
     def _start(self, domain: Domain) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_work, args=(theirs, domain.apply(self._job), domain), daemon=True
-        )
-        with _interrupts_held():
+        with _signals_held():
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(
+                target=_work, args=(theirs, domain.apply(self._job), domain), daemon=True
+            )
             process.start()
-        theirs.close()
-        self._workers.append(_Worker(process, ours, domain))
+            theirs.close()
+            self._workers.append(_Worker(process, ours, domain))
 
     def run(self, places: list[Domain]) -> None:
         for place in places:
@@ -125,7 +125,8 @@ class _Supervisor:
             if self._failed_starts >= _START_FAILURES:
                 raise TesseraError(
                     f"{_START_FAILURES} workers ended with {_cause(code)} before they had a tile; "
-                    "see what they printed, and give fewer workers or a smaller model"
+                    "see what they printed. Give fewer workers or a smaller model; a script that "
+                    "has workers starts them below `if __name__ == '__main__':`"
                 )
         for held in reversed(worker.held):
             held.deaths += 1
@@ -167,17 +168,29 @@ def run_local(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C reaches a whole group of processes: it is kept from one that is starting."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _signals_held() -> Iterator[None]:
+    """Have signals wait until a process that is started is known to whoever ends it.
+
+    Ctrl-C reaches all processes of a terminal: it is kept from the new one for good.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    resource_tracker.ensure_running()  # which starts with the first process, and lifts the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # starts with the first process, and lifts the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _send(worker: _Worker, task: Task | None) -> None:

@@ -36,7 +36,7 @@ class NpyFolder:
         self._provenance = provenance
         tiles = list(tiles)
         check_names(path, (f for t in tiles for f in self._files(t).values()))
-        if path.exists() and not path.is_dir():
+        if path.is_file():
             raise StoreError(f"{path}: expected a folder or a name ending in .zarr, got a file")
         self._record = path / STATE / "provenance.json"
         self._state = open_state(path)
@@ -96,7 +96,7 @@ class NpyFolder:
     def _foreign(self, tile: TileKey) -> list[Path]:
         """Files at the tile's places that are not its own."""
         files = [p for f in self._files(tile).values() if (p := self.path / f).exists()]
-        return files if self._state.marker(tile.name) is None else []
+        return [] if self._state.has_marker(tile.name) else files
 
     def _publish(self, spooled: SpooledTile) -> None:
         tile = spooled.tile

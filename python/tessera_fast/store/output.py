@@ -19,6 +19,7 @@ from ..errors import StoreError
 from .state import BuildState, RowFile
 
 STATE = ".tessera_fast"  # in a folder of .npy files
+_NAME_BYTES = 240  # file systems take 255, with the endings that files get
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
@@ -211,8 +212,12 @@ def check_names(path: Path, names: Iterable[str]) -> None:
     """StoreError unless every name is a plain file name and none occurs twice."""
     seen: set[str] = set()
     for name in names:
-        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
-            raise StoreError(f"{path}: a tile's name must be a plain file name, got {name!r}")
+        plain = name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+        if not plain or len(os.fsencode(name)) > _NAME_BYTES:
+            raise StoreError(
+                f"{path}: a tile's name must be a plain file name of at most {_NAME_BYTES} bytes, "
+                f"got {name!r}"
+            )
         if name in seen:
             raise StoreError(
                 f"{path}: two tiles of this job would both write {name!r}. Rename one input "

@@ -1,6 +1,6 @@
 """The arrays of one zone, shard by shard: what a store holds, and what a tile makes of it.
 
-E embedding width, h, w rows and columns of a shard, which are fewer at the edges of a zone.
+E embedding width, h, w rows and columns of the part of a shard that a tile covers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,62 +12,77 @@ import numpy as np
 from .output import COUNT_NAMES
 
 Window = tuple[slice, slice]  # rows and columns
+_FULL = (*COUNT_NAMES, "scales", "embeddings")  # the others are prefixes of the last
 
 
 class Shards:
-    """The pixel arrays of the group ``folder``, opened once and used for many tiles.
+    """The pixel arrays of the zarr group in ``folder``, opened once and used for many tiles.
 
-    A shard is encoded in memory, by an array that is like the store's and as large, so that it
-    comes out as if it had been written into the store.
+    A shard is changed in memory, in an array that is like the store's and as large, and comes out
+    as the file that the store is to have. Of its chunks only those with new pixels are decoded and
+    encoded. One shard at a time: `read`, then `encode` for each array.
     """
 
     def __init__(self, zarr: Any, group: Any, folder: Path, names: list[str]) -> None:
-        self._zarr = zarr
         self._folder = folder
-        self._arrays = {name: group[name] for name in names}
-        self._encoded: dict[str, Any] = {}
-        self._encoders: dict[tuple[str, bool], Any] = {}
+        self._files: dict[str, Any] = {}  # of the shard, by path in the group
+        self._arrays: dict[str, Any] = {}
+        self._whole: dict[str, Any] = {}  # likewise, but chunks without data are encoded too
+        for arrays, empty in ((self._arrays, False), (self._whole, True)):
+            memory = zarr.storage.MemoryStore(self._files)
+            for name in names:
+                like = group[name]
+                arrays[name] = zarr.create_array(
+                    memory, name=name, shape=like.shape, dtype=like.dtype, chunks=like.chunks,
+                    shards=like.shards, compressors=like.compressors, filters=like.filters,
+                    fill_value=like.fill_value, config={"write_empty_chunks": empty},
+                    overwrite=True,
+                )  # fmt: skip
+        self._buffer = type(next(iter(self._files.values())))  # what a store in memory holds
 
-    def file(self, name: str, t: int, window: Window) -> Path:
-        """Where the store has a shard, or will have it."""
+    def file(self, name: str, t: int, shard: Window) -> Path:
+        """Where the store has the shard of year number ``t``, or will have it."""
         array = self._arrays[name]
-        y, x = (s.start // n for s, n in zip(window, array.shards[-2:], strict=True))
+        y, x = (s.start // n for s, n in zip(shard, array.shards[-2:], strict=True))
         middle = [0] * (array.ndim - 3)
         return self._folder.joinpath(name, "c", *map(str, (t, *middle, y, x)))
 
-    def read(self, t: int, window: Window) -> dict[str, np.ndarray]:
-        """All arrays of a shard of year number ``t``, (h, w) or (E, h, w)."""
-        return {name: self._read(name, t, window) for name in self._arrays}
+    def read(self, t: int, shard: Window, part: Window) -> dict[str, np.ndarray]:
+        """``part`` of a shard, of all arrays but prefixes: (h, w), embeddings (E, h, w)."""
+        self._files.clear()
+        found = {}
+        for name, array in self._arrays.items():
+            file = self.file(name, t, shard)
+            there = file.exists()
+            if there:
+                self._files[self._key(file)] = self._buffer.from_bytes(file.read_bytes())
+            if name not in _FULL:
+                continue
+            if there:
+                found[name] = array[(t, ..., *part)]
+            else:
+                size = (*array.shape[1:-2], *(s.stop - s.start for s in part))
+                found[name] = np.full(size, array.fill_value, array.dtype)
+        return found
 
-    def _read(self, name: str, t: int, window: Window) -> np.ndarray:
-        array = self._arrays[name]
-        if self.file(name, t, window).exists():
-            return array[(t, ..., *window)]
-        shape = (*array.shape[1:-2], *(s.stop - s.start for s in window))
-        return np.full(shape, array.fill_value, array.dtype)
-
-    def encode(self, name: str, t: int, window: Window, values: np.ndarray) -> bytes | None:
-        """The file of a shard; None if it holds nothing, and the store has none."""
-        encoded = self._encode(name, t, window, values, empty=False)
-        if encoded is None and self.file(name, t, window).exists():
-            return self._encode(name, t, window, values, empty=True)
-        return encoded
-
-    def _encode(
-        self, name: str, t: int, window: Window, values: np.ndarray, *, empty: bool
+    def encode(
+        self, name: str, t: int, shard: Window, part: Window, merged: Mapping[str, np.ndarray]
     ) -> bytes | None:
-        """``empty``: chunks without data are encoded too."""
-        like = self._arrays[name]
-        if (name, empty) not in self._encoders:
-            self._encoders[name, empty] = self._zarr.create_array(
-                self._zarr.storage.MemoryStore(self._encoded), name=name, shape=like.shape,
-                dtype=like.dtype, chunks=like.chunks, shards=like.shards,
-                compressors=like.compressors, filters=like.filters, fill_value=like.fill_value,
-                overwrite=True, config={"write_empty_chunks": empty},
-            )  # fmt: skip
-        self._encoded.clear()
-        self._encoders[name, empty][(t, ..., *window)] = values
-        return next((shard.to_bytes() for shard in self._encoded.values()), None)
+        """The file of a shard with what is ``merged``, as `read` gives it; None if it has no data,
+        and never had."""
+        values = merged.get(name)
+        if values is None:
+            values = merged["embeddings"][: self._arrays[name].shape[1]]
+        key = self._key(self.file(name, t, shard))
+        had = key in self._files
+        self._arrays[name][(t, ..., *part)] = values
+        if had and key not in self._files:  # not left out, as the one that is there would stay
+            self._whole[name][(t, ..., *part)] = values
+        file = self._files.pop(key, None)
+        return None if file is None else file.to_bytes()
+
+    def _key(self, file: Path) -> str:
+        return file.relative_to(self._folder).as_posix()
 
 
 def outranks(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> np.ndarray:

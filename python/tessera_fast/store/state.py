@@ -79,6 +79,7 @@ class BuildState:
         self.folder, self._base = folder, base
         self._closed = False
         self._turn = threading.Lock()  # locks of files do not keep threads apart
+        self._pool = ThreadPoolExecutor(_SYNCS)  # no thread before the first commit
         try:
             self.locks = self._enter()
         except OSError as error:
@@ -126,6 +127,7 @@ class BuildState:
                 with suppress(OSError):  # a full disk, say: the next one finds what is left
                     self._leave()
         finally:
+            self._pool.shutdown()
             self.locks.close()
 
     def _leave(self) -> None:
@@ -220,7 +222,7 @@ class BuildState:
         """
         plan = [[name, target.relative_to(self._base).as_posix()] for name, target in moves]
         (staged / _PLAN).write_text(json.dumps(plan))
-        _fsync_all([staged / name for name in (*(name for name, _ in moves), _PLAN)])
+        self._sync([staged / name for name in (*(name for name, _ in moves), _PLAN)])
         commit = self.folder / "commit" / f"{uuid4().hex}{_LAYOUT if layout else ''}"
         commit.parent.mkdir(exist_ok=True)
         staged.rename(commit)
@@ -230,6 +232,14 @@ class BuildState:
         """Apply the pending transactions of tiles, or those that change the layout."""
         for commit in self._pending(layout=layout):
             self._apply(commit)
+
+    def _sync(self, paths: list[Path]) -> None:
+        """Have files, and those in folders, written to the disk."""
+        files = [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path])]
+        # A hard link is a shard that the store holds already.
+        files = [file for file in files if file.is_file() and file.stat().st_nlink == 1]
+        for _ in self._pool.map(_fsync, files):
+            pass
 
     def _pending(self, *, layout: bool = False) -> list[Path]:
         commits = self.folder / "commit"
@@ -261,6 +271,10 @@ class BuildState:
             return json.loads(self._marker_path(key).read_text())
         except FileNotFoundError:
             return None
+
+    def has_marker(self, key: str) -> bool:
+        """Whether this tile is finished."""
+        return self._marker_path(key).exists()
 
     def forget_markers(self) -> None:
         """The output that the markers tell of is gone."""
@@ -300,16 +314,6 @@ def remove_tree(path: Path) -> None:
     while path.exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
-
-
-def _fsync_all(paths: list[Path]) -> None:
-    """Have files, and those in folders, written to the disk."""
-    files = [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path])]
-    # A hard link is a shard that the store holds already.
-    files = [file for file in files if file.is_file() and file.stat().st_nlink == 1]
-    with ThreadPoolExecutor(min(_SYNCS, len(files))) as pool:
-        for _ in pool.map(_fsync, files):
-            pass
 
 
 def _fsync(file: Path) -> None:

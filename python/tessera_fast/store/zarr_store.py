@@ -28,7 +28,7 @@ from .output import (
     open_state,
     store_key,
 )
-from .shards import Shards, outranks
+from .shards import Shards, Window, outranks
 from .zone import SHARD, Grid
 
 PROVENANCE = "tessera_fast:provenance"
@@ -230,7 +230,7 @@ class ZarrOutput:
         Where tiles overlap the pixel with more observations stays, whichever tile came first. A
         tile that is made again replaces what is there. Pixels without data replace nothing.
         """
-        again = self._state.marker(store_key(spooled.tile)) is not None
+        again = self._state.has_marker(store_key(spooled.tile))
         grid = self._zones[tile.zone]
         if tile.zone not in self._shards:
             folder = self.path / grid.group
@@ -245,30 +245,24 @@ class ZarrOutput:
         )
         moves: dict[str, list[tuple[str, Path]]] = {name: [] for name in self._arrays}
         for top, left in shards:
-            window = (
-                slice(top, min(top + SHARD, grid.height)),
-                slice(left, min(left + SHARD, grid.width)),
-            )
-            (y_in, y_tile), (x_in, x_tile) = (
-                _overlap(window[0], row, tile.height), _overlap(window[1], col, tile.width)
-            )  # fmt: skip
-            merged = store.read(t, window)
-            parts = {name: whole[..., y_in, x_in] for name, whole in merged.items()}
-            fresh = {"scales": scales[y_tile, x_tile]}
-            fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y_tile, x_tile], 2, 0))
+            shard = slice(top, top + SHARD), slice(left, left + SHARD)
+            part, (y, x) = _overlap(shard, (row, col), tile)
+            merged = store.read(t, shard, part)
+            fresh = {"scales": scales[y, x]}
+            fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y, x], 2, 0))
             for n, name in enumerate(COUNT_NAMES):
-                fresh[name] = counts[y_tile, x_tile, n]
-            wins = np.isfinite(fresh["scales"]) if again else outranks(fresh, parts)
+                fresh[name] = counts[y, x, n]
+            wins = np.isfinite(fresh["scales"]) if again else outranks(fresh, merged)
             if not wins.any():
                 continue
-            for name, part in parts.items():
-                values = fresh[name] if name in fresh else fresh["embeddings"][: len(part)]
-                np.copyto(part, values, where=wins)
-                encoded = store.encode(name, t, window, merged[name])
+            for name, values in merged.items():
+                np.copyto(values, fresh[name], where=wins)
+            for name in self._arrays:
+                encoded = store.encode(name, t, shard, part, merged)
                 if encoded is not None:
                     file = f"{name}.{top}.{left}"
                     (spooled.folder / file).write_bytes(encoded)
-                    moves[name].append((file, store.file(name, t, window)))
+                    moves[name].append((file, store.file(name, t, shard)))
         return [move for of_array in moves.values() for move in of_array]
 
 
@@ -293,10 +287,14 @@ def _copy_metadata(store: Path, staging: Path) -> None:
             shutil.copyfile(Path(folder, "zarr.json"), there / "zarr.json")
 
 
-def _overlap(window: slice, start: int, size: int) -> tuple[slice, slice]:
-    """Where ``window`` and ``start .. start + size`` meet: within the window, within the tile."""
-    lo, hi = max(window.start, start), min(window.stop, start + size)
-    return slice(lo - window.start, hi - window.start), slice(lo - start, hi - start)
+def _overlap(shard: Window, start: tuple[int, int], tile: Grid) -> tuple[Window, Window]:
+    """Where a shard and a tile at row and column ``start`` meet: in the zone, and in the tile."""
+    both = [
+        slice(max(s.start, first), min(s.stop, first + size))
+        for s, first, size in zip(shard, start, (tile.height, tile.width), strict=True)
+    ]
+    y, x = (slice(s.start - first, s.stop - first) for s, first in zip(both, start, strict=True))
+    return (both[0], both[1]), (y, x)
 
 
 def _import_zarr() -> Any:
