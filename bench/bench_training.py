@@ -32,6 +32,7 @@ from tessera_fast.training.views import DATES, Views
 
 MIN_DATES = 20
 AHEAD = 2  # batches a worker prepares, torch's default
+SETTLED = 2.0  # seconds in which the workers of the last turn fill up again and then rest
 
 
 class Plain(Dataset):
@@ -128,6 +129,7 @@ def loaders(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any
     seconds: dict[str, list[float]] = {label: [] for label in feeds}
     means: dict[str, np.ndarray] = {}
     for _, (label, (feed, untimed)) in itertools.product(range(args.rounds), feeds.items()):
+        time.sleep(SETTLED)
         means[label] = mean_of(list(itertools.islice(feed, untimed)).pop())
         started = time.perf_counter()
         for _ in itertools.islice(feed, args.batches):
