@@ -1,6 +1,5 @@
 """`tf.probe` and `tessera-fast probe` as a whole: what they judge, draw, write and refuse."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from conftest import needs_zarr
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.probing.config import read_config
 from tessera_fast.synthetic import synthetic_classes, synthetic_tile, write_tile
 
 base = pytest.importorskip("sklearn.base", reason="a probe needs scikit-learn")
 rasterio = pytest.importorskip("rasterio", reason="maps need rasterio")
-RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 FLANDERS = Path(__file__).parents[2] / "shared" / "data" / "flanders_2019"
 SIDE = 40
 
@@ -153,6 +152,31 @@ def test_sources_of_embeddings_and_labels_agree(crops):
     )
 
 
+@needs_zarr
+def test_a_store_of_two_tiles(crops, tmp_path, mini):
+    """As the folder of the same codes; labels of a raster that covers both, or by tile."""
+    tiles = list(tf.open_windows(crops / "tile_2024", side=SIDE // 2))
+    for out, int8 in (("s.zarr", True), ("folder", True)):
+        tf.embed_tiles(tiles, tmp_path / out, model=mini, int8=int8)
+    kw = {"per_class": (4,), "seeds": 2, "split": "tile"}
+    store = tf.probe(tmp_path / "s.zarr", crops / "labels.tif", tiles=tiles, **kw)
+    folder = tf.probe(tmp_path / "folder", crops / "labels.tif", tiles=tiles, **kw)
+    assert store.scores == folder.scores and store.groups == 4
+    assert [i.name for i in store.images] == [t.name for t in tiles]
+    assert len(store.maps["statistics"]) == 4
+    labels = np.load(crops / "labels.npy")
+    half = SIDE // 2
+    corners = [(0, 0), (0, half), (half, 0), (half, half)]
+    cut = {
+        t.name: labels[r : r + half, c : c + half] for t, (r, c) in zip(tiles, corners, strict=True)
+    }
+    by_name = tf.probe(tmp_path / "folder", cut, **kw)
+    assert scores(by_name) == scores(folder)
+    report = store.save(tmp_path / "report")
+    with rasterio.open(report / f"map_{tiles[3].name}.tif") as raster:
+        assert raster.transform.c == tiles[3].transform[2]
+
+
 def test_labels_on_another_grid(crops, tmp_path):
     """Of 20 m, shifted by 5 m: the value that a centre lies in."""
     with rasterio.open(crops / "labels.tif") as raster:
@@ -177,8 +201,8 @@ def test_labels_in_another_crs(crops, tmp_path):
     """Columns of a thousandth of a degree, numbered from the west."""
     pyproj = pytest.importorskip("pyproj")
     west = 3.0135
-    profile = {"driver": "GTiff", "height": 1, "width": 9, "count": 1, "dtype": "uint8",
-               "crs": "EPSG:4326", "transform": rasterio.Affine(0.001, 0, west, 0, -1, 51.3)}  # fmt: skip
+    profile = {"driver": "GTiff", "height": 1, "width": 9, "count": 1, "dtype": "uint8"}
+    profile |= {"crs": "EPSG:4326", "transform": rasterio.Affine(0.001, 0, west, 0, -1, 51.3)}
     with rasterio.open(tmp_path / "degrees.tif", "w", **profile) as raster:
         raster.write(np.arange(1, 10, dtype=np.uint8)[None, None])
     report = tf.probe(crops / "values", tmp_path / "degrees.tif", per_class=(5,), seeds=1,
@@ -232,32 +256,6 @@ def test_the_command_writes_a_folder(crops, tmp_path, run):
     again = run("probe", crops / "values", "--labels", crops / "labels.tif", "-o",
                 tmp_path / "out", "--seeds", 1)  # fmt: skip
     assert again.code == 1 and "exists" in again.err
-
-
-@pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.toml")))
-def test_recipes_run_on_their_stand_ins(recipe, tmp_path, mini, run):
-    place = importlib.util.spec_from_file_location("standins", RECIPES / "standins.py")
-    standins = importlib.util.module_from_spec(place)
-    place.loader.exec_module(standins)
-    assert recipe in standins.NAMES
-    standins.make(recipe, tmp_path, 48, None, None)
-    tf.embed_tiles([str(tmp_path / "tile_2024")], tmp_path / "embeddings", model=mini)
-    done = run("probe", tmp_path / f"{recipe}.toml", "--per-class", "8", "--seeds", 2)
-    assert done.code == 0, done.err
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert list(report["features"])[1:] == ["statistics", "months", "constant"]
-    assert {p.suffix for p in (tmp_path / "report").iterdir()} == {".txt", ".json", ".png", ".tif"}
-    if recipe == "vegetation_index":  # no Sentinel-2: what is left are two orbits
-        values = tf.open_tile(tmp_path / "tile_2024").rows(0, 48)
-        assert not np.any(values.s2_masks)
-
-
-def test_recipes_have_a_page_each():
-    names = {p.stem for p in RECIPES.glob("*.toml")}
-    assert len(names) == 6
-    for name in names:
-        text = (RECIPES / f"{name}.md").read_text()
-        assert f"{name}.toml" in text and f"standins.py {name}" in text
 
 
 @pytest.mark.skipif(not FLANDERS.exists(), reason=f"{FLANDERS} is not there")

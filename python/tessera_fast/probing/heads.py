@@ -59,8 +59,10 @@ class Head:
         return found * self._unit + self._middle if self._task == "regression" else found
 
     def _standardised(self, features: np.ndarray) -> np.ndarray:
-        moved = (features - self._mean) * self._scale
-        return np.where(np.isfinite(moved), moved, 0).astype(np.float32)
+        moved = features - self._mean.astype(np.float32)
+        moved *= self._scale.astype(np.float32)
+        moved[~np.isfinite(moved)] = 0
+        return moved
 
 
 def check_head(head: Any, task: str) -> str:
