@@ -12,7 +12,7 @@ from ..backends.base import Plan
 from ..errors import InputError
 from ..model import Model, load_model
 from ..spec import RELEASED
-from ..tile import Tile, open_tile
+from ..tile import Tile, expand, open_tile
 from ..weights import load_weights, untrained_weights
 from . import raw
 from .evaluate import COMMONEST
@@ -57,8 +57,9 @@ def all_features(
         if baselines:
             notes.append(f"{', '.join(baselines)}: not computed; give the tiles")
         return kinds, notes
-    sources = [tiles] if isinstance(tiles, str | os.PathLike | Tile | Mapping) else list(tiles)
-    opened = [open_tile(t, allow_missing_s1=asked.allow_missing_s1) for t in sources]
+    given = [tiles] if isinstance(tiles, str | os.PathLike | Tile | Mapping) else list(tiles)
+    sources = [s for t in given for s in (expand(t) if isinstance(t, str | os.PathLike) else [t])]
+    opened = [open_tile(s, allow_missing_s1=asked.allow_missing_s1) for s in sources]
     of_images = raw.matched(opened, ours.images)
     for name in baselines:
         if name == "untrained":
