@@ -1,5 +1,6 @@
 """Stages side by side: order, errors where they belong, and no thread that outlives its block."""
 
+import os
 import signal
 import threading
 import time
@@ -17,20 +18,11 @@ def no_thread_is_left():
 
 
 @pytest.fixture
-def interrupt():
-    """A function that has this thread interrupted after so many seconds."""
-    timers = []
-    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def after(seconds):
-        target = threading.main_thread().ident
-        timers.append(threading.Timer(seconds, signal.pthread_kill, (target, signal.SIGINT)))
-        timers[-1].start()
-
-    yield after
-    for timer in timers:
-        timer.join()
-    signal.signal(signal.SIGINT, heeded)
+def heed_interrupts():
+    """Also in a suite that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ahead_makes_one_item_ahead():
@@ -132,12 +124,15 @@ def test_leaving_behind_lets_what_runs_end():
 
 
 @pytest.mark.parametrize("where", ["next", "give", "finish", "leave ahead", "leave behind"])
-def test_an_interrupt_in_a_wait(where, interrupt):
+def test_an_interrupt_in_a_wait(where, heed_interrupts):
     """It is raised, and only once the thread has let go of what it works on."""
-    release, ended = threading.Event(), []
+    began, ended = threading.Event(), []
 
-    def work():
-        release.wait(0.2)
+    def work():  # sends it itself: nobody gets out of the block before
+        began.set()
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
         ended.append(1)
 
     def items():
@@ -149,14 +144,13 @@ def test_an_interrupt_in_a_wait(where, interrupt):
         if where in ("next", "leave ahead"):
             with Ahead(items(), Clock(), "wait") as ahead:
                 next(ahead)
-                interrupt(0.05)
+                began.wait()
                 if where == "next":
                     next(ahead)
         else:
             with Behind(Clock(), "wait") as behind:
                 behind.give(work)
-                time.sleep(0.01)
-                interrupt(0.05)
+                began.wait()
                 if where == "give":
                     behind.give(work)
                 if where == "finish":
