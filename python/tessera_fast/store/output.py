@@ -92,7 +92,11 @@ class TileWriter(Protocol):
         """
 
     def commit(self) -> None:
-        """Make the whole tile appear, its marker last. StoreError: the tile did not appear."""
+        """Make the whole tile appear, its marker last.
+
+        StoreError: it has not appeared, and its rows are gone; or, where the disk was full at the
+        very end, whoever comes next completes it.
+        """
 
     def abort(self) -> None:
         """Remove every temporary file of this tile; does nothing after commit."""
