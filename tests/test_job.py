@@ -319,4 +319,5 @@ def test_many_tiles_leave_no_files_open(mini, tmp_path):
         report=lambda _: open_files.append(len(list(files.iterdir()))),
     )  # fmt: skip
     assert len(open_files) == 256
-    assert max(open_files[128:]) <= max(open_files[:32])
+    # some are open for the next window: how many is chance, but not that a window leaves one
+    assert max(open_files[128:]) < max(open_files[:32]) + 64

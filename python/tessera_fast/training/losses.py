@@ -21,19 +21,23 @@ def standardized(z: Tensor) -> Tensor:
     return centred / torch.sqrt(centred.square().mean(0) + _VARIANCE_EPS)
 
 
-def correlation(u: Tensor, v: Tensor) -> Tensor:
-    """u' v / N of two standardised (N, P) -> (P, P)."""
-    return u.T @ v / len(u)
+def correlation_squared(u: Tensor, v: Tensor) -> Tensor:
+    """|u' v / N|^2, the sum over all pairs of columns. u, v (N, P) -> scalar.
+
+    As |u' v|^2 = sum (u u' * v v'), the smaller of (P, P) and (N, N) is made.
+    """
+    n, width = u.shape
+    product = (u @ u.T) * (v @ v.T) if n < width else (u.T @ v).square()
+    return product.sum() / n**2
 
 
 def barlow_twins(z1: Tensor, z2: Tensor) -> Tensor:
     """sum_i (C_ii - 1)^2 + 5e-3 sum_{i != j} C_ij^2, C the correlation of two standardised views.
 
-    z1, z2 (N, P) -> scalar.
+    z1, z2 (N, P) -> scalar. C = z1' z2 / N.
     """
-    c = correlation(z1, z2)
-    diagonal = c.diagonal()
-    off = c.square().sum() - diagonal.square().sum()
+    diagonal = (z1 * z2).mean(0)
+    off = correlation_squared(z1, z2) - diagonal.square().sum()
     return (diagonal - 1).square().sum() + OFF_DIAGONAL * off
 
 
@@ -42,14 +46,10 @@ def mixup(z1: Tensor, z2: Tensor, mixed: Tensor, order: Tensor, share: Tensor) -
 
     ``mixed`` (N, P) belongs to the inputs a x1 + (1 - a) x2[order], ``share`` is a; all three are
     standardised. With C the correlation: 5e-3 (|C(zm, z1) - (a C(z1, z1) + (1 - a) C(z2[p], z1))|^2
-    + the same with z2 as the second view) -> scalar.
+    + the same with z2 as the second view) -> scalar. C is linear in its first argument.
     """
-    shuffled = z2[order]
-    total = z1.new_zeros(())
-    for view in (z1, z2):
-        expected = share * correlation(z1, view) + (1 - share) * correlation(shuffled, view)
-        total = total + (correlation(mixed, view) - expected).square().sum()
-    return OFF_DIAGONAL * total
+    error = mixed - (share * z1 + (1 - share) * z2[order])
+    return OFF_DIAGONAL * (correlation_squared(error, z1) + correlation_squared(error, z2))
 
 
 def imitation(student: Tensor, teacher: Tensor) -> Tensor:
