@@ -14,6 +14,7 @@ import argparse
 import itertools
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,24 +164,33 @@ def mean_of(arrays: tuple[Any, Any]) -> np.ndarray:
 
 
 def steps(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Forward and backward of v2-nano: what share of a step the views are."""
-    spec, batch = released("v2-nano"), 64
+    """Whole steps of v2-nano in both precisions, and the share of one that the views are."""
+    spec, batch = released("v2-nano"), 128
     tiles = [tf.open_tile(folder) for folder in folders]
     views = Views(tiles, spec, batch, min_dates=MIN_DATES, threads=args.threads)
     feed = views.batches()
-    objective = Twins(Network(spec), width=1024, layers=2, mixup=True, prefixes=(128,),
+    objective = Twins(Network(spec), width=2048, layers=2, mixup=True, prefixes=(128,),
                       weights=(), int8=False)  # fmt: skip
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
     order, share, cpu = torch.arange(batch), torch.tensor(0.5), torch.device("cpu")
+    torch.set_num_threads(args.threads)
     drawn = [next(feed)]
 
     def draw() -> None:
         drawn[0] = next(feed)
 
-    def learn() -> None:
-        objective([series_of(v, cpu) for v in drawn[0].views], order, share).loss.backward()
+    def learn(precision: str) -> None:
+        views = [series_of(v, cpu) for v in drawn[0].views]
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            outcome = objective(views, order, share)
+        outcome.loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 2.0)
+        optimizer.step()
 
+    contenders = {"views": draw} | {f"step, {p}": partial(learn, p) for p in ("fp32", "bf16")}
     rows = []
-    for label, times in timing.interleaved({"views": draw, "step": learn}, args.rounds).items():
+    for label, times in timing.interleaved(contenders, args.rounds).items():
         stats = timing.summary(times)
         rows.append({"bench": "training step", "contender": label, "model": spec.name,
                      "views_s": 2 * batch / stats["median_s"], "batch": batch, **stats,

@@ -2,9 +2,10 @@
 
     python bench/precision.py path/to/tile path/to/another --json out.jsonl
 
-Pixels are spread evenly over every tile. The weights are seeded and untrained (--weights takes a
-checkpoint instead): they prove the arithmetic, and say little about how peaked a trained model's
-attention is. The verdict is the gate of tests/oracle.py.
+Pixels are spread evenly over every tile. The weights of released models are seeded and
+untrained (--weights takes a checkpoint instead): they prove the arithmetic, and say little about
+how peaked a trained model's attention is. Those of demo-nano are trained. The verdict is the gate
+of tests/oracle.py.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tessera_fast as tf
 import timing
 import workloads
 from tessera_fast.packing import pack
+from tessera_fast.spec import RELEASED
 
 ORACLE = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
 MODELS = ["v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat"]
@@ -27,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("tiles", nargs="*", type=Path, help="default: pixels of fixed lengths")
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--weights", default="untrained")
+    parser.add_argument("--weights", help="default: untrained, but for demo-nano")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--pixels", type=int, default=256, help="of every tile")
     parser.add_argument("--json", type=Path, help="write one row a model and precision")
@@ -45,19 +47,21 @@ def main() -> None:
 
 def compare(name: str, tiles: list[Path | None], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one model; prints as it goes."""
-    expected, isa = embeddings(name, "fp32", tiles, args)
+    weights = args.weights or ("untrained" if name in RELEASED else None)
+    expected, isa = embeddings(name, weights, "fp32", tiles, args.pixels)
     observed = ~np.isnan(expected).any(-1)
     expected = expected[observed]
     rows = []
     for precision in args.precisions:
-        got = embeddings(name, precision, tiles, args)[0][observed]
+        got = embeddings(name, weights, precision, tiles, args.pixels)[0][observed]
         cosine = ORACLE["cosines"](got, expected)
         codes, wanted = (
             tf.quantize(e, absmax_floor=1e-12, scale_floor=0.0) for e in (got, expected)
         )
         step = np.abs(codes.codes.astype(int) - wanted.codes)
         row = {
-            "bench": "precision", "model": name, "weights": args.weights, "precision": precision,
+            "bench": "precision", "model": name, "weights": weights or "its own",
+            "precision": precision,
             "tiles": [tile.name if tile else "fixed lengths" for tile in tiles],
             "pixels": len(expected), "isa": isa,
             "cosine_mean": float(cosine.mean()), "cosine_worst": float(cosine.min()),
@@ -83,13 +87,13 @@ def passes(got: np.ndarray, expected: np.ndarray, precision: str) -> bool:
 
 
 def embeddings(
-    name: str, precision: str, tiles: list[Path | None], args: argparse.Namespace
+    name: str, weights: str | None, precision: str, tiles: list[Path | None], pixels: int
 ) -> tuple[np.ndarray, str]:
     """(P, E) float32 of the chosen pixels of all tiles, and the instruction set."""
     parts = []
-    with tf.load_model(name, weights=args.weights, precision=precision) as model:
+    with tf.load_model(name, weights=weights, precision=precision) as model:
         for tile in tiles:
-            window = workloads.choose(model.spec, tile, args.pixels)[1]
+            window = workloads.choose(model.spec, tile, pixels)[1]
             s2, s1, _ = pack(window, model.spec)
             out = np.empty((s2.pixels, model.repr_dim), np.float32)
             model._encoder.encode(s2, s1, out)

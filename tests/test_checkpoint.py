@@ -9,12 +9,13 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from official_checkpoints import MINI, arrays, payload, save, save_model
-from tessera_fast.errors import StoreError, WeightsError
+from tessera_fast.errors import InputError, StoreError, WeightsError
 from tessera_fast.weights import (
     checkpoint,
     convert,
@@ -302,6 +303,25 @@ def test_the_safetensors_library_reads_and_writes_the_same(tmp_path):
     loaded = load_weights(tmp_path / "theirs.safetensors")
     assert loaded.spec == spec
     same(loaded.tensors, arrays(spec))
+
+
+def test_bfloat16_is_the_nearest_and_takes_half(tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = untrained_weights(SPEC, 3)
+    for dtype in ("float32", "bfloat16"):
+        save_safetensors(tmp_path / f"{dtype}.safetensors", weights, dtype=dtype, name="other")
+    rounded = load_weights(tmp_path / "bfloat16.safetensors")
+    assert rounded.spec == replace(SPEC, name="other")
+    want = {n: torch.from_numpy(a).bfloat16().float().numpy() for n, a in arrays(SPEC, 3).items()}
+    same(rounded.tensors, want)
+    sizes = [(tmp_path / f"{d}.safetensors").stat().st_size for d in ("bfloat16", "float32")]
+    values = sum(a.size for a in arrays(SPEC).values())
+    assert sizes[1] - sizes[0] > 1.9 * values
+    with pytest.raises(InputError, match="expected float32 or bfloat16, got 'int8'"):
+        save_safetensors(tmp_path / "x.safetensors", weights, dtype="int8")
+    with pytest.raises(InputError, match="no other model has, got 'v2-nano'"):
+        save_safetensors(tmp_path / "x.safetensors", weights, name="v2-nano")
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch):

@@ -318,11 +318,11 @@ def test_demo(run, tmp_path):
     out = tmp_path / "new" / "demo"
     result = run("demo", "--size", 32, "-o", out)
     assert result.code == 0
-    assert "UNTRAINED" in result.out and "px/s" in result.out
+    assert "demo-nano" in result.out and "px/s" in result.out and "% of the pixels" in result.out
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG") and (out / "demo.zarr").is_dir()
     tile = synthetic_tile(32, 32, year=2024)
     _, window = read_store(out / "demo.zarr", tile)
-    with tf.load_model("v2-nano", weights="untrained:1") as model:
+    with tf.load_model("demo-nano") as model:
         assert_equal(window.scales.values, tf.embed(tile, model, output="int8").scales)
     before = listing(out)
     again = run("demo", "--size", 32, "-o", out)

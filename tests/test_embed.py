@@ -239,7 +239,7 @@ def test_a_loaded_model_goes_without_other_options(tile, model):
         ({"repeats": 0}, tf.InputError, "repeats: expected 1, .* got 0"),
         ({"model": "v3"}, tf.InputError, "model: expected one of v2-nano, .* got 'v3'"),
         ({"model": "gone.pt"}, tf.WeightsError, "gone.pt"),
-        ({"weights": "untrained"}, tf.WeightsError, "goes with a released name"),
+        ({"weights": "untrained"}, tf.WeightsError, "goes with a model's name"),
     ],
 )
 def test_options_that_cannot_be_met(options, error, message, tile, mini):

@@ -199,6 +199,9 @@ def test_rooms_do_not_know_what_comes_after_them():
         "store": {"store"},
         "reference": {"reference", "packing"},
         "synthetic": {"synthetic", "tile"},
+        "products": {"products", "quantization", "quicklook", "store"},
+        "training": {"training", "model", "packing", "tile", "weights"},
+        "verification": {"verification", "quantization", "quicklook", "store"},
         "exports": {"exports", "packing", "positions", "synthetic", "weights"},
         "backends": {
             "backends",

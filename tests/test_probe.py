@@ -63,17 +63,19 @@ def test_rankme_leaves_pixels_without_data_out():
 
 LABELS = np.array(
     [[1, 1, 2, 2, 1], [1, 0, 2, 1, 1], [3, 1, 0, 1, 0], [3, 3, 3, 0, 2]]
-)  # fields of 1: three (one by a corner only), of 2: two, of 3: one
+)  # fields of 1: two (of parts that touch at a corner), of 2: two, of 3: one
 
 
 def test_fields_are_connected_pixels_of_one_label():
     found = splits.fields(LABELS, LABELS != 0)
     assert (found[LABELS == 0] == -1).all()
-    assert sorted(np.unique(found[LABELS != 0])) == list(range(6))
-    for same in (([0, 1], [0, 0]), ([0, 2], [4, 3]), ([0, 1], [2, 2]), ([2, 3], [0, 2])):
-        assert len(set(found[same])) == 1
-    for other in (([0, 2], [0, 1]), ([2, 1], [1, 3]), ([0, 3], [2, 4])):
-        assert len(set(found[other])) == 2
+    assert sorted(np.unique(found[LABELS != 0])) == list(range(5))
+    assert found[0, 0] == found[1, 0] and found[2, 0] == found[3, 2]
+    assert found[0, 4] == found[1, 3] == found[2, 3] != found[2, 1]
+    assert found[0, 2] == found[1, 2] != found[3, 4]
+    assert found[2, 1] == found[1, 0] != found[0, 4]  # by a corner
+    for corner in (np.eye(3, dtype=int), np.eye(3, dtype=int)[::-1]):
+        assert splits.fields(corner, corner > 0).max() == 0
 
 
 def test_groups_differ_between_tiles():

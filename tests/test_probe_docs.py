@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 import tessera_fast as tf
 from tessera_fast.__main__ import _parser
+from tessera_fast.packing import pack
+from tessera_fast.spec import NAMED
 
 pytest.importorskip("sklearn", reason="a probe needs scikit-learn")
 pytest.importorskip("rasterio", reason="stand-ins are written as GeoTIFF")
@@ -45,6 +48,14 @@ def test_radar_alone_is_without_a_clear_date(tmp_path):
     made.make("vegetation_index", tmp_path, 12, None, None)
     seen = tf.open_tile(tmp_path / "tile_2024").rows(0, 12)
     assert not np.any(seen.s2_masks) and all(np.any(o.bands) for o in seen.orbits)
+    # the labels are made of the bands, and v1.0 reads them where no date is clear: not if all are 0
+    assert not np.any(seen.s2_bands)
+    for model, runs in (("v2-nano", True), ("v1.1-mpc", True), ("v1.0", False)):
+        optical, radar, observed = pack(seen, NAMED[model])
+        assert len(optical.bands) == 0 and not observed[:, 0].any(), model
+        assert (len(radar.bands) > 0) == runs, model
+    clear = replace(seen, s2_bands=np.ones_like(seen.s2_bands))
+    assert len(pack(clear, NAMED["v1.0"])[0].bands) > 0
     labels = __import__("rasterio").open(tmp_path / "labels.tif").read(1)
     assert np.nanmax(labels) > 0.3 and np.isnan(labels[0, 0])  # the pixel without Sentinel-2
 

@@ -19,10 +19,10 @@ FLANDERS = Path(__file__).parents[2] / "shared" / "data" / "flanders_2019"
 SIDE = 40
 
 
-def squares(side: int = 32, field: int = 4, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """A chequerboard of fields in classes 1.. that touch none of their own, and their numbers."""
+def squares(side: int = 32, field: int = 4, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """A board of fields in 4 or 5 classes that touch none of their own, and their numbers."""
     row, column = np.arange(side)[:, None] // field, np.arange(side) // field
-    return (row + column) % classes + 1, row * side + column
+    return (row + 2 * column) % classes + 1, row * side + column
 
 
 def field_marks(numbers: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_a_split_by_field_shows_what_a_random_one_hides():
     leaks = tf.probe(features, labels, split="random", **kw)
     honest = tf.probe(features, labels, split="field", **kw)
     assert leaks.mean("embeddings", 0, "accuracy")[0] == 1
-    assert 0.3 < honest.mean("embeddings", 0, "accuracy")[0] < 0.7
+    assert honest.mean("embeddings", 0, "accuracy")[0] < 0.5
     assert "a random split leaks" in leaks.text() and "leaks" not in honest.text()
     assert honest.groups == 64 and leaks.groups == 1024
 
@@ -79,9 +79,9 @@ def test_every_kind_of_features_has_the_same_splits():
         for metric in report.metrics:
             assert report.against("again", count, metric) == (0, 0, 0)
             assert report.mean("first", count, metric) == report.mean("again", count, metric)
-    assert report.used == {2: [4, 4, 4], 4: [8, 8, 8]}
+    assert report.used == {2: [8, 8, 8], 4: [16, 16, 16]}
     constant = report.mean("constant", 4, "balanced_accuracy")
-    assert constant == (0.5, 0)
+    assert constant == (0.25, 0)
 
 
 def test_classes_are_named_joined_and_left_out():
@@ -194,7 +194,9 @@ def test_labels_on_another_grid(crops, tmp_path):
     expected = coarse[np.ix_(centre, centre)].astype(float)
     got = report.labels[0]
     known = np.isfinite(np.load(crops / "values" / "tile_2024.npy")).all(axis=-1)
-    assert np.array_equal(got[known], np.where(expected == -5, 0, expected)[known])
+    expected[expected == -5] = np.nan  # what the raster masks is no value
+    assert np.isnan(expected).any()
+    assert np.array_equal(got[known], expected[known], equal_nan=True)
 
 
 def test_labels_in_another_crs(crops, tmp_path):
@@ -221,7 +223,10 @@ def test_baselines_of_a_tile(crops, mini):
     report = tf.probe(crops / "values", crops / "labels.tif", model=mini, **kw)
     # the fixture's model has no trained weights: another untrained one would say nothing more
     assert report.name == "v2-mini (untrained)"
-    assert report.notes == ("untrained: these embeddings are",)
+    assert report.notes == (
+        "untrained: these embeddings are",
+        f"{report.name}: labelled pixels without data, which all rows leave out: 1",
+    )
     assert report.dims == {report.name: 32, "statistics": 75, "months": 180}
     array = np.load(crops / "values" / "tile_2024.npy")
     beside = tf.probe(array, crops / "labels.npy", model=mini, name="ours", **kw)
@@ -230,7 +235,7 @@ def test_baselines_of_a_tile(crops, mini):
     assert set(beside.rankme) == {"ours", "untrained"}
     assert list(beside.maps) == ["ours", "untrained", "statistics"]
     without = tf.probe(array, crops / "labels.npy", per_class=(4,), seeds=1, extent="none")
-    assert without.notes == ("untrained, statistics, months: not computed; give the tiles",)
+    assert without.notes[0] == "untrained, statistics, months: not computed; give the tiles"
 
 
 def test_the_command_writes_a_folder(crops, tmp_path, run):
@@ -267,7 +272,7 @@ def test_fields_of_a_real_tile():
 
     features = raw.statistics(tile).read(0, 64)
     report = tf.probe(features, labels, head="knn", per_class=None, seeds=5, extent="none")
-    assert [(c.code, c.groups) for c in report.classes] == [(1110, 4), (1200, 4), (9120, 7)]
+    assert [(c.code, c.groups) for c in report.classes] == [(1110, 4), (1200, 4), (9120, 5)]
     assert [c.code for c in report.left_out] == [1500, 1510, 5100, 8100]
     alone = dict.fromkeys((1500, 1510, 5100, 8100), "")
     by_pixel = tf.probe(features, labels, head="knn", per_class=None, seeds=5, split="random",

@@ -2,10 +2,10 @@
 # ruff: noqa: E402
 
 import csv
-import re
+import shutil
 import socket
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,56 +14,23 @@ torch = pytest.importorskip("torch")
 
 import oracle
 import tessera_fast as tf
-from tessera_fast.errors import BackendUnavailable, InputError, StoreError
-from tessera_fast.synthetic import synthetic_tile, write_tile
+from tessera_fast.errors import BackendUnavailable, InputError, StoreError, TesseraError
+from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.training import loop, processes
-from tessera_fast.training.config import DistillPart, OptimizerPart, TwinsPart, read_config
+from tessera_fast.training.config import DistillPart, TwinsPart, read_config
 from tessera_fast.training.runs import distill, train
 from tessera_fast.weights import load_weights, save_safetensors, untrained_weights
-
-MODEL = {"base": "v2-nano", "d_model": 16, "num_layers": 1, "num_heads": 2, "ff_dim": 16,
-         "out_dim": 32}  # fmt: skip
-TWINS = {"projector_width": 24, "projector_layers": 2}
-RUN = {"out": "run", "steps": 6, "batch": 12, "log_every": 1, "save_every": 2, "threads": 1}
+from train_configs import TWINS, two_tiles, writer
 
 
 @pytest.fixture(scope="session")
 def tiles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("training")
-    for seed in (1, 2):
-        write_tile(synthetic_tile(6, 8, seed=seed), folder / f"tile_{seed}")
-    return folder
+    return two_tiles(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
 def write(tiles, tmp_path):
-    """A config file; keywords are tables, added to those above."""
-
-    def make(objective=None, name="config.toml", **tables):
-        content = {
-            "model": MODEL,
-            "data": {"tiles": [str(tiles / "tile_*")], "min_dates": 5},
-            "objective": TWINS if objective is None else objective,
-            "optimizer": {"learning_rate": 0.2},
-            "run": RUN,
-        }
-        for table, values in tables.items():
-            content[table] = {**content[table], **values}
-        lines = []
-        for table, values in content.items():
-            lines.append(f"[{table}]")
-            lines += [f"{key} = {toml(value)}" for key, value in values.items()]
-        path = tmp_path / name
-        path.write_text("\n".join(lines))
-        return path
-
-    return make
-
-
-def toml(value):
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+    return writer(tiles, tmp_path)
 
 
 def parameters(path):
@@ -131,8 +98,8 @@ def test_a_resumed_run_has_the_same_weights(write, tmp_path, stopped):
         {"objective": {**TWINS, "prefixes": [8, 32], "weights": [1, 3.0], "int8": True}},
         {"objective": {**TWINS, "mixup": False}},
         {"run": {"precision": "bf16"}},
-        {"model": {"base": "v1.1-aws", "num_heads": 4}},
-        {"model": {"base": "v1.0", "num_heads": 8}},
+        {"model": {"base": "v1.1-aws", "num_heads": 4}, "run": {"precision": "bf16"}},
+        {"model": {"base": "v1.0", "num_heads": 8}, "run": {"precision": "bf16"}},
         {"model": {"base": "v1.0-qat", "num_heads": 4}},
         {"model": {"base": "v2-teacher", "num_heads": 4}},
     ],
@@ -217,7 +184,7 @@ def test_no_heads_for_a_narrow_teacher_is_refused(write, mini):
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "recorded"), [([], (128,)), ([64, 16], (16, 64, 128)),
+    ("prefixes", "recorded"), [([], (128,)), ([128, 16], (16, 128)),
                                ([16, 32, 64, 128], (16, 32, 64, 128))],
 )  # fmt: skip
 def test_prefixes_that_were_trained_are_recorded(write, tmp_path, prefixes, recorded):
@@ -241,18 +208,70 @@ def test_a_run_starts_from_a_checkpoint(write, tmp_path):
     other = read_config(write(model={"init": "first/model.pt", "ff_dim": 20}), TwinsPart)
     with pytest.raises(InputError, match="expected parameters of"):
         train(other)
+    heads = read_config(write(model={"init": "first/model.pt", "num_heads": 1}), TwinsPart)
+    with pytest.raises(InputError, match="expected parameters of"):  # tensors of the same shapes
+        train(heads)
 
 
-def test_folders_hold_one_run(write):
+def test_folders_hold_one_run(write, tmp_path):
     config = read_config(write(run={"steps": 2}), TwinsPart)
     with pytest.raises(InputError, match="leave --resume out"):
         train(config, resume=True)
     train(config)
-    with pytest.raises(InputError, match="pass --resume"):
+    with pytest.raises(InputError, match=r"got state\.pt; pass --resume"):
         train(config)
+    before = (tmp_path / "run" / "model.pt").read_bytes()
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    (tmp_path / "run" / "state.pt").unlink()  # nothing but model.pt is needed of a run
+    with pytest.raises(InputError, match=r"got model\.pt"):
+        train(config)
+    assert (tmp_path / "run" / "model.pt").read_bytes() == before
+    (tmp_path / "run" / "state.pt").write_bytes(state)
     other = read_config(write(run={"steps": 3}), TwinsPart)
     with pytest.raises(InputError, match=r"\[run\] steps = 2 as the run began, got 3"):
         train(other, resume=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"model": {"base": "v1.0", "num_heads": 2}}, {"run": {"batch": 500}},
+     {"run": {"tensorboard": True}}],
+)  # fmt: skip
+def test_a_start_that_fails_is_not_in_the_way(write, tmp_path, monkeypatch, wrong):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TesseraError):
+        train(read_config(write(**wrong), TwinsPart))
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    train(read_config(write(run={"steps": 1}), TwinsPart))
+
+
+def test_a_run_goes_on_with_the_same_tiles_and_teacher(write, mini, tiles, tmp_path):
+    for name in ("tile_1", "tile_2"):
+        shutil.copytree(tiles / name, tmp_path / "land" / name)
+    data = {"tiles": ["land/tile_*"]}
+    config = read_config(write(run={"steps": 2}, data=data), TwinsPart)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=stop_at(1))
+    shutil.copytree(tiles / "tile_1", tmp_path / "land" / "tile_3")
+    with pytest.raises(InputError, match=r"\[tiles\] number = 2 as the run began, got 3"):
+        train(config, resume=True)
+    shutil.copy(mini, tmp_path / "teacher.safetensors")
+    objective = {"teacher": "teacher.safetensors", "prefixes": [32]}
+    student = read_config(write(objective, run={"out": "student", "steps": 2}), DistillPart)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, report=stop_at(1))
+    other = replace(load_weights(mini).spec, name="other", out_dim=48, saved_dim=48)
+    save_safetensors(tmp_path / "teacher.safetensors", untrained_weights(other), overwrite=True)
+    with pytest.raises(InputError, match=r"\[teacher\] sha256 = .* as the run began"):
+        distill(student, resume=True)
+
+
+def test_only_what_is_kept_is_trained(write, tmp_path):
+    """v1.1 gives more dimensions than it keeps."""
+    model = {"base": "v1.1-mpc", "num_heads": 4, "out_dim": 136}
+    train(read_config(write(model=model, run={"steps": 1}), TwinsPart))
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["objective"]
+    assert state["projectors.128.0.weight"].shape[1] == 128
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(write, tmp_path, monkeypatch):
@@ -306,64 +325,3 @@ def test_the_rate_rises_and_falls():
     assert np.all(np.diff(rates[9:]) < 0)
     assert 0 < rates[-1] < 0.01
     assert loop.schedule(1, 1, 0.0) == 1
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ({"run": {"setps": 3}}, r"\[run\]: expected one of out, steps.*got 'setps'"),
-        ({"run": {"steps": 0}}, r"\[run\] steps: expected more than 0"),
-        ({"run": {"steps": 1.5}}, r"\[run\] steps: expected int, got 1.5"),
-        ({"run": {"batch": 1}}, r"\[run\] batch: expected at least 2"),
-        ({"run": {"precision": "fp8"}}, "expected fp32 or bf16"),
-        ({"run": {"seed": -1}}, "seed"),
-        ({"optimizer": {"warmup": 1.0}}, "warmup: expected 0 to 1"),
-        ({"objective": {**TWINS, "prefixes": [64]}}, "expected 1..32 dimensions, got 64"),
-        ({"objective": {**TWINS, "prefixes": [8], "weights": [1, 2]}}, "one for each of 1"),
-        ({"objective": {**TWINS, "prefixes": "8"}}, "prefixes: expected int, got '8'"),
-        ({"objective": {**TWINS, "prefixes": {}}}, "prefixes: expected a list"),
-        ({"model": {"num_heads": 3}}, "multiple of its 3 heads"),
-        ({"model": {"base": "v3"}}, "expected one of v2-nano"),
-    ],
-)
-def test_a_wrong_setting_is_named(write, tables, message):
-    tables = dict(tables)
-    if tables.get("objective", {}).get("prefixes") == {}:
-        path = write()
-        path.write_text(path.read_text().replace("[objective]", "[objective]\nprefixes = {a=1}"))
-    else:
-        path = write(**tables)
-    with pytest.raises(InputError, match=message):
-        read_config(path, TwinsPart)
-
-
-def test_what_is_missing_is_named(write, tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text('[data]\ntiles = ["*"]\n')
-    with pytest.raises(InputError, match=r"\[run\] out: it is missing"):
-        read_config(path, TwinsPart)
-    path.write_text("[run")
-    with pytest.raises(InputError, match="expected a TOML file"):
-        read_config(path, TwinsPart)
-    path.write_text("[train]\n")
-    with pytest.raises(InputError, match=r"expected tables model, .*got 'train'"):
-        read_config(path, TwinsPart)
-    with pytest.raises(InputError, match="expected tiles at 'none/\\*'"):
-        train(read_config(write(data={"tiles": ["none/*"]}), TwinsPart))
-    with pytest.raises(InputError, match=r"\[objective\] teacher: it is missing"):
-        read_config(write({}), DistillPart)
-
-
-def test_the_configs_of_the_page_are_read(tmp_path):
-    """docs/training.md, with what is commented out as well."""
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    blocks = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    first, second = (re.sub(r"^# (?=\w+ = )", "", block, flags=re.M) for block in blocks)
-    path = tmp_path / "page.toml"
-    path.write_text(first)
-    config = read_config(path, TwinsPart)
-    assert config.objective.int8 and config.objective.weights == (1, 1, 1, 2)
-    assert config.spec().d_model == 96 and config.spec().matryoshka[0] == 16
-    assert config.optimizer == OptimizerPart(), "the page says that it lists the defaults"
-    path.write_text(re.sub(r"\[objective\].*?(?=\[optimizer\])", second, first, flags=re.DOTALL))
-    assert read_config(path, DistillPart).objective.heads == "auto"

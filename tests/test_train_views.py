@@ -1,6 +1,8 @@
 """Views: random draws of dates of pixels that are shuffled across tiles."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -125,6 +127,25 @@ def test_a_batch_depends_on_its_number_alone(pool_bytes):
             assert equal(batch, expected)
 
 
+def test_a_view_has_as_many_dates_as_asked_for():
+    whole = first(6, seed=3)
+    for dates, known in (((40,), {40}), ((7,), {7}), ((3, 5), {3, 4, 5})):
+        batches = first(6, seed=3, dates=dates)
+        assert {view.s2.shape[1] for b in batches for view in b.views} <= known
+        assert len({b.views[0].s2.shape[1] for b in batches}) > (len(known) > 1)
+        for batch, full in zip(batches, whole, strict=True):
+            assert np.array_equal(numbers(batch), numbers(full))
+            for view, of_all in zip(batch.views, full.views, strict=True):
+                assert view.s1.shape[1] == view.s2_days.shape[1] == view.s2.shape[1]
+                for bands, days, every in ((view.s2, view.s2_days, of_all.s2_days),
+                                           (view.s1, view.s1_days, of_all.s1_days)):  # fmt: skip
+                    assert bands.shape[:2] == days.shape
+                    assert all(np.isin(d, e).all() for d, e in zip(days, every, strict=True))
+                assert (np.diff(view.s2_days) >= 0).all()
+    a, b = first(1, dates=(7,))[0].views
+    assert not np.array_equal(a.s1_days, b.s1_days)
+
+
 def test_the_seed_decides():
     assert equal(first(1, seed=1)[0], first(1, seed=1)[0])
     assert not equal(first(1, seed=1)[0], first(1, seed=2)[0])
@@ -139,6 +160,24 @@ def test_a_small_pool_holds_few_bands_and_loses_few_pixels():
     assert views.pools > 1
     seen = [numbers(b) for b in itertools.islice(views.batches(), PIXELS // 4 - views.pools)]
     assert len(np.unique(np.concatenate(seen))) == 4 * len(seen)
+
+
+def test_one_pool_is_in_memory(monkeypatch):
+    alive, most = [], []
+    before = Views._read
+
+    def read(self, index):
+        gc.collect()
+        band = before(self, index)
+        alive.append(weakref.ref(band.observations))
+        most.append(sum(there() is not None for there in alive))
+        return band
+
+    monkeypatch.setattr(Views, "_read", read)
+    views = Views(TILES, SPEC, 4, min_dates=1, pool_bytes=60_000)
+    for _ in itertools.islice(views.batches(), 3 * PIXELS // 4):
+        pass
+    assert views.pools > 2 and max(most) <= -(-len(views._places) // views.pools)
 
 
 def test_pixels_with_few_dates_are_left_out():

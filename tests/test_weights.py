@@ -188,7 +188,7 @@ def test_something_that_is_no_tessera(tmp_path):
 def test_names_that_are_not_known(tmp_path):
     with pytest.raises(InputError, match=r"expected one of v2-nano, .*, got 'v2-nan'"):
         load_weights("v2-nan")
-    with pytest.raises(WeightsError, match=r"goes with a released name, got model='x\.pt'"):
+    with pytest.raises(WeightsError, match=r"goes with a model's name, got model='x\.pt'"):
         load_weights("x.pt", "untrained")
     for text in ("untrained:", "untrained:-1", "untrained:one", "untrained:²"):
         with pytest.raises(WeightsError, match="untrained:<seed>"):

@@ -103,7 +103,10 @@ def make(name: str, folder: Path, side: int, tile: Path | None, given: Path | No
         labels = burned(side, arrays)
     elif name == "vegetation_index":
         labels = ndvi(arrays)
-        arrays["masks"][:] = 0  # no date is clear: Sentinel-1 alone
+        # Sentinel-1 alone: no date is clear. v1.0 reads all dates of a pixel without a clear one,
+        # so the bands, of which the label is made, go too
+        arrays["masks"][:] = 0
+        arrays["bands"][:] = 0
     else:
         labels = {"canopy_height": height, "biomass": biomass, "stocking": stocking}[name](side)
     folder.mkdir(parents=True, exist_ok=True)

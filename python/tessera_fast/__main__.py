@@ -33,15 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tessera-fast: {error}", file=sys.stderr)
         code = getattr(args, "failure", FAILED)
     except KeyboardInterrupt:
-        print("tessera-fast: interrupted; finished tiles are kept", file=sys.stderr)
+        print(f"tessera-fast: interrupted; {_kept(args)}", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
     except Terminated:
-        print("tessera-fast: ended by SIGTERM; finished tiles are kept", file=sys.stderr)
+        print(f"tessera-fast: ended by SIGTERM; {_kept(args)}", file=sys.stderr)
         code = TERMINATED
     return code
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What a command that did not end leaves."""
+    return getattr(args, "kept", "finished tiles are kept")
 
 
 class Terminated(BaseException):

@@ -34,6 +34,7 @@ _EXTRAS = {
     "torch": "torch", "triton": "gpu", "huggingface_hub": "hub", "xarray": "geo",
     "rioxarray": "geo", "rasterio": "geo", "pystac": "geo", "fsspec": "remote", "pyarrow": "plan",
     "ray": "ray", "onnx": "onnx", "onnxruntime": "onnx", "tensorrt_rtx": "tensorrt",
+    "scikit-learn": "probe",
 }  # fmt: skip
 # What a package that is installed and broken raises where it is imported or used.
 _BROKEN = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from . import __version__, backends, env
 from .backends.base import Plan
-from .spec import RELEASED
+from .spec import NAMED, RELEASED
 
 _PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
              "rioxarray", "rasterio", "pyarrow", "onnx", "onnxruntime", "tensorrt",
@@ -25,7 +25,7 @@ def describe() -> str:
     for name in backends.BEST_FIRST:
         reason = backends.get(name).why_not(spec, Plan())
         lines.append(f"  {name:16} {'available' if reason is None else reason}")
-    lines += ["", "models", *(_model(name) for name in RELEASED)]
+    lines += ["", "models", *(_model(name) for name in NAMED)]
     folder = env.weights_dir()
     lines += ["", f"TESSERA_FAST_WEIGHTS  {folder or 'not set: v2 models come from the hub'}"]
     return "\n".join(lines)
@@ -72,5 +72,5 @@ def _isas() -> list[str]:
 
 
 def _model(name: str) -> str:
-    s = RELEASED[name]
+    s = NAMED[name]
     return f"  {name:16} width {s.d_model:4}, {s.num_layers} layers, embedding {s.saved_dim}"

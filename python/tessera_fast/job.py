@@ -21,7 +21,7 @@ from .pipeline import Settings
 from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
-from .spec import RELEASED
+from .spec import NAMED
 from .store import Provenance, TileKey, job_extent
 from .tile import Tile, expand, open_tile, open_windows, period_of_year
 
@@ -209,7 +209,7 @@ def _sources(tiles: Any) -> Iterator[Any]:
 
 def _anywhere(path: Any) -> Any:
     """The path of a file made absolute, for workers elsewhere; a model's name stays."""
-    if isinstance(path, str | os.PathLike) and path not in RELEASED and os.path.exists(path):
+    if isinstance(path, str | os.PathLike) and path not in NAMED and os.path.exists(path):
         return os.path.abspath(path)
     return path
 

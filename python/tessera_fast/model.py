@@ -224,9 +224,10 @@ def load_model(
     """Load a TESSERA model once, to be passed as ``model=`` many times.
 
     ``model``: a released name (v2-nano, v2-small, v2-medium, v2-large, v2-teacher, v1.1-mpc,
-    v1.1-aws, v1.0-qat, v1.0) or the path of a .pt or .safetensors checkpoint, whose family and
-    sizes are recognised. ``weights``: where a released model's parameters come from instead of the
-    hub: a path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
+    v1.1-aws, v1.0-qat, v1.0), demo-nano, whose small weights are part of the package and are for
+    trying things out, or the path of a .pt or .safetensors checkpoint, whose family and sizes are
+    recognised. ``weights``: where a released model's parameters come from instead of the hub: a
+    path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
     embeddings mean nothing. ``device``: None or "auto" for the best there is, "cpu", "cuda",
     "cuda:1" or a torch.device, as the official loader takes. ``threads``: of the cpu back end;
     default TESSERA_FAST_THREADS or all CPUs.

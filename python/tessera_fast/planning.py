@@ -19,7 +19,7 @@ from .packing import pack
 from .plan_table import Failure, Plan, PlanRow
 from .profiling import work
 from .progress import Progress, progress_bar
-from .spec import RELEASED, ModelSpec
+from .spec import NAMED, ModelSpec
 from .tile import Tile, expand, open_tile
 from .weights import Weights
 
@@ -120,7 +120,7 @@ def plan(
     if speed is not None:
         rows = [r.timed(speed.seconds(r.pixels, r.flop)) for r in rows]
     options = {
-        "model": spec.name if spec == RELEASED.get(spec.name) else _absolute(_name(model)),
+        "model": spec.name if spec == NAMED.get(spec.name) else _absolute(_name(model)),
         "backend": backend, "precision": precision, "threads": threads, "dims": dims,
         "device": None if device is None else str(device),
         "out": None if out is None else os.fspath(out), "int8": int8, "workers": workers,
@@ -167,11 +167,11 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     if isinstance(model, Model):
         return model.spec
     name = os.fspath(model)
-    if name in RELEASED:
-        return RELEASED[name]
+    if name in NAMED:
+        return NAMED[name]
     if Path(name).suffix not in (".pt", ".pth", ".safetensors"):
         raise InputError(
-            f"model: expected one of {', '.join(RELEASED)}, or the path of a .pt or .safetensors "
+            f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or .safetensors "
             f"file, got {name!r}"
         )
     from .weights import checkpoint

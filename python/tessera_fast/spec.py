@@ -263,6 +263,9 @@ _RELEASED = (
 )  # fmt: skip
 
 RELEASED: dict[str, ModelSpec] = {s.name: s for s in _RELEASED}
+# Our own weights, part of the package; only the whole embedding was trained.
+DEMO = replace(RELEASED["v2-nano"], name="demo-nano", matryoshka=(128,))
+NAMED = {**RELEASED, DEMO.name: DEMO}  # every name that has weights
 
 
 def released(name: str) -> ModelSpec:

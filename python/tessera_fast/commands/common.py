@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from ..errors import InputError
 from ..pipeline import parse_bytes
-from ..spec import RELEASED
+from ..spec import NAMED
 
 OK, FAILED, PARTLY, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 3, 130, 141, 143
 # What `add_parser` of argparse is called on; the class has no public name.
@@ -44,7 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = "v2
     """Which model runs, and how."""
     parser.add_argument(
         "--model", default=default,
-        help=f"{', '.join(RELEASED)}, or a checkpoint's path (default {default or 'v2-medium'})",
+        help=f"{', '.join(NAMED)}, or a checkpoint's path (default {default or 'v2-medium'})",
     )  # fmt: skip
     parser.add_argument(
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"

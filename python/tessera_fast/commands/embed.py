@@ -80,11 +80,14 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..job import embed_tiles
     from ..runner import TileReport
+    from ..spec import DEMO
     from ..store import Provenance
 
     def started(provenance: Provenance) -> None:
         if not provenance.trained:
             print("untrained weights: these embeddings mean nothing", file=sys.stderr)
+        elif provenance.model == DEMO.name:
+            print(f"{DEMO.name}: made for demonstrations, not for maps", file=sys.stderr)
 
     def report(tile: TileReport) -> None:
         if tile.error is not None:

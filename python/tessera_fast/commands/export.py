@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..spec import RELEASED
+from ..spec import NAMED
 from .common import OK, Commands
 
 _OF_A_MODEL = ("onnx", "tensorrt")
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     export.add_argument(
         "source", metavar="MODEL|STORE",
-        help=f"{', '.join(RELEASED)}, or a checkpoint's path; or a .zarr store or a folder of .npy "
+        help=f"{', '.join(NAMED)}, or a checkpoint's path; or a .zarr store or a folder of .npy "
         "files of embeddings",
     )  # fmt: skip
     export.add_argument(

@@ -1,10 +1,11 @@
 """`tessera-fast probe`: what a small head makes of embeddings and few labels."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import OK, Commands, positive
+from .common import OK, Commands, add_tile_options, positive
 
 
 def add(commands: Commands) -> None:
@@ -50,17 +51,17 @@ def add(commands: Commands) -> None:
         "--extent", choices=("all", "labelled", "none"), help="pixels to be mapped (default all)"
     )
     probe.add_argument("--name", help="of the embeddings in the report")
-    probe.add_argument(
-        "--allow-missing-s1", action="store_true", default=None, help="tiles without Sentinel-1"
-    )
+    add_tile_options(probe)  # as the tiles were embedded
     probe.add_argument("--threads", type=positive, help="of the untrained model")
     probe.add_argument("--overwrite", action="store_true", help="replace DIR")
-    probe.set_defaults(run=_run)
+    # what is not given does not overrule a config
+    probe.set_defaults(run=_run, allow_missing_s1=None, s2_offset=None)
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..probing import probe
     from ..probing.config import read_config
+    from ..probing.output import check_folder
 
     options = read_config(args.embeddings) if args.embeddings.endswith(".toml") else {
         "embeddings": args.embeddings
@@ -71,6 +72,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("labels: expected --labels FILE, or labels in the config, got none")
     if options.get("per_class") == "all":
         options["per_class"] = None
+    if out is not None:
+        check_folder(Path(out).expanduser(), args.overwrite)
     report = probe(options.pop("embeddings"), options.pop("labels"), **options)
     print(report.text())
     if out is not None:

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `train` and `distill` share."""
     parser.add_argument("config", help="a TOML file (docs/training.md)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in its folder")
+    parser.set_defaults(kept="--resume goes on from the last save")
 
 
 def print_row(steps: int, row: dict[str, float]) -> None:

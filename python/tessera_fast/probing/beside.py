@@ -11,8 +11,8 @@ from .. import backends
 from ..backends.base import Plan
 from ..errors import InputError
 from ..model import Model, load_model
-from ..spec import RELEASED
-from ..tile import Tile, expand, open_tile
+from ..spec import NAMED
+from ..tile import Tile, expand, open_tile, period_of_year
 from ..weights import load_weights, untrained_weights
 from . import raw
 from .evaluate import COMMONEST
@@ -30,7 +30,7 @@ class Asked:
     baselines: Sequence[str]
     tiles: Any
     model: str | os.PathLike[str] | None
-    allow_missing_s1: bool
+    opening: Mapping[str, Any]  # how the tiles are opened: keywords of `open_tile`
     threads: int | None
 
 
@@ -59,7 +59,8 @@ def all_features(
         return kinds, notes
     given = [tiles] if isinstance(tiles, str | os.PathLike | Tile | Mapping) else list(tiles)
     sources = [s for t in given for s in (expand(t) if isinstance(t, str | os.PathLike) else [t])]
-    opened = [open_tile(s, allow_missing_s1=asked.allow_missing_s1) for s in sources]
+    opened = [open_tile(s, **asked.opening) for s in sources]
+    _check_period(ours, opened)
     of_images = raw.matched(opened, ours.images)
     for name in baselines:
         if name == "untrained":
@@ -78,12 +79,25 @@ def all_features(
     return kinds, notes
 
 
+def _check_period(ours: Features, tiles: Sequence[Tile]) -> None:
+    """InputError if the embeddings are of another part of the year than the tiles."""
+    recorded = ours.provenance.get("period")
+    for tile in tiles:
+        own = period_of_year(tile.period)
+        if recorded is not None and own != recorded:
+            raise InputError(
+                f"tile {tile.name}: expected the period of the embeddings, {recorded}, got "
+                f"{own or 'a calendar year'}; give that period (--period), or baselines are of "
+                "other dates"
+            )
+
+
 def _untrained(
     ours: Features, model: str | os.PathLike[str] | None, threads: int | None
 ) -> Model | None:
     """The architecture of the embeddings with seeded random weights; None if it is not known."""
     known = model if model is not None else ours.provenance.get("model")
-    if known in RELEASED:
+    if known in NAMED:
         return load_model(str(known), weights="untrained", threads=threads)
     if model is None:
         return None

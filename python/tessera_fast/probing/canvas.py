@@ -70,7 +70,11 @@ class Canvas:
     def line(
         self, points: Sequence[tuple[float, float]], ink: Colour, width: float = 3, share: float = 1
     ) -> None:
-        """Straight lines from point to point, round at their ends; one point is a disc."""
+        """Straight lines from point to point, round at their ends; one point is a disc. Points
+        with NaN are left out."""
+        points = [point for point in points if np.isfinite(point).all()]
+        if not points:
+            return
         pairs = list(itertools.pairwise(points)) or [(points[0], points[0])]
         for (x0, y0), (x1, y1) in pairs:
             reach = width / 2 + 1

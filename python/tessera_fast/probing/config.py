@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..tile.remote import is_url
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (
     "model", "baselines", "task", "head", "split", "block", "per_class", "seeds", "classes",
-    "nodata", "name", "extent", "allow_missing_s1", "threads",
+    "nodata", "name", "extent", "year", "period", "allow_missing_s1", "s1_units",
+    "s2_offset", "threads",
 )  # fmt: skip
 
 
@@ -37,8 +39,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name in _PATHS:
         if name in content:
             content[name] = _placed(folder, content[name])
-    if isinstance(content.get("tiles"), list):
-        content["tiles"] = [t for pattern in content["tiles"] for t in _matches(pattern)]
+    if "tiles" in content:
+        given = content["tiles"]
+        patterns = [given] if isinstance(given, str) else given
+        content["tiles"] = [t for pattern in patterns for t in _matches(pattern)]
     split = content.get("split")
     if isinstance(split, str) and Path(split).suffix:  # groups, in a file
         content["split"] = _placed(folder, split)
@@ -53,10 +57,17 @@ def _placed(folder: Path, value: Any) -> Any:
         return {k: _placed(folder, v) for k, v in value.items()}
     if isinstance(value, list):
         return [_placed(folder, v) for v in value]
-    return str(folder / Path(str(value)).expanduser())
+    text = str(value)
+    if is_url(text):
+        return text
+    if text.startswith("@"):  # a list of tiles
+        return f"@{folder / Path(text[1:]).expanduser()}"
+    return str(folder / Path(text).expanduser())
 
 
 def _matches(pattern: str) -> list[str]:
+    if is_url(pattern) or pattern.startswith("@"):
+        return [pattern]
     found = sorted(glob.glob(pattern))
     if not found:
         raise InputError(f"tiles: expected {pattern} to be there, got nothing")

@@ -38,10 +38,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The heads of one seed with the most labels, and the groups that they did not see."""
+    """The heads of one seed with the most labels, and the groups that they may have seen."""
 
     heads: dict[str, Head]
-    unseen: np.ndarray  # sorted numbers of groups
+    seen: np.ndarray  # sorted numbers of groups
 
 
 COMMONEST = "constant"  # the most frequent class, or the mean
@@ -49,8 +49,9 @@ COMMONEST = "constant"  # the most frequent class, or the mean
 
 def evaluate(
     problem: Problem, head: Any, counts: list[int | None], seeds: int, done: Callable[[int], None]
-) -> tuple[dict[str, Scores], list[Fitted], dict[int | None, list[int]]]:
-    """Scores of all features, the heads with the most labels, and how many labels each seed had.
+) -> tuple[dict[str, Scores], list[Fitted], dict[int | None, list[int]], np.ndarray]:
+    """Scores of all features, the heads with the most labels, how many labels each seed had, and
+    with how many seeds each class was in one half alone (K,).
 
     ``counts``: labels a class (of a regression: in all), None for all of the half. Where a class
     has fewer, it gives those.
@@ -58,11 +59,15 @@ def evaluate(
     scores = {name: Scores() for name in (*problem.features, COMMONEST)}
     used: dict[int | None, list[int]] = {n: [] for n in counts}
     fitted = []
+    absent = np.zeros(len(problem.classes), np.int64)
     classes = problem.classes if problem.task == "classification" else None
     for seed in range(seeds):
         codes = None if classes is None else problem.labels
         learn = halves(problem.groups, codes, seed)
         drawn = draw(codes, learn, seed)
+        if codes is not None:
+            halves_of = (np.isin(problem.classes, codes[part]) for part in (learn, ~learn))
+            absent += ~np.logical_and(*halves_of)
         heads: dict[str, Head] = {}
         for count in counts:
             picks = np.concatenate([of_class[:count] for of_class in drawn])
@@ -74,9 +79,9 @@ def evaluate(
                 _add(scores[name], count, problem.labels[~learn], found, classes, counts[-1])
             guess = np.full(int((~learn).sum()), _commonest(problem.labels[learn], classes))
             _add(scores[COMMONEST], count, problem.labels[~learn], guess, classes, counts[-1])
-        fitted.append(Fitted(heads, np.unique(problem.groups[~learn])))
+        fitted.append(Fitted(heads, np.unique(problem.groups[learn])))
         done(seed + 1)
-    return scores, fitted, used
+    return scores, fitted, used, absent
 
 
 def _commonest(labels: np.ndarray, classes: np.ndarray | None) -> Any:
@@ -132,7 +137,7 @@ def _said(
     sums = np.zeros((len(values), 1 if classes is None else len(classes)))
     count = np.zeros(len(values), np.int64)
     for one in fitted:
-        may = (groups < 0) | np.isin(groups, one.unseen)
+        may = ~np.isin(groups, one.seen)
         if not may.any():
             continue
         found = one.heads[name].predict(values[may])

@@ -10,7 +10,7 @@ import numpy as np
 from ..quicklook import side_by_side
 from .canvas import FAINT, GREY, PAPER, Canvas, colour, ramp
 from .evaluate import COMMONEST
-from .report import ALL, ProbeReport
+from .report import ALL, ProbeReport, with_spread
 
 _LETTER, _LINE = 12, 24  # width and height of a letter of size 2
 _PANEL = 320  # pixels of a map's width, about
@@ -31,12 +31,18 @@ def _ink(report: ProbeReport, name: str) -> tuple[int, int, int]:
     if name == COMMONEST:
         return GREY
     order = [report.name, *(n for n in report.scores if n not in (report.name, COMMONEST))]
-    return [(196, 60, 50), (74, 111, 190), (46, 125, 79), (214, 162, 40)][order.index(name) % 4]
+    return colour(order.index(name))
 
 
 def _range(low: float, high: float) -> tuple[float, float, float]:
-    """Least and greatest of an axis, and its step, for 4 to 10 lines."""
-    span = max(high - low, 1e-9)
+    """Least and greatest of an axis, and its step, for 4 to 10 lines; 0 to 1 of NaN."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        low, high = 0.0, 1.0
+    high = max(low, high)
+    least = 1e-6 * max(1.0, abs(low), abs(high))
+    if high - low < least:  # all the same: it is in the middle
+        low, high = low - least, high + least
+    span = high - low
     step = 10.0 ** math.floor(math.log10(span))
     step = next(s for s in (step / 5, step / 2, step, 2 * step) if span / s <= 8)
     return math.floor(low / step) * step, math.ceil(high / step) * step, step
@@ -54,11 +60,13 @@ def _curves(report: ProbeReport) -> np.ndarray:
     canvas.text(20, 16, f"{report.name}: {metric.replace('_', ' ')}")
     canvas.text(20, 44, f"{_subtitle(report)}, bars: standard deviation", ink=GREY)
     stats = {n: np.array([report.mean(n, c, metric) for c in counts]) for n in report.scores}
-    shown = np.concatenate([s for n, s in stats.items() if n != COMMONEST])
-    low = min((shown[:, 0] - shown[:, 1]).min(), stats[COMMONEST][:, 0].min())
-    low = max(low, -0.5) if metric == "r2" else low
-    low, high, step = _range(float(low), float((shown[:, 0] + shown[:, 1]).max()))
-    places = np.log([c if c != ALL else counts[-2] * 2 for c in counts])
+    for of_name in stats.values():
+        of_name[:, 1] = np.nan_to_num(of_name[:, 1])  # no bar of one seed
+    shown = np.concatenate(list(stats.values()))
+    shown = shown[np.isfinite(shown[:, 0])] if np.isfinite(shown[:, 0]).any() else np.zeros((1, 2))
+    low, high = float((shown[:, 0] - shown[:, 1]).min()), float((shown[:, 0] + shown[:, 1]).max())
+    low, high, step = _range(max(low, -0.5) if metric == "r2" else low, high)
+    places = np.log(counts)
     x = left + 20 + (width - 40) * (places - places[0]) / (places[-1] - places[0])
 
     def y(value: Any) -> Any:
@@ -70,8 +78,7 @@ def _curves(report: ProbeReport) -> np.ndarray:
         canvas.text(left - 10, y(value) - 7, _number(value, step), align="right")
     for place, count in zip(x, counts, strict=True):
         canvas.line([(place, top + height), (place, top + height + 6)], GREY, 1)
-        label = "all" if count == ALL else str(count)
-        canvas.text(place, top + height + 14, label, align="middle")
+        canvas.text(place, top + height + 14, str(count), align="middle")
     of = " a class" if report.classes else ""
     canvas.text(left + width / 2, top + height + 44, f"labelled pixels{of}", align="middle")
     for i, name in reversed(list(enumerate(stats))):
@@ -82,12 +89,14 @@ def _curves(report: ProbeReport) -> np.ndarray:
                                              strict=True):  # fmt: skip
             canvas.line([(place, least), (place, most)], ink, 2, 0.6)
             canvas.line([(place, value)], ink, 10)
-    for i, name in enumerate(sorted(stats, key=lambda n: -stats[n][-1, 0])):
+    for i, name in enumerate(
+        sorted(stats, key=lambda n: np.nan_to_num(-stats[n][-1, 0], nan=np.inf))
+    ):
         at = top + 6 + i * 34
         canvas.line(
             [(left + width + 24, at + 7), (left + width + 52, at + 7)], _ink(report, name), 5
         )
-        canvas.text(left + width + 62, at, f"{name} {stats[name][-1, 0]:.2f}")
+        canvas.text(left + width + 62, at, f"{name} {with_spread(stats[name][-1, 0], np.nan, 2)}")
     return canvas.image
 
 
@@ -103,6 +112,7 @@ def _strips(report: ProbeReport) -> np.ndarray:
     canvas.text(20, 16, f"{report.name}: {metric.replace('_', ' ')}, {labels}")
     canvas.text(20, 44, f"{_subtitle(report)}, a dot: a seed, a line: the mean", ink=GREY)
     joined = np.concatenate(list(values.values()))
+    joined = joined[np.isfinite(joined)] if np.isfinite(joined).any() else np.zeros(1)
     low, high, step = _range(float(joined.min()), float(joined.max()))
 
     def x(value: float) -> float:
@@ -118,9 +128,9 @@ def _strips(report: ProbeReport) -> np.ndarray:
         canvas.text(left - 10, at - 7, name, align="right")
         for k, value in enumerate(values[name]):
             canvas.line([(x(value), at - 9 + 18 * ((k * 7) % 20) / 19)], ink, 9, 0.55)
-        mean = float(values[name].mean())
+        mean, spread = report.mean(name, count, metric)
         canvas.line([(x(mean), at - 18), (x(mean), at + 18)], ink, 4)
-        text = f"{mean:.3f} +- {values[name].std():.3f}"
+        text = with_spread(mean, spread).replace("±", "+-")
         canvas.text(left + width + 10, at - 7, text)
     return canvas.image
 
@@ -161,8 +171,8 @@ def maps(report: ProbeReport, i: int) -> np.ndarray:
     metric, most = report.metrics[0], report.counts[-1]
     captions = [f"{report.images[i].name} | labels"]
     for name in report.maps:
-        mean, spread = report.mean(name, most, metric)
-        captions.append(f"{name} | {metric.replace('_', ' ')} {mean:.2f}+-{spread:.2f}")
+        value = with_spread(*report.mean(name, most, metric), 2).replace(" ± ", "+-")
+        captions.append(f"{name} | {metric.replace('_', ' ')} {value}")
     zoom = max(1, round(_PANEL / images[0].shape[1]))
     row = side_by_side(images, captions, upscale=zoom)
     legend = _legend(report, row.shape[1])

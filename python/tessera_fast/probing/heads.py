@@ -18,9 +18,9 @@ _NEIGHBOURS = 5
 class Head:
     """An estimator, and the standardisation that it was fitted with.
 
-    Every feature is standardised over the labelled pixels. A missing value is the mean, 0; a
-    feature that does not vary, or is missing everywhere, is 0. Values to be regressed are
-    standardised as well.
+    Every feature is standardised over the drawn labels. A missing value is the mean, 0; a feature
+    that does not vary, or is missing everywhere, is 0. Values to be regressed are standardised as
+    well.
     """
 
     def __init__(self, head: Any, task: str, seed: int) -> None:
@@ -69,10 +69,15 @@ def check_head(head: Any, task: str) -> str:
     """The head's name; InputError if the task has none of that name."""
     known = CLASSIFIERS if task == "classification" else REGRESSORS
     if not isinstance(head, str):
-        if not (hasattr(head, "fit") and hasattr(head, "predict")):
+        needed = ("fit", "predict", "get_params")
+        if isinstance(head, type) or not all(hasattr(head, name) for name in needed):
             raise InputError(
                 f"head: expected {', '.join(known)} or a scikit-learn estimator, got {head!r}"
             )
+        base = require_sklearn("sklearn.base")
+        other = base.is_regressor if task == "classification" else base.is_classifier
+        if other(head):
+            raise InputError(f"head: expected an estimator for {task}, got {head!r}")
         return type(head).__name__
     if head not in known:
         raise InputError(f"head: {task} has {', '.join(known)}, got {head!r}")

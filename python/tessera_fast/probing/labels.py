@@ -14,11 +14,15 @@ import numpy as np
 from ..errors import InputError
 from ..products.files import require
 from ..products.target import Target
+from ..tile.remote import is_url
 from .images import Image
 
+Labels = tuple[np.ndarray, np.ndarray]  # (H, W) numbers, and (H, W) bool where they are known
 
-def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> list[np.ndarray]:
-    """An array (H, W) for every image, integers or floats; a raster's no data is NaN or 0.
+
+def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> list[Labels]:
+    """Numbers (H, W) of every image, integers or floats, and where they are known (H, W): not NaN,
+    and of a raster inside and not masked.
 
     ``source``: an array or a .npy file of the one image, a raster that covers all, or a list or a
     dict (by name) of these, one an image.
@@ -44,16 +48,18 @@ def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> l
     return [_of_image(source, image, what) for image in images]
 
 
-def _of_image(source: Any, image: Image, what: str) -> np.ndarray:
+def _of_image(source: Any, image: Image, what: str) -> Labels:
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         if path.suffix != ".npy":
-            return _sampled(path, image, what)
+            return _sampled(str(source) if is_url(source) else path, image, what)
         try:
             source = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{what} {path}: expected a .npy file, got {error}") from error
     values = np.asarray(source)
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
     if values.ndim == 1 and image.width == 1:
         values = values[:, None]
     if values.shape != (image.height, image.width) or values.dtype.kind not in "iuf":
@@ -61,10 +67,10 @@ def _of_image(source: Any, image: Image, what: str) -> np.ndarray:
             f"{what} of {image.name}: expected ({image.height}, {image.width}) numbers, as its "
             f"embeddings have pixels, got {values.dtype} {values.shape}"
         )
-    return values
+    return values, np.isfinite(values)
 
 
-def _sampled(path: Path, image: Image, what: str) -> np.ndarray:
+def _sampled(path: str | Path, image: Image, what: str) -> Labels:
     """Values of a raster at the centres of an image's pixels."""
     rasterio = require("rasterio", "reading a raster of labels")
     if image.crs is None or image.transform is None:
@@ -88,16 +94,17 @@ def _sampled(path: Path, image: Image, what: str) -> np.ndarray:
         raise InputError(f"{what} {path}: expected a raster, got {error}") from error
 
 
-def _pick(rasterio: Any, raster: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Pixels of band 1; 0 or NaN outside and where there is no data."""
+def _pick(rasterio: Any, raster: Any, rows: np.ndarray, columns: np.ndarray) -> Labels:
+    """Pixels of band 1, and which of them are inside and have data."""
     integers = np.dtype(raster.dtypes[0]).kind in "iu"
-    out = np.full(rows.shape, 0 if integers else np.nan, np.int64 if integers else np.float32)
-    within = (rows >= 0) & (rows < raster.height) & (columns >= 0) & (columns < raster.width)
-    if not within.any():
-        return out
-    r, c = rows[within].astype(np.int64), columns[within].astype(np.int64)
+    out = np.zeros(rows.shape, np.int64 if integers else np.float32)
+    known = (rows >= 0) & (rows < raster.height) & (columns >= 0) & (columns < raster.width)
+    if not known.any():
+        return out, known
+    r, c = rows[known].astype(np.int64), columns[known].astype(np.int64)
     window = rasterio.windows.Window(c.min(), r.min(), np.ptp(c) + 1, np.ptp(r) + 1)
     band = raster.read(1, window=window, masked=True)
     picked = band[r - r.min(), c - c.min()]
-    out[within] = picked.filled(0) if integers else picked.astype(np.float32).filled(np.nan)
-    return out
+    out[known] = picked.filled(0)
+    known[known] = ~np.ma.getmaskarray(picked) & np.isfinite(picked.filled(0))
+    return out, known

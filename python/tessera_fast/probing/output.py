@@ -9,19 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..products.files import whole
+from ..errors import StoreError
+from ..products.files import refuse_existing, whole
 from ..products.geotiff import Raster, written
 from ..quicklook import write_png
 from . import figures
+from .packages import has
 from .report import ProbeReport
 
 
 def save(report: ProbeReport, folder: Path, overwrite: bool) -> Path:
     """Write everything of a report; see `ProbeReport.save`."""
+    check_folder(folder, overwrite)
     with whole(folder, overwrite) as out:
         out.mkdir()
         (out / "report.txt").write_text(report.text() + "\n", encoding="utf-8")
-        (out / "report.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+        content = json.dumps(report.to_json(), indent=1, allow_nan=False)
+        (out / "report.json").write_text(content, encoding="utf-8")
         write_png(out / "scores.png", figures.scores(report))
         if report.task == "classification":
             write_png(out / "confusion.png", figures.confusion(report))
@@ -34,10 +38,22 @@ def save(report: ProbeReport, folder: Path, overwrite: bool) -> Path:
     return folder
 
 
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """StoreError if a report cannot be put there: something exists, and it may not be replaced or
+    is no report."""
+    refuse_existing([folder], overwrite)
+    if folder.exists() and not (folder / "report.json").is_file():
+        raise StoreError(
+            f"{folder}: expected a report (report.json is in it) to replace, got something else; "
+            "choose another folder"
+        )
+
+
 def _write_tiff(report: ProbeReport, i: int, path: Path) -> None:
-    """The map of the embeddings as codes of classes or values; nothing without a place."""
+    """The map of the embeddings as codes of classes or values; nothing without a place, or without
+    rasterio: a note of the report says so."""
     image, values = report.images[i], report.maps[report.name][i]
-    if image.crs is None or image.transform is None:
+    if image.crs is None or image.transform is None or not has("rasterio"):
         return
     dtype = "float32"
     if report.task == "classification":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from ..errors import BackendUnavailable
@@ -16,3 +17,8 @@ def require_sklearn(module: str) -> Any:
         raise BackendUnavailable(
             f"a probe needs scikit-learn: pip install 'tessera_fast[probe]' ({error})"
         ) from error
+
+
+def has(package: str) -> bool:
+    """True if a package is installed; it is not imported."""
+    return importlib.util.find_spec(package) is not None

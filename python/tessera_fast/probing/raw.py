@@ -6,6 +6,7 @@ T dates, h rows, W columns, C bands.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -127,10 +128,20 @@ def _image(tile: Tile, dims: int, features: Callable[[Observations], np.ndarray]
 
 
 def matched(tiles: list[Tile], images: list[Image]) -> list[Tile]:
-    """The tile of every image, by name, or the only one; InputError if one is missing."""
+    """The tile of every image, by name, or the only one; InputError if one is missing or two have
+    its name."""
     named = {tile.name: tile for tile in tiles}
     if len(tiles) == len(images) == 1:
         named = {images[0].name: tiles[0]}
+    elif twice := [name for name, n in Counter(t.name for t in tiles).items() if n > 1]:
+        raise InputError(f"tiles: expected one of each name, got two of {twice[0]!r}")
+    names = [image.name.rpartition("/")[2] for image in images]
+    if twice := [image.name for image, name in zip(images, names, strict=True)
+                 if names.count(name) > 1]:  # fmt: skip
+        raise InputError(
+            f"tiles: expected embeddings with one image a tile, got {', '.join(twice)}; probe each "
+            "year by itself, or leave the tiles out"
+        )
     found = []
     for image in images:
         tile = named.get(image.name.rpartition("/")[2])

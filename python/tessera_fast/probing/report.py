@@ -60,9 +60,9 @@ class ProbeReport:
         return CLASSIFICATION if self.task == "classification" else REGRESSION
 
     def mean(self, name: str, count: int, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation over seeds."""
-        values = self.scores[name].values[count][metric]
-        return float(np.mean(values)), float(np.std(values))
+        """Mean and standard deviation over the seeds that have one, else NaN; of R2, those whose
+        judged values are not all equal. One seed has no deviation: NaN."""
+        return _mean(np.array(self.scores[name].values[count][metric]))
 
     def against(self, other: str, count: int, metric: str) -> tuple[float, float, int]:
         """By how much the embeddings are better than ``other``, of the same seeds: mean, standard
@@ -70,7 +70,11 @@ class ProbeReport:
         ours = np.array(self.scores[self.name].values[count][metric])
         theirs = np.array(self.scores[other].values[count][metric])
         gain = theirs - ours if metric in LESS_IS_BETTER else ours - theirs
-        return float(gain.mean()), float(gain.std()), int((gain > 0).sum())
+        return *_mean(gain), int((gain > 0).sum())
+
+    def judged(self, name: str, count: int, metric: str) -> int:
+        """Seeds with a value of the metric."""
+        return int(np.isfinite(self.scores[name].values[count][metric]).sum())
 
     def text(self) -> str:
         """A table for a terminal."""
@@ -88,7 +92,8 @@ class ProbeReport:
         for title, classes in (("", self.classes), ("left out, as in one group: ", self.left_out)):
             lines += [f"  {title}{c.name}: {c.pixels:,} pixels, {_counted(c.groups, what)}"
                       for c in classes]  # fmt: skip
-        ranks = ", ".join(f"{name} {value:.3f}" for name, value in self.rankme.items())
+        ranks = ", ".join(f"{name} {value:.3f}" if np.isfinite(value) else f"{name} none"
+                          for name, value in self.rankme.items())  # fmt: skip
         lines.append(f"normalised RankMe of these pixels: {ranks}")
         lines += [f"note: {note}" for note in self.notes]
         for count in self.counts:
@@ -108,36 +113,45 @@ class ProbeReport:
         for name in self.scores:
             cells = []
             for metric in self.metrics:
-                mean, spread = self.mean(name, count, metric)
-                cells.append(f"{mean:>9.3f} ± {spread:.3f}".rjust(17))
+                cells.append(f"{with_spread(*self.mean(name, count, metric)):>17}")
             lines.append(f"  {self._row(name):{width}}  " + "  ".join(cells))
         metric = self.metrics[0]
         for name in self.scores:
             if name not in (self.name, COMMONEST):
                 gain, spread, wins = self.against(name, count, metric)
-                lines.append(f"  {metric} against {name}: {gain:+.3f} ± {spread:.3f}, better in "
-                             f"{wins} of {self.seeds} seeds")  # fmt: skip
+                known = self.judged(name, count, metric)
+                lines.append(f"  {metric} against {name}: {with_spread(gain, spread, sign='+')}, "
+                             f"better in {wins} of {known} seeds")  # fmt: skip
+        for metric in self.metrics:
+            known = self.judged(self.name, count, metric)
+            if known < self.seeds:
+                lines.append(f"  {metric} is of the {known} of {self.seeds} seeds whose judged "
+                             "values are not all equal")  # fmt: skip
         return lines
 
     def _row(self, name: str) -> str:
         return f"{name} ({self.dims[name]})" if name in self.dims else name
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but images, with the values of every seed."""
+        """Everything but images, with the values of every seed; None for NaN."""
         return {
             "name": self.name, "task": self.task, "head": self.head, "split": self.split,
             "seeds": self.seeds, "labelled_pixels": self.pixels, "groups": self.groups,
             "classes": [vars(c) for c in self.classes],
             "left_out": [vars(c) for c in self.left_out],
-            "label_range": list(self.value_range), "rankme": self.rankme,
+            "label_range": list(self.value_range),
+            "rankme": {name: _or_null(value) for name, value in self.rankme.items()},
             "notes": list(self.notes),
             "labels_used": {_key(n): values for n, values in self.used.items()},
             "features": {
                 name: {
                     "dims": self.dims.get(name),
-                    "scores": {_key(n): v for n, v in scores.values.items()},
-                    "mean": {_key(n): {m: self.mean(name, n, m)[0] for m in self.metrics}
-                             for n in self.counts},
+                    "scores": {
+                        _key(n): {m: [_or_null(v) for v in seeds] for m, seeds in of_n.items()}
+                        for n, of_n in scores.values.items()
+                    },
+                    "mean": {_key(n): {m: _or_null(self.mean(name, n, m)[0])
+                                       for m in self.metrics} for n in self.counts},
                     "confusion": None if scores.confusion is None else scores.confusion.tolist(),
                 }
                 for name, scores in self.scores.items()
@@ -147,7 +161,8 @@ class ProbeReport:
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write report.txt, report.json, pictures and maps into a folder, which appears whole.
 
-        Raises StoreError if it exists and ``overwrite`` is False, or cannot be written.
+        Raises StoreError if it exists and ``overwrite`` is False, or it is no report, or it cannot
+        be written.
         """
         from .output import save
 
@@ -159,6 +174,27 @@ class ProbeReport:
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what if number != 1 else what[:-1]}"
+
+
+def with_spread(mean: float, spread: float, digits: int = 3, sign: str = "-") -> str:
+    """Mean ± standard deviation; the mean alone of one seed, "none" without any."""
+    if not np.isfinite(mean):
+        return "none"
+    text = f"{mean:{sign}.{digits}f}"
+    return f"{text} ± {spread:.{digits}f}" if np.isfinite(spread) else text
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    nan = float("nan")
+    return (
+        float(known.mean()) if len(known) else nan,
+        float(known.std(ddof=1)) if len(known) > 1 else nan,
+    )
+
+
+def _or_null(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _key(count: int) -> str:

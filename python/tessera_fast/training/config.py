@@ -2,6 +2,8 @@
 
 import glob
 import json
+import math
+import os
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..spec import ModelSpec, variant
+from .views import DATES
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,19 @@ class DataPart:
 
     tiles: tuple[str, ...]  # or URLs
     min_dates: int = 20
+    dates: tuple[int, ...] = (40,)  # of each stream in a view; or the least and the most
+    period: str = ""  # the next three: as `embed` takes them
+    s1_units: str = ""
+    s2_offset: str = "removed"
     pool_mib: int = 1024  # raw observations in memory at once
+
+    def tile_options(self) -> dict[str, Any]:
+        """The keywords of `open_tile`."""
+        number = self.s2_offset.removeprefix("-").isdecimal()
+        return {
+            "period": self.period or None, "s1_units": self.s1_units or None,
+            "s2_offset": int(self.s2_offset) if number else self.s2_offset,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ class Config:
             if "://" in pattern:
                 found[pattern] = None
                 continue
-            matches = sorted(glob.glob(str(self.folder / pattern)))
+            matches = sorted(glob.glob(os.path.join(glob.escape(str(self.folder)), pattern)))
             if not matches:
                 raise InputError(f"[data] tiles: expected tiles at {pattern!r}, found none")
             found |= dict.fromkeys(matches)
@@ -211,29 +226,53 @@ def _value(where: str, kind: Any, value: Any) -> Any:
 
 def _check(path: Path, config: Config) -> None:
     spec, run, optimizer, goal = config.spec(), config.run, config.optimizer, config.objective
-    positive = {
-        "[run] steps": run.steps, "[run] accumulate": run.accumulate, "[run] batch": run.batch - 1,
-        "[run] log_every": run.log_every, "[run] save_every": run.save_every,
-        "[data] min_dates": config.data.min_dates, "[data] pool_mib": config.data.pool_mib,
-        "[optimizer] learning_rate": optimizer.learning_rate, "[optimizer] clip": optimizer.clip,
+    least: dict[str, tuple[float, float]] = {
+        "[run] steps": (run.steps, 1), "[run] accumulate": (run.accumulate, 1),
+        "[run] batch": (run.batch, 2), "[run] threads": (run.threads, 0),
+        "[run] log_every": (run.log_every, 1), "[run] save_every": (run.save_every, 1),
+        "[data] min_dates": (config.data.min_dates, 1),
+        "[data] pool_mib": (config.data.pool_mib, 1),
+        "[optimizer] weight_decay": (optimizer.weight_decay, 0),
+        "[optimizer] weight_factor": (optimizer.weight_factor, 0),
+        "[optimizer] bias_factor": (optimizer.bias_factor, 0),
     }  # fmt: skip
     if isinstance(goal, TwinsPart):
-        positive["[objective] projector_width"] = goal.projector_width
-        positive["[objective] projector_layers"] = goal.projector_layers
-    for name, number in positive.items():
-        if number <= 0:
-            least = "at least 2" if name == "[run] batch" else "more than 0"
-            raise InputError(f"{path}: {name}: expected {least}, got {number}")
+        least["[objective] projector_width"] = goal.projector_width, 2
+        least["[objective] projector_layers"] = goal.projector_layers, 1
+    for name, (number, lowest) in least.items():
+        if not lowest <= number < math.inf:
+            raise InputError(f"{path}: {name}: expected {lowest} or more, got {number}")
+    for name in ("learning_rate", "clip"):
+        number = getattr(optimizer, name)
+        if not 0 < number < math.inf:
+            raise InputError(f"{path}: [optimizer] {name}: expected more than 0, got {number}")
     if not 0 <= optimizer.warmup < 1:
         raise InputError(f"{path}: [optimizer] warmup: expected 0 to 1, got {optimizer.warmup}")
     if run.precision not in ("fp32", "bf16"):
         raise InputError(f"{path}: [run] precision: expected fp32 or bf16, got {run.precision!r}")
+    dates = config.data.dates
+    if len(dates) > 2 or not all(0 < n <= DATES for n in dates):
+        raise InputError(
+            f"{path}: [data] dates: expected a number of 1..{DATES}, or the least and the most, "
+            f"got {list(dates)}"
+        )
     if not 0 <= run.seed < 2**63:
         raise InputError(f"{path}: [run] seed: expected 0..2^63 - 1, got {run.seed}")
-    bad = [k for k in goal.prefixes if not 0 < k <= spec.out_dim]
-    if bad:
+    bad = [k for k in goal.prefixes if not 0 < k <= spec.saved_dim]
+    if bad or len(set(goal.prefixes)) < len(goal.prefixes):
         raise InputError(
-            f"{path}: [objective] prefixes: expected 1..{spec.out_dim} dimensions, got {bad[0]}"
+            f"{path}: [objective] prefixes: expected different numbers of 1..{spec.saved_dim} "
+            f"dimensions, got {list(goal.prefixes)}"
+        )
+    if goal.prefixes and max(goal.prefixes) < spec.saved_dim:
+        raise InputError(
+            f"{path}: [objective] prefixes: expected the whole, {spec.saved_dim}, among them, got "
+            f"{list(goal.prefixes)}: no loss would see the other dimensions"
+        )
+    if goal.weights and (min(goal.weights) < 0 or not 0 < sum(goal.weights) < math.inf):
+        raise InputError(
+            f"{path}: [objective] weights: expected numbers of 0 or more, not all 0, got "
+            f"{list(goal.weights)}"
         )
     if goal.weights and len(goal.weights) != len(goal.prefixes):
         raise InputError(

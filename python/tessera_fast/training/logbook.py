@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from .official_format import write_whole
 
 Row = dict[str, float]
 Report = Callable[[Row], None]
+_SECONDS = 5.0  # between two writings of a file that grows
 
 
 def line(row: Row, steps: int) -> str:
@@ -22,7 +25,7 @@ def line(row: Row, steps: int) -> str:
 class Logbook:
     """Rows of one run in ``folder``; a resumed run continues after ``step``, its first rows kept.
 
-    The file is written anew at every row, whole: it is small.
+    The file is written anew, whole, at most every few seconds, at every save and at the end.
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
@@ -31,20 +34,30 @@ class Logbook:
             with self._path.open(newline="") as f:
                 rows = [{n: float(v) for n, v in r.items()} for r in csv.DictReader(f)]
             self._rows = [row for row in rows if row["step"] <= step]
+        self._written = -math.inf
         self._board = _board(folder, step) if tensorboard else None
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row))
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_whole(self._path, lambda f: f.write(text.getvalue().encode()))
+        if time.monotonic() > self._written + _SECONDS:
+            self.write()
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, int(row["step"]))
 
+    def write(self) -> None:
+        """The rows so far."""
+        if not self._rows:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._rows[0]))
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_whole(self._path, lambda f: f.write(text.getvalue().encode()))
+        self._written = time.monotonic()
+
     def close(self) -> None:
+        self.write()
         if self._board is not None:
             self._board.close()
 

@@ -5,6 +5,7 @@ moments and the step, and a resumed run on the same processor has the same weigh
 """
 
 import contextlib
+import itertools
 import json
 import math
 import pickle
@@ -34,43 +35,57 @@ Feed = Generator[Inputs, None, None]
 
 
 class Run:
-    """One training run of an objective; its results are in ``config.out``."""
+    """One training run of an objective; its results are in ``config.out``.
+
+    ``sources``: tables of what it learns from, which have to be the same where it goes on.
+    """
 
     def __init__(
-        self, config: Config, objective: Any, network: Network, place: Place, resume: bool
+        self,
+        config: Config,
+        objective: Any,
+        network: Network,
+        place: Place,
+        resume: bool,
+        sources: dict[str, Any],
     ) -> None:
+        check_shape(network.spec)
         self._config, self._place, self._network = config, place, network
+        self._sources = sources
         self._objective = objective.to(place.device)
         self._optimizer = torch.optim.AdamW(_groups(objective, config.optimizer))
         self.step = 0
         _prepare(config, resume)
-        place.wait()  # for the others to have looked, before there is something to see
         if resume:
             self._load()
-        elif place.rank == 0:
-            self._save()
-            check_shape(config.out / MODEL, network.spec)
+        place.wait()  # for the others to have looked, before there is something to see
 
     @property
     def first(self) -> int:
         """Number of this process's next batch; it takes every ``place.count``-th."""
         return self.step * self._config.run.accumulate * self._place.count + self._place.rank
 
-    def go(self, inputs: Feed, views_of_batch: int, report: Report | None) -> None:
-        """Do the steps that are left. ``inputs``: the objective's arguments, batch by batch."""
+    def go(self, feed: Feed, views_of_batch: int, report: Report | None) -> None:
+        """Do the steps that are left. ``feed``: the objective's arguments, batch by batch."""
+        inputs: Iterator[Inputs] = feed
         run, place = self._config.run, self._place
         shared = place.share(self._objective)
         shared.train()
         leads = place.rank == 0
         book = Logbook(self._config.out, self.step, run.tensorboard) if leads else None
-        started, since = time.perf_counter(), self.step
         try:
+            if leads and self.step == 0:  # nothing is written of a run without a first batch
+                inputs = itertools.chain([next(feed)], feed)
+                self._save()
+            started, since = time.perf_counter(), self.step
             for step in range(self.step + 1, run.steps + 1):
                 rate = schedule(step, run.steps, self._config.optimizer.warmup)
                 outcome, norm = self._update(shared, inputs, rate)
                 self.step = step
                 if leads and (step % run.save_every == 0 or step == run.steps):
                     self._save()
+                    if book:
+                        book.write()
                 if book and (step % run.log_every == 0 or step == run.steps):
                     now = time.perf_counter()
                     views = views_of_batch * run.accumulate * place.count * (step - since)
@@ -83,7 +98,7 @@ class Run:
                         report(row)
                     started, since = time.perf_counter(), step
         finally:
-            inputs.close()
+            feed.close()
             if book:
                 book.close()
 
@@ -123,7 +138,8 @@ class Run:
 
     def _settles(self) -> dict[str, Any]:
         """What has to be the same where a run goes on."""
-        return self._config.settles() | {"torchrun": {"processes": self._place.count}}
+        processes = {"torchrun": {"processes": self._place.count}}
+        return self._config.settles() | processes | self._sources
 
     def _load(self) -> None:
         path = self._config.out / STATE
@@ -135,10 +151,11 @@ class Run:
         wanted = self._settles()
         for table in wanted:
             for name, value in wanted[table].items():
-                if was[table].get(name) != value:
+                began = was.get(table, {}).get(name)
+                if began != value:
                     raise InputError(
-                        f"{path}: expected [{table}] {name} = {was[table].get(name)!r} as the run "
-                        f"began, got {value!r}; use another folder for another run"
+                        f"{path}: expected [{table}] {name} = {began!r} as the run began, got "
+                        f"{value!r}; use another folder for another run"
                     )
         self._objective.load_state_dict(state["objective"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -149,11 +166,11 @@ def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
     """The batches that a config asks for."""
     from ..tile import open_tile
 
-    tiles = [open_tile(path) for path in config.tile_paths()]
-    run = config.run
+    run, options = config.run, config.data.tile_options()
+    tiles = [open_tile(path, **options) for path in config.tile_paths()]
     return Views(
         tiles, spec, run.batch, draws=draws, seed=run.seed, min_dates=config.data.min_dates,
-        pool_bytes=config.data.pool_mib << 20, threads=run.threads or None,
+        dates=config.data.dates, pool_bytes=config.data.pool_mib << 20, threads=run.threads or None,
     )  # fmt: skip
 
 
@@ -206,11 +223,16 @@ def _numbers(outcome: Outcome) -> Row:
 
 def _prepare(config: Config, resume: bool) -> None:
     """The output folder: new or empty, or with a run to go on with."""
-    state: Path = config.out / STATE
-    if resume and not state.exists():
-        raise InputError(f"{state}: expected a run to resume, got none; leave --resume out")
-    if not resume and state.exists():
-        raise InputError(f"{config.out}: expected no run there, got one; pass --resume to go on")
+    there: list[Path] = [config.out / n for n in (STATE, MODEL) if (config.out / n).exists()]
+    if resume and config.out / STATE not in there:
+        raise InputError(
+            f"{config.out / STATE}: expected a run to resume, got none; leave --resume out"
+        )
+    if not resume and there:
+        raise InputError(
+            f"{config.out}: expected no run there, got {there[0].name}; pass --resume to go on, "
+            "or use another folder"
+        )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -176,5 +176,7 @@ def _torch_gru(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
     """The states of a one-layer torch.nn.GRU, h_0 = 0. x (B, T, D) -> (B, T, D)."""
     parts = [w[f"{name}.{p}_l0"] for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     h0 = x.new_zeros(1, len(x), x.shape[-1])
-    states, _ = torch.gru(x, h0, parts, True, 1, 0.0, False, False, True)
+    # (has_biases, layers, dropout, train: cuDNN goes back in training mode only, bidirectional,
+    # batch_first)
+    states, _ = torch.gru(x, h0, parts, True, 1, 0.0, True, False, True)
     return states

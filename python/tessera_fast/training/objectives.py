@@ -1,6 +1,6 @@
 """What is minimised, as torch modules around a network: views in, a loss and what to watch out.
 
-B pixels, E width of the embedding.
+B pixels, E width of the embedding: of the output, the leading dimensions that are kept.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Twins(nn.Module):  # type: ignore[misc] # torch is not read by mypy
         if self._mixup:
             s2.append(s2_a.mixed(s2_b, order, share))
             s1.append(s1_a.mixed(s1_b, order, share))
-        e = self.network(Series.joined(s2), Series.joined(s1))
+        e = self.network(Series.joined(s2), Series.joined(s1))[:, : self.network.spec.saved_dim]
         if self._int8:
             e = losses.fake_int8(e)
         parts = e.split(len(order))
@@ -92,7 +92,7 @@ class Imitation(nn.Module):  # type: ignore[misc] # torch is not read by mypy
 
     def forward(self, views: Sequence[tuple[Series, Series]], teacher: Tensor) -> Outcome:
         """``views``: one of (Sentinel-2, Sentinel-1); ``teacher`` (B, its width)."""
-        e = self.network(*views[0])
+        e = self.network(*views[0])[:, : self.network.spec.saved_dim]
         if self._int8:
             e = losses.fake_int8(e)
         loss = e.new_zeros(())

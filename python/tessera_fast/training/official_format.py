@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
-from ..weights import load_weights
+from ..weights.checkpoint import Checkpoint, StoredTensor, outer
+from ..weights.recognise import match
 
 
-def official(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Any]:
+def official(spec: ModelSpec, state: dict[str, Any]) -> dict[str, Any]:
     """The outer keys and the configuration of the family; ``state`` by official names."""
     sizes = {
         "repr_dim": spec.out_dim, "latent_dim": spec.d_model // 4, "num_layers": spec.num_layers,
         "nhead": spec.num_heads, "dim_feedforward": spec.ff_dim,
     }  # fmt: skip
-    state = {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
     if spec.fusion_layers:
         return {
             "encoder_state_dict": state,
@@ -53,12 +53,17 @@ def official(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def save_official(path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None:
     """Write a checkpoint, whole or not at all, over one that is there."""
-    write_whole(path, lambda f: torch.save(official(spec, state), f))
+    copy = {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
+    write_whole(path, lambda f: torch.save(official(spec, copy), f))
 
 
-def check_shape(path: Path, spec: ModelSpec) -> None:
-    """InputError unless the model in ``path`` is recognised as ``spec``: formats hold few sizes."""
-    found = load_weights(path).spec
+def check_shape(spec: ModelSpec) -> None:
+    """InputError unless a checkpoint of ``spec`` is recognised as that: formats hold few sizes."""
+    shapes = spec.parameter_shapes()
+    state, config = outer(Path("model.pt"), official(spec, dict.fromkeys(shapes)))
+    names = zip(state, shapes.values(), strict=True)
+    stored = {name: StoredTensor("<f4", shape, (), 0, None) for name, shape in names}
+    found = match(Checkpoint(Path("model.pt"), stored, config))[0]
     if replace(found, name=spec.name) != spec:
         raise InputError(
             f"[model]: a checkpoint of the official format cannot hold these sizes of "
@@ -78,5 +83,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer raises a RuntimeError of its own in place of the file's OSError
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise StoreError(f"{path}: cannot be written: {cause.strerror or cause}") from error

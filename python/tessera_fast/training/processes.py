@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, InputError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Place:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(module)
+        # gradients lie in the buffers that are sent: no second copy of them
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -43,6 +44,10 @@ def joined(device: str, threads: int) -> Iterator[Place]:
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if count > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"[run] device: expected cuda under torchrun, a GPU for each process, got {device!r}"
+        )
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:

@@ -1,5 +1,6 @@
 """`train` and `distill`: a config to a checkpoint of the official format."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,11 @@ def train(config: Config, *, resume: bool = False, report: Report | None = None)
             torch.manual_seed(run.seed)
             objective = Twins(
                 network, width=goal.projector_width, layers=goal.projector_layers,
-                mixup=goal.mixup, prefixes=goal.prefixes or (network.spec.out_dim,),
+                mixup=goal.mixup, prefixes=goal.prefixes or (network.spec.saved_dim,),
                 weights=goal.weights, int8=goal.int8,
             )  # fmt: skip
         views = views_of(config, network.spec, draws=2)
-        state = Run(config, objective, network, place, resume)
+        state = Run(config, objective, network, place, resume, {"tiles": views.sources})
         numbers = iter(range(state.first, 2**62, place.count))
 
         def inputs(batch: Batch) -> Inputs:
@@ -75,7 +76,8 @@ def distill(config: Config, *, resume: bool = False, report: Report | None = Non
                     prefixes=goal.prefixes, weights=goal.weights, int8=goal.int8,
                 )  # fmt: skip
             views = views_of(config, network.spec, draws=1)
-            state = Run(config, objective, network, place, resume)
+            sources = {"tiles": views.sources, "teacher": {"sha256": teacher.weights.sha256}}
+            state = Run(config, objective, network, place, resume, sources)
 
             def inputs(batch: Batch) -> Inputs:
                 embedding = torch.from_numpy(_embedded(teacher, batch)).to(place.device)
@@ -90,10 +92,10 @@ def _network(config: Config) -> Network:
     network = Network(config.spec(), config.run.seed)
     if config.model.init:
         weights = load_weights(config.located(config.model.init))
-        if weights.spec.parameter_shapes() != network.spec.parameter_shapes():
+        alike = replace(weights.spec, name=network.spec.name, matryoshka=network.spec.matryoshka)
+        if alike != network.spec:
             raise InputError(
-                f"[model] init: expected parameters of {network.spec.name}, got those of "
-                f"{weights.spec.name}"
+                f"[model] init: expected parameters of {network.spec}, got those of {weights.spec}"
             )
         network.load(weights.tensors)
     return network

@@ -1,11 +1,13 @@
 """Random date-draws of pixels, by the C++ packer, shuffled across tiles. numpy only.
 
-A view of a pixel is DATES dates of each stream, drawn from those that were observed and in the
-order that the models read. Tiles are read as bands of rows, a pool of bands that fits in memory
-after the other, and the pixels of a pool are shuffled. A batch depends on the tiles, the settings
-and its number alone, so training can go on anywhere. T dates of a tile, P pixels, C bands.
+A view of a pixel is DATES dates of each stream, or fewer of these, drawn from those that were
+observed and in the order that the models read. Tiles are read as bands of rows, a pool of bands
+that fits in memory after the other, and the pixels of a pool are shuffled. A batch depends on the
+tiles, the settings and its number alone, so training can go on anywhere. T dates of a tile, P
+pixels, C bands.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +24,12 @@ DATES = 40  # a view's, of each stream: what the packer draws
 # Their sampling is read, and nothing else: a view, and whatever was observed.
 _RULE, _EVERY_DATE = released("v1.0"), released("v2-nano")
 _BANDS = 32  # of a pool: few enough to be packed quickly, enough to mix tiles
-SHUFFLE, DRAW, MIX = 0, 1, 2  # what a random number is for
+SHUFFLE, DRAW, MIX, KEEP = 0, 1, 2, 3  # what a random number is for
 
 
 @dataclass(frozen=True)
 class View:
-    """One draw of P pixels, float32: standardised bands (P, DATES, C) and days (P, DATES)."""
+    """One draw of P pixels, float32: standardised bands (P, dates, C) and days (P, dates)."""
 
     s2: np.ndarray
     s2_days: np.ndarray
@@ -66,9 +68,11 @@ class _Band:
 class Views:
     """The endless list of batches of a set of tiles, of ``batch`` pixels each.
 
-    ``draws`` views of a pixel. Pixels with fewer than ``min_dates`` observed dates in Sentinel-2,
-    or in Sentinel-1, are left out. ``pool_bytes`` of raw observations are in memory at once.
-    Raises InputError for no tiles and for a tile without Sentinel-1.
+    ``draws`` views of a pixel, of ``dates`` dates of each stream: one number of at most DATES, or
+    the least and the most, between which every batch has a number. Pixels with fewer than
+    ``min_dates`` observed dates in Sentinel-2, or in Sentinel-1, are left out. ``pool_bytes`` of
+    raw observations are in memory at once. Raises InputError for no tiles and for a tile without
+    Sentinel-1.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Views:
         batch: int,
         *,
         draws: int = 2,
+        dates: Sequence[int] = (DATES,),
         seed: int = 0,
         min_dates: int = 20,
         pool_bytes: int = 1 << 30,
@@ -92,12 +97,19 @@ class Views:
                 )
         self._tiles, self._statistics, self._batch = tuple(tiles), spec.statistics, batch
         self._seed, self._min_dates, self._threads = seed, min_dates, threads
+        self._dates = min(dates), max(dates)
         self.draw_seeds = [int(random(seed, DRAW, v).integers(2**63)) for v in range(draws)]
         self._places = _cut(tiles, max(1, pool_bytes // _BANDS))
         total = sum(t.height * t.bytes_per_row for t in tiles)
         self.pools = min(len(self._places), -(-total // pool_bytes))
         self._held: dict[int, _Band] = {}
         self._usable: dict[int, int] = {}  # usable pixels of the bands that were read
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """Of what batches depend on beyond the settings: the tiles, their order and sizes."""
+        tiles = [(t.name, t.height, t.width, *t.dates) for t in self._tiles]
+        return {"number": len(tiles), "sha256": hashlib.sha256(repr(tiles).encode()).hexdigest()}
 
     def batches(self, first: int = 0, stride: int = 1) -> Iterator[Batch]:
         """Batches ``first``, ``first + stride``, ...
@@ -119,6 +131,7 @@ class Views:
                         at = (wanted - number) * self._batch
                         yield self._make(held, np.sort(order[at : at + self._batch]), wanted)
                         wanted += stride
+                    held = []  # or they would be in memory beside the next pool
                 number = end
             if number == start:
                 raise InputError(
@@ -185,7 +198,9 @@ class Views:
                 )
                 views[v].append(self._view(s2, s1))
             done = stop
-        return Batch(tuple(_join(of_band) for of_band in views), tuple(parts))
+        rng = random(self._seed, KEEP, number)
+        dates = int(rng.integers(*self._dates, endpoint=True))
+        return Batch(tuple(_kept(_join(view), dates, rng) for view in views), tuple(parts))
 
     def _view(self, s2: PackedTokens, s1: PackedTokens) -> View:
         statistics = self._statistics
@@ -229,6 +244,18 @@ def _dense(
 def _join(views: Sequence[View]) -> View:
     names = ("s2", "s2_days", "s1", "s1_days")
     return View(*(np.concatenate([getattr(v, name) for v in views]) for name in names))
+
+
+def _kept(view: View, dates: int, rng: np.random.Generator) -> View:
+    """``dates`` of every pixel's, which ones is random, in order."""
+    if dates == DATES:
+        return view
+
+    def kept(bands: np.ndarray, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.sort(rng.random(days.shape).argsort(axis=1)[:, :dates], axis=1)
+        return np.take_along_axis(bands, at[..., None], 1), np.take_along_axis(days, at, 1)
+
+    return View(*kept(view.s2, view.s2_days), *kept(view.s1, view.s1_days))
 
 
 def random(*key: int) -> np.random.Generator:

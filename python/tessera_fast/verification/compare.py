@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..quantization import quantize
-from ..spec import RELEASED
+from ..spec import NAMED
 from ..store.reader import Embeddings, Layer
 from .figures import Differences, Figures, Pixels, measure
 from .gates import Gate
@@ -75,7 +75,7 @@ class Reader:
 
     def __init__(self, output: Embeddings) -> None:
         self._path = output.path
-        spec = RELEASED.get(output.provenance.get("model", ""))
+        spec = NAMED.get(output.provenance.get("model", ""))
         self._floors = {"absmax_floor": spec.absmax_floor, "scale_floor": spec.scale_floor} if (
             spec
         ) else {}  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import StoreError, WeightsError
+from ..errors import InputError, StoreError, WeightsError
 from .unpickle import Opaque, TensorRecord, unpickle
 
 _TORCH_DTYPES = {
@@ -146,7 +146,7 @@ def _read_torch(path: Path, raw: np.ndarray) -> Checkpoint:
         content = unpickle(entries[f"{root}data.pkl"].tobytes())
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    state, config = _outer(path, content)
+    state, config = outer(path, content)
     tensors = {
         name: StoredTensor(
             _TORCH_DTYPES.get(t.storage.kind, t.storage.kind),
@@ -161,8 +161,8 @@ def _read_torch(path: Path, raw: np.ndarray) -> Checkpoint:
     return Checkpoint(path, tensors, config)
 
 
-def _outer(path: Path, content: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """The state dict and the configuration; a bare state dict will do."""
+def outer(path: Path, content: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """The state dict and the configuration of a torch file; a bare state dict will do."""
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dict, got {type(content).__name__}")
     keys = ("model", "encoder_state_dict", "model_state", "model_state_dict")
@@ -249,17 +249,21 @@ def write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     metadata: Mapping[str, str],
     overwrite: bool = False,
+    dtype: str = "float32",
 ) -> None:
-    """Write float32 tensors, one in memory at a time; the file appears whole or not at all.
+    """Write tensors, one in memory at a time; the file appears whole or not at all.
 
-    ``shapes`` gives names and order. StoreError if ``path`` exists and ``overwrite`` is False, or
-    if it cannot be written.
+    ``shapes`` gives names and order, ``dtype`` is "float32" or "bfloat16". StoreError if ``path``
+    exists and ``overwrite`` is False, or if it cannot be written; InputError for another dtype.
     """
+    if dtype not in _WRITERS:
+        raise InputError(f"dtype: expected {' or '.join(_WRITERS)}, got {dtype!r}")
+    code, item, encode = _WRITERS[dtype]
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start, end = end, end + item * math.prod(shape)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 64)  # values then start 8 bytes past a multiple of 64: aligned
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -270,7 +274,7 @@ def write_safetensors(
             with f:
                 f.write(len(text).to_bytes(8, "little") + text)
                 for name in shapes:
-                    f.write(np.ascontiguousarray(tensors[name], "<f4").data)
+                    f.write(encode(tensors[name]).data)
                 f.flush()
                 os.fsync(f.fileno())
             _refuse_existing(path, overwrite)  # it may have appeared meanwhile
@@ -279,6 +283,20 @@ def write_safetensors(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, "<f4")
+
+
+def _bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper half of finite float32 values, rounded to nearest even."""
+    bits = _float32(values).view("<u4")
+    rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
+    return (rounded >> np.uint32(16)).astype("<u2")
+
+
+_WRITERS = {"float32": ("F32", 4, _float32), "bfloat16": ("BF16", 2, _bfloat16)}
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

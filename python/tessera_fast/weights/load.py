@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .. import env
 from ..errors import InputError, WeightsError
-from ..spec import RELEASED, ModelSpec
+from ..spec import DEMO, NAMED, ModelSpec
 from . import checkpoint, hub
 from .checkpoint import StoredTensor
 from .recognise import SPEC_KEY, match
@@ -28,7 +28,9 @@ class Weights:
     tensors: Mapping[str, np.ndarray]  # exactly spec.parameter_shapes(): float32, C-contiguous,
     # aligned, finite, perhaps read-only views of a mapped file, or drawn anew on every access
     sha256: str  # of the checkpoint file; of the recipe for untrained weights
-    source: str  # path, "hub:<repo>/<file>@<revision>" or "untrained:<seed>", perhaps "in <path>"
+    # path, "hub:<repo>/<file>@<revision>", "package:<file>" or "untrained:<seed>", perhaps
+    # "in <path>"
+    source: str
 
     @property
     def trained(self) -> bool:
@@ -40,29 +42,30 @@ def load_weights(
 ) -> Weights:
     """Parameters of a released model, or of a checkpoint file.
 
-    ``model``: a name in ``spec.RELEASED``, or a path to a .pt, .pth or .safetensors file, whose
-    family and sizes are recognised. ``weights``, with a released name only: a path that must match
-    that model, or "untrained" or "untrained:<seed>". Without it, the folder TESSERA_FAST_WEIGHTS
-    is searched for the official file name and <name>.safetensors, then the hub is asked.
+    ``model``: a name in ``spec.NAMED``, or a path to a .pt, .pth or .safetensors file, whose
+    family and sizes are recognised. ``weights``, with a name only: a path that must match that
+    model, or "untrained" or "untrained:<seed>". Without it the weights of demo-nano are those of
+    the package; for a released name the folder TESSERA_FAST_WEIGHTS is searched for the official
+    file name and <name>.safetensors, then the hub is asked.
 
     Raises WeightsError for a file that is absent, unsafe, truncated or mismatched, and InputError
     for an unknown model name.
     """
     name = os.fspath(model)
-    if name not in RELEASED:
+    if name not in NAMED:
         if weights is not None:
             raise WeightsError(
-                f"weights={os.fspath(weights)!r} goes with a released name, got model={name!r}"
+                f"weights={os.fspath(weights)!r} goes with a model's name, got model={name!r}"
             )
         if not Path(name).exists() and Path(name).suffix not in (".pt", ".pth", ".safetensors"):
             raise InputError(
-                f"model: expected one of {', '.join(RELEASED)}, or the path of a .pt or "
+                f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or "
                 f".safetensors file, got {name!r}"
             )
         return _from_file(Path(name), None)
-    spec = RELEASED[name]
+    spec = NAMED[name]
     if weights is None:
-        return _find_released(spec)
+        return _shipped(spec) if spec is DEMO else _find_released(spec)
     text = os.fspath(weights)
     if text == "untrained" or text.startswith("untrained:"):
         seed = text.partition(":")[2] if ":" in text else "1"
@@ -79,23 +82,33 @@ def untrained_weights(spec: ModelSpec, seed: int = 1) -> Weights:
 
 
 def save_safetensors(
-    path: str | os.PathLike[str], weights: Weights, overwrite: bool = False
+    path: str | os.PathLike[str],
+    weights: Weights,
+    overwrite: bool = False,
+    *,
+    dtype: str = "float32",
+    name: str | None = None,
 ) -> None:
-    """Write float32 safetensors with the spec inside, so that the file needs no other word.
+    """Write safetensors with the spec inside, so that the file needs no other word.
 
-    The file appears whole or not at all; StoreError if it exists and ``overwrite`` is False, or
-    cannot be written.
+    ``dtype`` "bfloat16" rounds the values to nearest even and halves the file. ``name`` is what
+    the model is called from then on, default as before. The file appears whole or not at all;
+    StoreError if it exists and ``overwrite`` is False, or cannot be written; InputError for an
+    unknown dtype, and for a name that another model has.
     """
+    spec = weights.spec if name is None else replace(weights.spec, name=name)
+    if spec != NAMED.get(spec.name, spec):
+        raise InputError(f"name: expected a name that no other model has, got {name!r}")
     source = weights.source.partition(" in ")[0] if not weights.trained else weights.source
-    if not source.startswith(("hub:", "untrained:")):
+    if not source.startswith(("hub:", "package:", "untrained:")):
         source = Path(source).name  # a user's folders do not belong in a file that may be shared
     metadata = {
-        SPEC_KEY: json.dumps(weights.spec.to_json()),
+        SPEC_KEY: json.dumps(spec.to_json()),
         _SOURCE_KEY: source,
         f"{_SOURCE_KEY}_sha256": weights.sha256,
     }
-    shapes = weights.spec.parameter_shapes()
-    checkpoint.write_safetensors(Path(path), weights.tensors, shapes, metadata, overwrite)
+    shapes = spec.parameter_shapes()
+    checkpoint.write_safetensors(Path(path), weights.tensors, shapes, metadata, overwrite, dtype)
 
 
 def convert(
@@ -103,13 +116,21 @@ def convert(
     destination: str | os.PathLike[str],
     model: str | None = None,
     overwrite: bool = False,
+    *,
+    dtype: str = "float32",
+    name: str | None = None,
 ) -> None:
-    """Checkpoint (or released name) to safetensors; ``model`` is the released name it must match.
+    """Checkpoint (or a model's name) to safetensors; ``model`` is the name that it must match.
 
     Raises as :func:`load_weights` and :func:`save_safetensors` do.
     """
     loaded = load_weights(source) if model is None else load_weights(model, source)
-    save_safetensors(destination, loaded, overwrite)
+    save_safetensors(destination, loaded, overwrite, dtype=dtype, name=name)
+
+
+def _shipped(spec: ModelSpec) -> Weights:
+    path = Path(__file__).with_name(f"{spec.name}.safetensors")
+    return _from_file(path, spec, source=f"package:{path.name}")
 
 
 def _find_released(spec: ModelSpec) -> Weights:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, WeightsError
-from ..spec import RELEASED, ModelSpec
+from ..spec import NAMED, RELEASED, ModelSpec
 from .checkpoint import Checkpoint, StoredTensor
 
 SPEC_KEY = "tessera_fast.spec"  # metadata of our own safetensors files: JSON of the ModelSpec
@@ -115,8 +115,8 @@ def _embedded(file: Checkpoint, num_tensors: int) -> ModelSpec:
             raise ValueError(f"{spec.num_layers} layers in {num_tensors} tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{file.path}: {SPEC_KEY} is malformed: {error}") from error
-    if spec.name in RELEASED:
-        _check_same(file.path, spec, RELEASED[spec.name])
+    if spec.name in NAMED:
+        _check_same(file.path, spec, NAMED[spec.name])
     return spec
 
 
