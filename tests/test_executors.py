@@ -54,9 +54,10 @@ def test_two_shards_at_once(tiles, mini, tmp_path, expected):
     assert listing(tmp_path) == expected
 
 
-def test_two_processes_with_all_tiles(tiles, mini, tmp_path, expected):
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_two_processes_with_all_tiles(tiles, mini, tmp_path, expected, options):
     """Both are given everything; each tile is embedded by one of them."""
-    both = [start(command(tiles, tmp_path / "x.zarr", mini)) for _ in range(2)]
+    both = [start(command(tiles, tmp_path / "x.zarr", mini, *options)) for _ in range(2)]
     texts = [p.communicate(timeout=120)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0], texts
     done = [sum(" px/s" in line for line in text.splitlines()) for text in texts]

@@ -199,6 +199,10 @@ def test_an_error_with_several_tiles_open(own, mini, tmp_path):
     assert not (tmp_path / "x" / ".tessera_fast" / "spool").exists()
     again = tf.embed_tiles(own, tmp_path / "x", mini, on_error="skip")
     assert again.count("failed") == 1 and again.count("done") + again.count("skipped") == 3
+    (error,) = [tile.error for tile in again.tiles if tile.error is not None]
+    while error is not None:  # frames would keep what was read until the job ends
+        assert error.__traceback__ is None
+        error = error.__cause__ or error.__context__
 
 
 @pytest.mark.parametrize("executor", ["process", "local"])

@@ -139,6 +139,10 @@ def embed_tiles(
     def note(tile: TileReport) -> None:
         if tile.error is not None and on_error == "raise":
             raise tile.error
+        error: BaseException | None = tile.error
+        while error is not None:  # its frames hold the observations that were read
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
         result.tiles.append(tile)
         report(tile)
 

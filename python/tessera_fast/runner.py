@@ -199,9 +199,16 @@ class TileRunner:
     ) -> Iterator[tuple[_Current, Tile] | None]:
         """The tiles to embed, claimed and opened; None where there is only waiting to do."""
         held: list[Task] = []
+        due = 0.0
         for task in tasks:
             if task is None:
                 yield None
+                if held and time.monotonic() >= due:
+                    # whoever hands out tasks may wait for these before it says that none is left
+                    waiting, held = held, []
+                    for again in waiting:
+                        yield from self._begun(again, opened, finished, held)
+                    due = time.monotonic() + _POLL
             else:
                 yield from self._begun(task, opened, finished, held)
         if held:
