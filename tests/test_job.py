@@ -205,6 +205,18 @@ def test_an_error_with_several_tiles_open(own, mini, tmp_path):
         error = error.__cause__ or error.__context__
 
 
+def test_a_tile_that_a_store_cannot_place_is_one_failure(mini, tmp_path):
+    pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
+    good = write_tile(whole(8, 8), tmp_path / "good_2024")
+    odd = write_tile(whole(8, 8), tmp_path / "odd_2024")
+    tiles = [tf.open_tile(good, crs="EPSG:32631", transform=(10, 0, 500_000, 0, -10, 5_600_000)),
+             tf.open_tile(odd, crs="EPSG:3035", transform=(10, 0, 0, 0, -10, 0))]  # fmt: skip
+    result = tf.embed_tiles(tiles, tmp_path / "x.zarr", mini, on_error="skip")
+    assert (result.count("done"), result.count("failed")) == (1, 1)
+    (error,) = [tile.error for tile in result.tiles if tile.error is not None]
+    assert "a store holds WGS 84 UTM tiles" in str(error)
+
+
 @pytest.mark.parametrize("executor", ["process", "local"])
 def test_one_of_several_tiles_changed_since_the_plan(executor, own, mini, tmp_path):
     pytest.importorskip("pyarrow", reason="plans are kept by pyarrow")

@@ -22,7 +22,7 @@ from .plan_table import Plan, PlanRow
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .spec import NAMED
-from .store import Provenance, TileKey, job_extent
+from .store import Provenance, TileKey, job_extent, zone
 from .tile import Tile, expand, open_tile, open_windows, period_of_year
 
 
@@ -243,4 +243,7 @@ def tile_key(tile: Tile, *, georeferenced: bool) -> TileKey:
                 "transform come from roi.tiff, the year from --year or the folder's name. Or write "
                 ".npy files (an output name without .zarr)"
             )
-    return TileKey(tile.name, tile.height, tile.width, tile.fingerprint(), **place)
+    key = TileKey(tile.name, tile.height, tile.width, tile.fingerprint(), **place)
+    if georeferenced:
+        zone.place(key)
+    return key

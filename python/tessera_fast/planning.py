@@ -20,6 +20,7 @@ from .plan_table import Failure, Plan, PlanRow
 from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec
+from .store import TileKey, zone
 from .tile import Tile, expand, open_tile
 from .weights import Weights
 
@@ -230,6 +231,10 @@ def _place(tile: Tile, needed: bool) -> tuple[str | None, tuple[float, ...] | No
             "come from roi.tiff, the year from --year or the folder's name. Or write .npy files "
             "(an output name without .zarr)"
         )
+    if needed:
+        key = TileKey(tile.name, tile.height, tile.width, "", crs=crs, transform=cast(Any, transform),
+                      year=tile.year)  # fmt: skip
+        zone.place(key)
     return crs, transform
 
 
