@@ -232,9 +232,8 @@ def _place(tile: Tile, needed: bool) -> tuple[str | None, tuple[float, ...] | No
             "(an output name without .zarr)"
         )
     if needed:
-        key = TileKey(tile.name, tile.height, tile.width, "", crs=crs, transform=cast(Any, transform),
-                      year=tile.year)  # fmt: skip
-        zone.place(key)
+        where = {"crs": crs, "transform": cast(Any, transform), "year": tile.year}
+        zone.place(TileKey(tile.name, tile.height, tile.width, "", **where))
     return crs, transform
 
 
