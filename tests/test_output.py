@@ -70,7 +70,7 @@ def test_markers_of_a_removed_output_do_not_count(tmp_path, name):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("model", "v2-small"), ("weights_sha256", "cd" * 32), ("precision", "bf16"), ("dims", 16),
-     ("prefixes", (8,)), ("seed", 7)],
+     ("prefixes", (8,)), ("seed", 7), ("package_version", "9.0")],
 )  # fmt: skip
 def test_refuses_to_mix(tmp_path, name, field, value):
     path, key = tmp_path / name, tile()
