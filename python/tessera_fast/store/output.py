@@ -23,8 +23,8 @@ _NAME_BYTES = 240  # file systems take 255, with the endings that files get
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
-    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats", "period",
-    "package_version",
+    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats",
+    "period", "package_version",
 )  # fmt: skip
 
 
