@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from probe_heads import Seen
 from tessera_fast.errors import InputError
 from tessera_fast.probing import splits
 from tessera_fast.probing.images import Image
@@ -105,17 +106,6 @@ def test_a_field_is_not_learned_in_one_year_and_judged_in_another(tmp_path, mini
 
 
 # ---- groups of the caller
-
-
-class Seen(base.ClassifierMixin, base.BaseEstimator):
-    """Says 1 of what it was fitted with, and 2 of everything else."""
-
-    def fit(self, x, y):
-        self.rows_ = {row.tobytes() for row in x}
-        return self
-
-    def predict(self, x):
-        return np.array([1 if row.tobytes() in self.rows_ else 2 for row in x])
 
 
 @pytest.mark.parametrize("none", [-1, -7, np.nan])

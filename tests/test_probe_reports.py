@@ -9,6 +9,7 @@ import pytest
 
 import tessera_fast as tf
 from conftest import needs_zarr
+from probe_heads import Seen
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.probing.config import read_config
 from tessera_fast.synthetic import synthetic_classes, synthetic_tile, write_tile
@@ -43,17 +44,6 @@ def test_a_split_by_field_shows_what_a_random_one_hides():
     assert honest.mean("embeddings", 0, "accuracy")[0] < 0.5
     assert "a random split leaks" in leaks.text() and "leaks" not in honest.text()
     assert honest.groups == 64 and leaks.groups == 1024
-
-
-class Seen(base.ClassifierMixin, base.BaseEstimator):
-    """Says 1 of what it was fitted with, and 2 of everything else."""
-
-    def fit(self, x, y):
-        self.rows_ = {row.tobytes() for row in x}
-        return self
-
-    def predict(self, x):
-        return np.array([1 if row.tobytes() in self.rows_ else 2 for row in x])
 
 
 def test_no_field_is_mapped_by_a_head_that_saw_it():
