@@ -18,7 +18,7 @@ from conftest import FARM_SHAPE, OUTPUTS, needs_zarr
 from fake_tiles import listing
 from tessera_fast.pipeline import band_rows
 from tessera_fast.spec import S2_BANDS
-from tessera_fast.store import state as build_state
+from tessera_fast.store import disk
 from tessera_fast.synthetic import synthetic_tile, write_tile
 
 H, W = FARM_SHAPE
@@ -262,9 +262,9 @@ def small_disk(tmp_path, monkeypatch):
         if shutil.which("mount") and subprocess.run(command, capture_output=True).returncode == 0:
             mounted.append(folder)
         elif pages <= 2:  # not permitted to mount: refuse the rows of the spool ...
-            monkeypatch.setattr(build_state.RowFile, "write", no_space)
+            monkeypatch.setattr(disk.RowFile, "write", no_space)
         else:  # ... or what is made of them
-            monkeypatch.setattr(build_state, "_fsync", no_space)
+            monkeypatch.setattr(disk, "sync_file", no_space)
         return folder
 
     yield make

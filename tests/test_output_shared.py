@@ -15,7 +15,7 @@ import pytest
 
 from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, listing, spool, tile, write
 from tessera_fast.errors import StoreError
-from tessera_fast.store import locks, state
+from tessera_fast.store import locks, transactions
 from tessera_fast.store.locks import LAYOUT, Locks
 from tessera_fast.store.output import hold_output, job_extent, open_output, open_state
 
@@ -258,7 +258,7 @@ def test_what_a_dead_process_promised_comes_before_what_is_newer(tmp_path, monke
         dead = one.begin(old)
         spool(dead, fake(old))
         with monkeypatch.context() as patch:
-            patch.setattr(state.BuildState, "_apply", lambda *_: os.stat("/none"))
+            patch.setattr(transactions.Transactions, "apply", lambda *_: os.stat("/none"))
             with pytest.raises(StoreError):
                 dead.commit()
         with closing(open_output(tmp_path / name, [new], PROVENANCE)) as two:
@@ -288,7 +288,9 @@ def test_an_empty_store_of_a_killed_process_stands_in_nobodys_way(tmp_path, monk
     write(path, {key: fake(key)}, other)
     write(tmp_path / "y.zarr", {key: fake(key)}, other)
     assert listing(path) == listing(tmp_path / "y.zarr")
-    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {"done", "lock"}
+    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {
+        "done", "identity.json", "lock", "shards",
+    }  # fmt: skip
 
 
 def test_a_store_that_lost_its_state_is_kept(tmp_path):

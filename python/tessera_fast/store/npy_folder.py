@@ -8,11 +8,15 @@ part of that layout and are not kept: the Zarr store keeps them. The state of th
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import StoreError
+from ..untrusted import Unreadable, read_json
 from .output import (
     STATE,
     Provenance,
@@ -22,10 +26,16 @@ from .output import (
     check_names,
     npy_files,
     open_state,
+    other_tile,
     remove_empty,
 )
+from .records import Stamp, parse_stamps
+from .state import new_identity
+from .transactions import Move
 
 __all__ = ["STATE", "NpyFolder"]
+
+_log = logging.getLogger(__name__)
 
 
 class NpyFolder:
@@ -48,11 +58,23 @@ class NpyFolder:
 
     def is_done(self, tile: TileKey) -> bool:
         marker = self._state.marker(tile.name)
-        return (
-            marker is not None
-            and marker["fingerprint"] == tile.fingerprint
-            and all((self.path / f).exists() for f in self._files(tile).values())
-        )
+        if marker is None or marker["fingerprint"] != tile.fingerprint:
+            return False
+        stamps = parse_stamps(marker.get("files"))
+        if stamps.keys() != set(self._files(tile).values()):
+            return False
+        wrong = [f for f, stamp in stamps.items() if not stamp.fits(self.path / f)]
+        if wrong:
+            _log.warning(
+                "%s: is not as it was when its tile was finished; the tile is made again",
+                self.path / wrong[0],
+            )
+        return not wrong
+
+    def refusal(self, tile: TileKey) -> str | None:
+        place = {name: getattr(tile, name) for name in ("year", "crs", "height", "width")}
+        place["transform"] = tile.transform and list(tile.transform)
+        return other_tile(self.path, tile, self._state.marker(tile.name), place)
 
     @property
     def extent(self) -> None:
@@ -63,6 +85,8 @@ class NpyFolder:
             return None
         try:
             self._check([tile])
+            if why := self.refusal(tile):
+                raise StoreError(why)
         except BaseException:
             self._state.release(tile.name)
             raise
@@ -77,8 +101,16 @@ class NpyFolder:
         return npy_files(tile.name, self._provenance.dtype == "int8")
 
     def _check_record(self) -> None:
-        if self._record.exists():
-            self._provenance.refuse_mixing(self.path, json.loads(self._record.read_text()))
+        try:
+            recorded = read_json(self._record, links=False)
+        except FileNotFoundError:
+            return
+        except Unreadable as error:
+            raise StoreError(
+                f"{self._record}: expected what the embeddings in this folder are, got {error}; "
+                "write to another folder"
+            ) from error
+        self._provenance.refuse_mixing(self.path, recorded)
 
     def _check(self, tiles: list[TileKey]) -> None:
         self._check_record()
@@ -95,7 +127,8 @@ class NpyFolder:
 
     def _foreign(self, tile: TileKey) -> list[Path]:
         """Files at the tile's places that are not its own."""
-        files = [p for f in self._files(tile).values() if (p := self.path / f).exists()]
+        files = [self.path / file for file in self._files(tile).values()]
+        files = [file for file in files if os.path.lexists(file)]
         return [] if self._state.has_marker(tile.name) else files
 
     def _publish(self, spooled: SpooledTile) -> None:
@@ -103,22 +136,28 @@ class NpyFolder:
         # The first tile writes the record, and no other process's may come in between.
         with self._state.layout(change=not self._record.exists()):
             self._check_record()
-            moves = []
+            identity = self._state.identity or new_identity()
+            moves, stamps = [], {}
             if not self._record.exists():
-                text = json.dumps(self._provenance.to_json(), indent=1)
-                (spooled.folder / "provenance.json").write_text(text)
-                moves.append(("provenance.json", self._record))
+                record = self._provenance.to_json()
+                place = "state/provenance.json"
+                moves.append(self._state.stage(spooled.folder, "provenance.json", place, record))
             for array, file in self._files(tile).items():
-                moves.append((spooled.file(array).name, self.path / file))
-            record = {
+                staged = spooled.file(array)
+                stamps[file], there = Stamp.of(staged), self.path / file
+                replaces = Stamp.of(there) if there.is_file() else None
+                moves.append(Move(staged.name, f"output/{file}", stamps[file], replaces))
+            marker = {
                 "tile": tile.name,
+                "source": tile.source,
                 "year": tile.year,
                 "fingerprint": tile.fingerprint,
                 "crs": tile.crs,
-                "transform": tile.transform,
+                "transform": tile.transform if np.isfinite(tile.transform or 0).all() else None,
                 "height": tile.height,
                 "width": tile.width,
                 "provenance": self._provenance.to_json(),
+                "files": {file: list(stamp) for file, stamp in stamps.items()},
             }
-            moves.append(self._state.stage_marker(spooled.folder, tile.name, record))
-            self._state.promote(spooled.folder, moves)
+            moves.append(self._state.stage_marker(spooled.folder, tile.name, identity, marker))
+            self._state.promote(spooled.folder, moves, identity)

@@ -7,19 +7,21 @@ the tile's rows and columns, h the rows of a band, E the embedding width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import StoreError
-from .state import BuildState, RowFile
+from ..untrusted import MAX_NAME, local_path, plain_name, shown
+from .disk import RowFile
+from .metadata import carried_identity, is_empty
+from .state import BuildState
 
 STATE = ".tessera_fast"  # in a folder of .npy files
-_NAME_BYTES = 240  # file systems take 255, with the endings that files get
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
@@ -40,6 +42,8 @@ class TileKey:
     crs: str | None = None  # "EPSG:32631" or anything pyproj reads
     transform: tuple[float, float, float, float, float, float] | None = None
     # (a, b, c, d, e, f) in rasterio's order: x = a col + b row + c, origin at the pixel corner
+    source: str | None = field(default=None, compare=False)
+    # where it was read from: an absolute path or a URL; None for arrays
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,11 @@ class Output(Protocol):
         """What the job's tiles need of the output, to be given to other processes of the job."""
 
     def is_done(self, tile: TileKey) -> bool:
-        """True if a run with the same inputs, model, weights and precision finished the tile."""
+        """True if a run with the same inputs, model, weights and precision finished the tile, and
+        its files are still those that the run left."""
+
+    def refusal(self, tile: TileKey) -> str | None:
+        """Why this one tile cannot be written here: another tile has its name. None if it can."""
 
     def begin(self, tile: TileKey) -> TileWriter | None:
         """Claim and start a tile, or None while another process has it.
@@ -188,7 +196,12 @@ def hold_output(path: str | os.PathLike[str]) -> Iterator[None]:
 def open_state(target: Path) -> BuildState:
     """The state of the output at an absolute path."""
     if target.suffix == ".zarr":
-        return BuildState(target.with_name(target.name + ".state"), target.parent)
+        return BuildState(
+            target.with_name(target.name + ".state"),
+            target,
+            carried=lambda: carried_identity(target),
+            is_empty=lambda: is_empty(target),
+        )
     return BuildState(target / STATE, target)
 
 
@@ -210,18 +223,42 @@ def npy_files(name: str, int8: bool) -> dict[str, str]:
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(path).expanduser().resolve()
+    try:
+        return local_path(path, "output").resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise StoreError(f"{path}: cannot be used as an output: {error}") from error
+
+
+def other_tile(
+    path: Path, tile: TileKey, marker: Mapping[str, Any] | None, place: Mapping[str, Any]
+) -> str | None:
+    """Why ``tile`` may not replace the finished tile of its name in the output at ``path``.
+
+    The same source, or the same ``place`` as in the ``marker``, is the same tile made again.
+    """
+    if marker is None or marker["fingerprint"] == tile.fingerprint:
+        return None
+    theirs = marker.get("source")
+    if tile.source is not None and tile.source == theirs:
+        return None
+    if None not in place.values() and all(marker.get(k) == v for k, v in place.items()):
+        return None
+    finished, ours = (shown(s) if s else "arrays in memory" for s in (theirs, tile.source))
+    return (
+        f"{path}: two tiles have the name {tile.name!a}: the finished one was read from "
+        f"{finished}, this one from {ours}, and they are not known to have one place. Nothing was "
+        "changed; rename one input folder, or write to another output"
+    )
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
     """StoreError unless every name is a plain file name and none occurs twice."""
     seen: set[str] = set()
     for name in names:
-        plain = name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
-        if not plain or len(os.fsencode(name)) > _NAME_BYTES:
+        if not plain_name(name):
             raise StoreError(
-                f"{path}: a tile's name must be a plain file name of at most {_NAME_BYTES} bytes, "
-                f"got {name!r}"
+                f"{path}: a tile's name must be a plain file name of at most {MAX_NAME} bytes, "
+                f"got {name!a}"
             )
         if name in seen:
             raise StoreError(

@@ -3,13 +3,18 @@
 E embedding width, h, w rows and columns of the part of a shard that a tile covers.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
+from ..untrusted import Unreadable, read_bytes
+from .metadata import UNREADABLE
 from .output import COUNT_NAMES
+from .zone import shard_path
 
 Window = tuple[slice, slice]  # rows and columns
 _FULL = (*COUNT_NAMES, "scales", "embeddings")  # the others are prefixes of the last
@@ -26,6 +31,7 @@ class Shards:
     def __init__(self, zarr: Any, group: Any, folder: Path, names: list[str]) -> None:
         self._folder = folder
         self._files: dict[str, Any] = {}  # of the shard, by path in the group
+        self.read_files: dict[str, bytes] = {}  # of the shard as `read` found it, by array
         self._arrays: dict[str, Any] = {}
         self._whole: dict[str, Any] = {}  # likewise, but chunks without data are encoded too
         for arrays, empty in ((self._arrays, False), (self._whole, True)):
@@ -42,28 +48,40 @@ class Shards:
 
     def file(self, name: str, t: int, shard: Window) -> Path:
         """Where the store has the shard of year number ``t``, or will have it."""
-        array = self._arrays[name]
-        y, x = (s.start // n for s, n in zip(shard, array.shards[-2:], strict=True))
-        middle = [0] * (array.ndim - 3)
-        return self._folder.joinpath(name, "c", *map(str, (t, *middle, y, x)))
+        return self._folder / shard_path(name, t, *(s.start for s in shard))
 
     def read(self, t: int, shard: Window, part: Window) -> dict[str, np.ndarray]:
         """``part`` of a shard, of all arrays but prefixes: (h, w), embeddings (E, h, w)."""
         self._files.clear()
-        found = {}
+        self.read_files = {}
+        pixels = {}
         for name, array in self._arrays.items():
             file = self.file(name, t, shard)
-            there = file.exists()
-            if there:
-                self._files[self._key(file)] = self._buffer.from_bytes(file.read_bytes())
+            data = self._bytes(file, array)
+            if data is not None:
+                self.read_files[name] = data
+                self._files[self._key(file)] = self._buffer.from_bytes(data)
             if name not in _FULL:
                 continue
-            if there:
-                found[name] = array[(t, ..., *part)]
-            else:
+            if data is None:
                 size = (*array.shape[1:-2], *(s.stop - s.start for s in part))
-                found[name] = np.full(size, array.fill_value, array.dtype)
-        return found
+                pixels[name] = np.full(size, array.fill_value, array.dtype)
+                continue
+            try:
+                pixels[name] = array[(t, ..., *part)]
+            except UNREADABLE as error:
+                raise _damaged(file, error) from error
+        return pixels
+
+    def _bytes(self, file: Path, array: Any) -> bytes | None:
+        """The content of a shard's file; None where there is none."""
+        plain = math.prod(array.shards) * array.dtype.itemsize
+        try:
+            return read_bytes(file, 2 * plain + (1 << 20), links=False)  # with its index
+        except FileNotFoundError:
+            return None
+        except Unreadable as error:
+            raise _damaged(file, error) from error
 
     def encode(
         self, name: str, t: int, shard: Window, part: Window, merged: Mapping[str, np.ndarray]
@@ -75,7 +93,10 @@ class Shards:
             values = merged["embeddings"][: self._arrays[name].shape[1]]
         key = self._key(self.file(name, t, shard))
         had = key in self._files
-        self._arrays[name][(t, ..., *part)] = values
+        try:
+            self._arrays[name][(t, ..., *part)] = values
+        except UNREADABLE as error:  # of the chunks that were there
+            raise _damaged(self.file(name, t, shard), error) from error
         if had and key not in self._files:  # not left out, as the one that is there would stay
             self._whole[name][(t, ..., *part)] = values
         file = self._files.pop(key, None)
@@ -83,6 +104,14 @@ class Shards:
 
     def _key(self, file: Path) -> str:
         return file.relative_to(self._folder).as_posix()
+
+
+def _damaged(file: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{file}: expected a shard of this store, got one that cannot be decoded "
+        f"({type(error).__name__}: {error}). Restore it from a copy; or remove it and run again: "
+        "the tiles that lie in it are then made again"
+    )
 
 
 def outranks(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> np.ndarray:

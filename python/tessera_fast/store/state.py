@@ -1,90 +1,77 @@
-"""State of a build, kept apart from its results: locks, spool, transactions and markers.
+"""State of a build, kept apart from its results: identity, locks, spool, transactions, markers.
 
 Several processes may have one state open. A tile's spool belongs to whoever claimed the tile. A
 transaction is a folder of finished files and the list of their places, renamed into ``commit``,
 from where the files are moved. A process that dies before the rename has changed nothing; after it,
-whoever comes next moves the rest: every file can be moved once, so several may do it side by side.
+the next process moves the rest: every file can be moved once, so several may do it side by side.
+
+What lies in a state may come from anybody. Only names that this version writes are read, no link is
+followed, and everything is bound to the output by the identity that both carry.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import shutil
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-
 from ..errors import StoreError
+from . import disk
 from .locks import LAYOUT, PRESENCE, Locks
+from .records import (
+    FORMAT,
+    ShardRecord,
+    Stamp,
+    read_identity,
+    read_marker,
+    read_shard,
+    to_json,
+)
+from .transactions import Move, Transactions
 
-_PLAN = "plan.json"
-_LAYOUT = ".layout"  # ends the name of a transaction that changes the layout
+IDENTITY_FILE = "identity.json"
+_FOLDERS = ("commit", "done", "shards", "spool", "staging")
 _SYNCS = 8  # files at once: a file system writes its journal once for all of them
+_TRIES = 200  # times that the folder may be removed by others while it is opened
 _log = logging.getLogger(__name__)
-
-
-class RowFile:
-    """A .npy file of known shape (H, ...), C order, written by rows with plain writes.
-
-    Not a memory map: where the disk is full a write raises OSError, while storing into a map of a
-    sparse file ends the process with SIGBUS.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        header = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        self._file = path.open("wb")
-        np.lib.format.write_array_header_1_0(self._file, header)
-        self._data = self._file.tell()
-
-    def write(self, start: int, rows: np.ndarray) -> None:
-        """Write ``rows`` (h, ...) at row ``start``."""
-        if rows.size:
-            self._file.seek(self._data + start * self._row_bytes)
-            self._file.write(np.ascontiguousarray(rows).data.cast("B"))
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close a complete file; raises OSError if the disk took less than all."""
-        self._file.close()
-
-    def discard(self) -> None:
-        """Close without caring for what is in it."""
-        with suppress(OSError):
-            self._file.close()
 
 
 class BuildState:
     """The state folder of one output, open until ``close``.
 
-    ``base``: the folder that the targets of transactions are relative to. Of the threads of this
-    process one at a time holds the layout. StoreError where the folder cannot be used.
+    ``output``: the store or folder that it is the state of. ``carried``: reads the identity that
+    the output itself carries, None if it is not there; without it the state lies within the output
+    and is its identity. ``is_empty``: whether the output has no tile's pixels. Of the threads of
+    this process one at a time holds the layout. StoreError where the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.folder, self._base = folder, base
+    def __init__(
+        self,
+        folder: Path,
+        output: Path,
+        carried: Callable[[], str | None] | None = None,
+        is_empty: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self.output = folder, output
+        self._carried, self._is_empty = carried, is_empty
         self._closed = False
+        self._known: str | None = None  # the identity, as last read
         self._turn = threading.Lock()  # locks of files do not keep threads apart
         self._pool = ThreadPoolExecutor(_SYNCS)  # no thread before the first commit
+        self._transactions = Transactions(folder, output, self._pool)
         try:
             self.locks = self._enter()
         except OSError as error:
             raise StoreError(f"{folder}: cannot be used: {error}") from error
         try:
+            self._check_folders()
             if self.locks.take(PRESENCE, wait=False):  # nobody else: what is left is of the dead
                 self._tidy()
             self.locks.take(PRESENCE, shared=True)
@@ -96,24 +83,58 @@ class BuildState:
             raise
 
     def _enter(self) -> Locks:
-        while True:
+        gone: OSError | None = None
+        for _ in range(_TRIES):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                _make_real_folder(self.folder)
                 locks = Locks(self.folder / "lock")
-            except (FileNotFoundError, FileExistsError):
-                if self.folder.exists() and not self.folder.is_dir():
-                    raise
-                continue  # whoever was the last removed the folder in between
+            except (FileNotFoundError, FileExistsError) as error:
+                gone = error  # the last process to leave removed the folder in between
+                continue
+            gone = None
             locks.take(PRESENCE, shared=True)
             if locks.is_current():
                 break
             locks.close()
+        else:
+            if gone is not None:
+                raise gone
+            raise StoreError(
+                f"{self.folder / 'lock'}: expected a file that stays the same while it is open, "
+                f"got another one {_TRIES} times. This file system cannot keep several processes "
+                "apart; write the output to another one"
+            )
         if not locks.work:
             _log.warning(
                 "%s: this file system has no locks; see to it that one process at a time writes "
                 "there", self.folder,
             )  # fmt: skip
         return locks
+
+    def _check_folders(self) -> None:
+        for name in _FOLDERS:
+            _check_real_folder(self.folder / name)
+        identity, carried = self.identity, self._carried and self._carried()
+        removed = self._carried is not None and not self.output.exists()
+        has_tiles = any(_holds_files(self.folder / name) for name in ("done", "shards"))
+        if identity is None and has_tiles and not removed:
+            raise StoreError(
+                f"{self.folder}: expected {IDENTITY_FILE}, which says which output it belongs to, "
+                "got none: an earlier version wrote it, or it is damaged. Write to another output, "
+                "or move that folder away: the tiles are then made again, with the same result"
+            )
+        if identity is not None and carried is not None and identity != carried:
+            raise StoreError(
+                f"{self.folder}: expected the state of {self.output} (identity {carried}), got "
+                f"that of another output ({identity}). Move it away; the tiles are then made "
+                "again, with the same result"
+            )
+
+    @property
+    def identity(self) -> str | None:
+        """What binds the state to its output; None before anything was committed."""
+        self._known = read_identity(self.folder / IDENTITY_FILE)
+        return self._known
 
     def close(self) -> None:
         """Let go; the last one out removes what is left, and a folder without any marker."""
@@ -132,7 +153,7 @@ class BuildState:
 
     def _leave(self) -> None:
         self._tidy()
-        for name in ("spool", "commit", "done"):
+        for name in _FOLDERS:
             with suppress(OSError):  # not there, or it holds something
                 (self.folder / name).rmdir()
         if {p.name for p in self.folder.iterdir()} <= {"lock"}:
@@ -153,8 +174,10 @@ class BuildState:
             return False
         try:
             self.settle()  # it may have been all but finished by a process that died
-        except OSError as error:
+        except (OSError, StoreError) as error:
             self.release(key)
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(
                 f"{self.folder}: what a process that ended had left in {self.folder / 'commit'} "
                 f"could not be finished: {error}; make room and run again"
@@ -163,14 +186,15 @@ class BuildState:
 
     def release(self, key: str) -> None:
         """Give a claimed tile back, without its spool."""
-        remove_tree(self.folder / "spool" / key)
+        disk.remove_tree(self.folder / "spool" / key)
         self.locks.release(f"tile {key}")
 
     def spool(self, key: str) -> Path:
         """An empty folder for the files of a claimed tile, from which it can be promoted."""
         folder = self.folder / "spool" / key
-        remove_tree(folder)
-        folder.mkdir(parents=True)
+        disk.remove_tree(folder)
+        _make_real_folder(folder.parent)
+        folder.mkdir()
         return folder
 
     @contextmanager
@@ -185,7 +209,7 @@ class BuildState:
                 with self.locks.held([LAYOUT], shared=not change):
                     if change:
                         self._finish_all()
-                    if change or not self._pending(layout=True):
+                    if change or not self._transactions.pending(layout=True):
                         yield
                         return
                 with self.locks.held([LAYOUT]):
@@ -195,100 +219,99 @@ class BuildState:
         """With the layout held to change it."""
         self.finish(layout=True)
         self.finish()
-        remove_tree(self.folder / "staging")
+        disk.remove_tree(self.folder / "staging")
 
     def settle(self) -> None:
         """Finish what processes that died have left in ``commit``."""
-        if self._pending() or self._pending(layout=True):
+        if self._transactions.pending() or self._transactions.pending(layout=True):
             with self.layout():
                 self.finish()
+
+    def finish(self, *, layout: bool = False) -> None:
+        """Apply the pending transactions of tiles, or those that change the layout."""
+        for commit in self._transactions.pending(layout=layout):
+            theirs = self._transactions.identity_of(commit)
+            first = (commit / IDENTITY_FILE).exists()  # it brings the identity
+            removed = self._carried is not None and not self.output.exists()
+            making = layout and (first or not self._transactions.begun(commit))
+            if theirs is None or (removed and not making):
+                # It has been applied; or the store that it was made for was removed since.
+                self._transactions.drop(commit)
+                continue
+            ours = self.identity or (self._carried and self._carried())
+            self._transactions.apply(commit, theirs if first and ours is None else ours)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty folder to fill for a change of the layout; it is gone afterwards in any case."""
         folder = self.folder / "staging"
-        remove_tree(folder)
+        disk.remove_tree(folder)
         folder.mkdir()
         try:
             yield folder
         finally:
-            remove_tree(folder)
+            disk.remove_tree(folder)
 
-    def promote(self, staged: Path, moves: list[tuple[str, Path]], *, layout: bool = False) -> None:
+    def promote(
+        self, staged: Path, moves: list[Move], identity: str, *, layout: bool = False
+    ) -> None:
         """Make staged files (or folders) appear, in order, and the folder ``staged`` go.
 
-        ``moves``: pairs of a name in ``staged`` and its target under ``base``. What was at the
-        target is replaced. Needs ``layout``, held to change it where ``layout`` is True.
+        Needs ``layout``, held to change it where ``layout`` is True. The state takes the
+        ``identity`` of the output if it has none yet. OSError: see `SpooledTile.commit`.
         """
-        plan = [[name, target.relative_to(self._base).as_posix()] for name, target in moves]
-        (staged / _PLAN).write_text(json.dumps(plan))
-        self._sync([staged / name for name in (*(name for name, _ in moves), _PLAN)])
-        commit = self.folder / "commit" / f"{uuid4().hex}{_LAYOUT if layout else ''}"
-        commit.parent.mkdir(exist_ok=True)
-        staged.rename(commit)
-        self._apply(commit)
-
-    def finish(self, *, layout: bool = False) -> None:
-        """Apply the pending transactions of tiles, or those that change the layout."""
-        for commit in self._pending(layout=layout):
-            self._apply(commit)
-
-    def _sync(self, paths: list[Path]) -> None:
-        """Have files, and those in folders, written to the disk."""
-        files = [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path])]
-        # A hard link is a shard that the store holds already.
-        files = [file for file in files if file.is_file() and file.stat().st_nlink == 1]
-        for _ in self._pool.map(_fsync, files):
-            pass
-
-    def _pending(self, *, layout: bool = False) -> list[Path]:
-        commits = self.folder / "commit"
-        try:
-            names = sorted(os.listdir(commits))
-        except FileNotFoundError:
-            return []
-        return [commits / name for name in names if name.endswith(_LAYOUT) == layout]
-
-    def _apply(self, commit: Path) -> None:
-        try:
-            plan = json.loads((commit / _PLAN).read_text())
-        except FileNotFoundError:  # it has been applied and is being removed
-            plan = []
-        for n, (name, target) in enumerate(plan):
-            staged, place = commit / name, self._base / target
-            if not staged.exists():
-                continue  # moved before
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.is_dir():  # a folder cannot be renamed onto one that holds files
-                place.rename(commit / f"replaced-{n}")
-            with suppress(FileNotFoundError):  # moved just now, by another process
-                os.replace(staged, place)
-        remove_tree(commit)
+        if self.identity != identity and IDENTITY_FILE not in (move.name for move in moves):
+            moves = [self.stage_identity(staged, identity), *moves]
+        commit = self._transactions.promise(staged, moves, identity, layout)
+        if not self._transactions.apply(commit, identity):
+            raise StoreError(
+                f"{self.output}: was changed by something else while a tile was written to it; the "
+                "tile is not finished. Run again when nothing but tessera_fast writes there"
+            )
 
     def marker(self, key: str) -> dict[str, Any] | None:
         """What ``stage_marker`` recorded for this tile, or None if it is not finished."""
-        try:
-            return json.loads(self._marker_path(key).read_text())
-        except FileNotFoundError:
-            return None
+        return read_marker(self._marker_path(key), self._known or self.identity)
 
     def has_marker(self, key: str) -> bool:
-        """Whether this tile is finished."""
-        return self._marker_path(key).exists()
+        """Whether there is a file that says of this tile that it is finished, readable or not."""
+        return os.path.lexists(self._marker_path(key))
 
-    def forget_markers(self) -> None:
-        """The output that the markers tell of is gone."""
-        remove_tree(self.folder / "done")
+    def forget(self) -> None:
+        """The output that markers and shard records tell of is gone."""
+        for name in ("done", "shards"):
+            disk.remove_tree(self.folder / name)
 
-    def stage_marker(self, staged: Path, key: str, record: dict[str, Any]) -> tuple[str, Path]:
+    def shard(self, name: str) -> ShardRecord | None:
+        """The record of a shard; None where there is none that counts."""
+        return read_shard(self._shard_path(name), self._known or self.identity)
+
+    def stage(self, staged: Path, name: str, place: str, record: Mapping[str, Any]) -> Move:
+        """Write a record into ``staged``; the move that makes it appear."""
+        data = to_json(record)
+        disk.write(staged / name, data)
+        return Move(name, place, Stamp.of(staged / name, data))
+
+    def stage_marker(
+        self, staged: Path, key: str, identity: str, record: Mapping[str, Any]
+    ) -> Move:
         """Write a marker into ``staged``; returns the move that must come last."""
-        (staged / "marker.json").write_text(json.dumps(record, indent=1, sort_keys=True))
-        return "marker.json", self._marker_path(key)
+        record = {"format": FORMAT, "identity": identity, **record}
+        return self.stage(staged, "marker.json", f"state/done/{key}.json", record)
 
-    def stage_birth(self, staged: Path, output: Path) -> tuple[str, Path]:
-        """The move that must come first where ``output`` is made: without a tile it is removed."""
-        (staged / "born").write_text(output.relative_to(self._base).as_posix())
-        return "born", self.folder / "born"
+    def stage_shard(self, staged: Path, name: str, identity: str, record: ShardRecord) -> Move:
+        """Write a shard's record into ``staged``; its move comes after those of the files."""
+        place = f"state/shards/{name}.json"
+        return self.stage(staged, f"shard.{name}.json", place, record.to_json(identity))
+
+    def stage_identity(self, staged: Path, identity: str) -> Move:
+        """Write the state's identity into ``staged``."""
+        record = {"format": FORMAT, "identity": identity}
+        return self.stage(staged, IDENTITY_FILE, f"state/{IDENTITY_FILE}", record)
+
+    def stage_birth(self, staged: Path) -> Move:
+        """The move that must come first where the output is made: without a tile it is removed."""
+        return self.stage(staged, "born", "state/born", {"format": FORMAT})
 
     def _tidy(self) -> None:
         """With nobody else here: finish transactions, then remove what is no tile's result."""
@@ -296,29 +319,54 @@ class BuildState:
             self.settle()
         finally:
             for name in ("spool", "staging"):
-                remove_tree(self.folder / name)
+                disk.remove_tree(self.folder / name)
         born = self.folder / "born"
-        if born.exists():
-            output = self._base / born.read_text()
-            if output.exists() and not any((self.folder / "done").glob("*.json")):
-                output.rename(self.folder / "staging")
-                remove_tree(self.folder / "staging")
+        if os.path.lexists(born):
+            made_here = self._carried is not None and self._carried() == self.identity
+            if made_here and self.output.is_dir() and self._is_empty():
+                self.output.rename(self.folder / "staging")
+                disk.remove_tree(self.folder / "staging")
+                disk.remove(self.folder / IDENTITY_FILE)
             born.unlink()
 
     def _marker_path(self, key: str) -> Path:
         return self.folder / "done" / f"{key}.json"
 
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder if it is there; another process may be removing it too."""
-    while path.exists():
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
+    def _shard_path(self, name: str) -> Path:
+        return self.folder / "shards" / f"{name}.json"
 
 
-def _fsync(file: Path) -> None:
-    fd = os.open(file, os.O_RDWR)
+def new_identity() -> str:
+    """A random identity for a new output."""
+    return uuid4().hex
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is more in a folder than what file managers leave."""
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _make_real_folder(folder: Path) -> None:
+    """Make a folder and its parents; StoreError if anything else has its name."""
+    _check_real_folder(folder)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        _check_real_folder(folder)
+        raise
+
+
+def _check_real_folder(folder: Path) -> None:
+    """StoreError if ``folder`` is a link or a file; it may be absent."""
+    try:
+        mode = os.lstat(folder).st_mode
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise StoreError(f"{folder.parent}: expected a folder, got a file; move it away") from None
+    if not stat.S_ISDIR(mode):
+        got = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
+        raise StoreError(
+            f"{folder}: expected a folder of this program, got {got}, which is not followed; move "
+            "it away, or write to another output"
+        )

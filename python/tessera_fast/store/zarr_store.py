@@ -6,7 +6,9 @@ scales, embeddings, and the marker last. See docs/design/0003-store.md.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -17,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from . import zone
+from . import disk, zone
+from .metadata import IDENTITY, PROVENANCE, carried_identity, open_store
 from .output import (
     COUNT_NAMES,
     Provenance,
@@ -26,12 +29,16 @@ from .output import (
     TileWriter,
     check_names,
     open_state,
+    other_tile,
     store_key,
 )
+from .records import ShardRecord, Stamp
 from .shards import Shards, Window, outranks
+from .state import new_identity
+from .transactions import Move
 from .zone import SHARD, Grid
 
-PROVENANCE = "tessera_fast:provenance"
+_log = logging.getLogger(__name__)
 
 
 class ZarrOutput:
@@ -55,6 +62,8 @@ class ZarrOutput:
         self._seen: tuple[int, ...] = ()  # which layout `_zones` and `_shards` are of
         self._zones: dict[int, Grid] = {}
         self._shards: dict[int, Shards] = {}
+        self._sound: set[tuple[str, str]] = set()  # shards and lineages that were found as recorded
+        self._identity = ""  # that the store carries; empty before there is one
         self._job = dict(extent or {})  # what all tiles of the job need
         places: list[Grid] = []
 
@@ -85,7 +94,63 @@ class ZarrOutput:
         if not self._holds(grid):
             with self._state.layout():
                 self._read_store()  # another process may have enlarged it
-        return self._holds(grid)
+        if not self._holds(grid):
+            return False
+        if self._are_sound(grid, marker["shards"]):
+            return True
+        # A commit may be under way, or another process may have enlarged the store meanwhile.
+        with self._state.layout():
+            self._read_store()
+            with self._state.locks.held(map(_lock_of, self._named(grid))):
+                self._state.finish()
+                if self._are_sound(grid, marker["shards"]):
+                    return True
+        _log.warning(
+            "%s: what it holds of tile %s is not what the tile's marker stands for (a file was "
+            "changed or lost, or the store was copied while a job wrote to it); the tile is made "
+            "again", self.path, tile.name,
+        )  # fmt: skip
+        return False
+
+    def _are_sound(self, tile: Grid, lineages: dict[str, str]) -> bool:
+        """Whether the shards of a tile are those that commits of these lineages left.
+
+        Each shard is looked at once: while the output is open only commits change it.
+        """
+        for name, top, left in self._named(tile):
+            lineage = lineages.get(name)
+            if (name, lineage) in self._sound:
+                continue
+            record = self._state.shard(name)
+            if lineage is None or record is None or record.lineage != lineage:
+                return False
+            files = self._files(tile, top, left)
+            if any(f.exists() != (k in record.files) for k, f in files.items()):
+                return False
+            if not all(stamp.fits(files[k]) for k, stamp in record.files.items() if k in files):
+                return False
+            self._sound.add((name, lineage))
+        return True
+
+    def _named(self, tile: Grid) -> list[tuple[str, int, int]]:
+        """Name, row and column of each shard that a tile of this store touches."""
+        grid, year = self._zones[tile.zone], tile.years[0]
+        return [
+            (zone.shard_name(grid, year, top, left), top, left)
+            for top, left in zone.shards(grid, tile)
+        ]
+
+    def _files(self, tile: Grid, top: int, left: int) -> dict[str, Path]:
+        """The files of one shard in the year of ``tile``, by array."""
+        grid = self._zones[tile.zone]
+        t = grid.years.index(tile.years[0])
+        folder = self.path / grid.group
+        return {name: folder / zone.shard_path(name, t, top, left) for name in self._arrays}
+
+    def refusal(self, tile: TileKey) -> str | None:
+        grid = zone.place(tile)
+        place = {k: v for k, v in _identity(tile, grid).items() if k != "fingerprint"}
+        return other_tile(self.path, tile, self._state.marker(store_key(tile)), place)
 
     def begin(self, tile: TileKey) -> TileWriter | None:
         key = store_key(tile)
@@ -93,6 +158,9 @@ class ZarrOutput:
         self._accept(zone.place(tile))
         if not self._state.claim(key):
             return None
+        if why := self.refusal(tile):
+            self._state.release(key)
+            raise StoreError(why)
         kept = ("embeddings", "scales", "counts")
         return SpooledTile(tile, self._provenance, self._state, key, kept, self._publish)
 
@@ -104,7 +172,7 @@ class ZarrOutput:
         return zone.array_names(self._provenance.prefixes)
 
     def _root(self) -> Any:
-        return self._zarr.open_group(str(self.path), mode="r", use_consolidated=False)
+        return open_store(self._zarr, self.path)
 
     def _holds(self, place: Grid) -> bool:
         return place.zone in self._zones and self._zones[place.zone].holds(place)
@@ -128,15 +196,22 @@ class ZarrOutput:
         if seen == self._seen:
             return
         root = self._root()
-        if PROVENANCE not in root.attrs:
+        recorded = root.attrs.get(PROVENANCE)
+        if not isinstance(recorded, dict):
             raise StoreError(
                 f"{self.path}: this store was not written by tessera_fast, so what its embeddings "
                 "are is not known; write to another one"
             )
-        self._provenance.refuse_mixing(self.path, dict(root.attrs[PROVENANCE]))
-        numbers = [int(name[3:]) for name in root.group_keys() if name.startswith("utm")]
+        self._provenance.refuse_mixing(self.path, recorded)
+        identity = carried_identity(self.path)
+        if identity is None:
+            raise StoreError(
+                f"{self.path}: an earlier version wrote this store, without the identity that "
+                "binds a store to the record of its tiles. It can be read; write to another one"
+            )
+        numbers = [int(name[3:]) for name in root.group_keys() if re.fullmatch(r"utm\d\d", name)]
         self._zones = {n: zone.read_grid(root[f"utm{n:02d}"], n) for n in numbers}
-        self._shards, self._seen = {}, seen
+        self._shards, self._seen, self._identity = {}, seen, identity
 
     def _accept(self, place: Grid) -> None:
         """Add a tile to the job; StoreError if it is off the zone's lattice."""
@@ -161,18 +236,21 @@ class ZarrOutput:
             self._read_store()
             if not self._holds(tile):
                 return False
-            shards = list(zone.shards(self._zones[tile.zone], tile))
-            with self._state.locks.held(f"{tile.group} {tile.years} {s}" for s in shards):
+            shards = self._named(tile)
+            with self._state.locks.held(map(_lock_of, shards)):
                 self._state.finish()  # of processes that died with these shards
-                moves = self._merge(spooled, tile, shards)
-                record = {
+                moves, lineages = self._merge(spooled, tile, shards)
+                marker = {
                     "tile": spooled.tile.name,
+                    "source": spooled.tile.source,
                     "year": spooled.tile.year,
                     **_identity(spooled.tile, tile),
                     "provenance": self._provenance.to_json(),
+                    "shards": lineages,
                 }
-                moves.append(self._state.stage_marker(spooled.folder, key, record))
-                self._state.promote(spooled.folder, moves)
+                folder, identity = spooled.folder, self._identity
+                moves.append(self._state.stage_marker(folder, key, identity, marker))
+                self._state.promote(folder, moves, identity)
         return True
 
     def _make_room(self) -> None:
@@ -192,10 +270,15 @@ class ZarrOutput:
                 wanted[number] = old.grown([job] if job else [], years)
         changed = {n: g for n, g in wanted.items() if self._zones.get(n) != g}
         born = not self.path.exists()
+        identity = new_identity() if born else self._identity
         if born:
-            self._state.forget_markers()  # of a store that was deleted
+            self._state.forget()  # of a store that was deleted
         with self._state.staging() as staging:
-            attributes = _root_attributes(self._provenance) if born else dict(self._root().attrs)
+            attributes = (
+                dict(self._root().attrs)
+                if not born
+                else {**_root_attributes(self._provenance), IDENTITY: identity}
+            )
             parent = self._zarr.create_group(str(staging), zarr_format=3, attributes=attributes)
             for number, grid in changed.items():
                 zone.create_group(parent, grid, self._provenance.dims, self._provenance.prefixes)
@@ -205,11 +288,15 @@ class ZarrOutput:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
                 self._zarr.consolidate_metadata(str(staging))
-            moves = [(grid.group, self.path / grid.group) for grid in changed.values()]
-            moves.append(("zarr.json", self.path / "zarr.json"))
+            moves = [
+                Move(name, f"output/{name}", Stamp.of(staging / name / "zarr.json"))
+                for name in (grid.group for grid in changed.values())
+            ]
+            moves.append(Move("zarr.json", "output/zarr.json", Stamp.of(staging / "zarr.json")))
             if born:
-                moves.insert(0, self._state.stage_birth(staging, self.path))
-            self._state.promote(staging, moves, layout=True)
+                before = self._state.stage_identity(staging, identity)
+                moves = [before, self._state.stage_birth(staging), *moves]
+            self._state.promote(staging, moves, identity, layout=True)
         self._read_store()
 
     def _carry_over(self, was: Grid, now: Grid, staging: Path) -> None:
@@ -223,14 +310,17 @@ class ZarrOutput:
         zone.link_shards(old, new, self._arrays, was, now)
 
     def _merge(
-        self, spooled: SpooledTile, tile: Grid, shards: list[tuple[int, int]]
-    ) -> list[tuple[str, Path]]:
+        self, spooled: SpooledTile, tile: Grid, shards: list[tuple[str, int, int]]
+    ) -> tuple[list[Move], dict[str, str]]:
         """Write the ``shards`` that the tile touches, merged with what they hold, into its spool.
 
         Where tiles overlap the pixel with more observations stays, whichever tile came first. A
-        tile that is made again replaces what is there. Pixels without data replace nothing.
+        tile that is made again from other inputs replaces what is there. Pixels without data
+        replace nothing. Returns the moves, and the lineage of each shard.
         """
-        again = self._state.has_marker(store_key(spooled.tile))
+        before = self._state.marker(store_key(spooled.tile))
+        now = _identity(spooled.tile, tile)
+        again = before is not None and any(before.get(k) != v for k, v in now.items())
         grid = self._zones[tile.zone]
         if tile.zone not in self._shards:
             folder = self.path / grid.group
@@ -243,27 +333,63 @@ class ZarrOutput:
         codes, scales, counts = (
             np.load(spooled.file(n), mmap_mode="r") for n in ("embeddings", "scales", "counts")
         )
-        moves: dict[str, list[tuple[str, Path]]] = {name: [] for name in self._arrays}
-        for top, left in shards:
+        moves: dict[str, list[Move]] = {name: [] for name in (*self._arrays, "")}
+        lineages = {}
+        for shard_name, top, left in shards:
             shard = slice(top, top + SHARD), slice(left, left + SHARD)
             part, (y, x) = _overlap(shard, (row, col), tile)
             merged = store.read(t, shard, part)
+            places = self._files(tile, top, left)
+            known = self._state.shard(shard_name)
+            was, lineage = _found(known, places, store.read_files)
             fresh = {"scales": scales[y, x]}
             fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y, x], 2, 0))
             for n, name in enumerate(COUNT_NAMES):
                 fresh[name] = counts[y, x, n]
             wins = np.isfinite(fresh["scales"]) if again else outranks(fresh, merged)
-            if not wins.any():
-                continue
-            for name, values in merged.items():
-                np.copyto(values, fresh[name], where=wins)
-            for name in self._arrays:
-                encoded = store.encode(name, t, shard, part, merged)
-                if encoded is not None:
-                    file = f"{name}.{top}.{left}"
-                    (spooled.folder / file).write_bytes(encoded)
-                    moves[name].append((file, store.file(name, t, shard)))
-        return [move for of_array in moves.values() for move in of_array]
+            stamps = dict(was)
+            if wins.any():
+                for name, values in merged.items():
+                    np.copyto(values, fresh[name], where=wins)
+                for name in self._arrays:
+                    encoded = store.encode(name, t, shard, part, merged)
+                    if encoded is not None:
+                        file = f"{name}.{top}.{left}"
+                        disk.write(spooled.folder / file, encoded)
+                        stamps[name] = Stamp.of(spooled.folder / file, encoded)
+                        place = f"output/{places[name].relative_to(self.path).as_posix()}"
+                        moves[name].append(Move(file, place, stamps[name], was.get(name)))
+            lineages[shard_name] = lineage
+            record = ShardRecord(lineage, stamps)
+            if record != known:
+                moves[""].append(
+                    self._state.stage_shard(spooled.folder, shard_name, self._identity, record)
+                )
+        return [move for of_array in moves.values() for move in of_array], lineages
+
+
+def _lock_of(shard: tuple[str, int, int]) -> str:
+    """Name of the lock of a shard."""
+    return f"shard {shard[0]}"
+
+
+def _found(
+    known: ShardRecord | None, places: dict[str, Path], data: dict[str, bytes]
+) -> tuple[dict[str, Stamp], str]:
+    """The stamps of a shard's files as they were read, and the lineage that they continue.
+
+    A new lineage where they are not those that were recorded: whatever markers of the old one
+    promise has to be made again.
+    """
+    recorded = dict(known.files) if known else {}
+    quick = {k: stamp for k, stamp in recorded.items() if k in data and stamp.fits(places[k])}
+    stamps = {k: quick[k] if k in quick else Stamp.of(places[k], data[k]) for k in data}
+    if known is None:
+        return stamps, new_identity() if stamps else ""
+    return (
+        stamps,
+        known.lineage if quick.keys() == recorded.keys() == stamps.keys() else new_identity(),
+    )
 
 
 def _identity(tile: TileKey, grid: Grid) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from . import disk
 from .output import COUNT_NAMES, TileKey
 
 PIXEL = 10.0  # metres
@@ -112,6 +112,18 @@ def shards(grid: Grid, tile: Grid) -> Iterator[tuple[int, int]]:
     for top in range(row // SHARD * SHARD, row + tile.height, SHARD):
         for left in range(col // SHARD * SHARD, col + tile.width, SHARD):
             yield top, left
+
+
+def shard_name(grid: Grid, year: int, top: int, left: int) -> str:
+    """Name of a shard by the place of its first pixel in millimetres, which growth leaves."""
+    x, y = grid.x0 + left * PIXEL, grid.y0 - top * PIXEL
+    return f"{grid.group}.{year}.{round(1000 * x)}.{round(1000 * y)}"
+
+
+def shard_path(array: str, t: int, top: int, left: int) -> str:
+    """The file of a shard of year number ``t`` in the folder of its zone."""
+    band = "/0" if array.startswith("embeddings") else ""
+    return f"{array}/c/{t}{band}/{top // SHARD}/{left // SHARD}"
 
 
 def place(tile: TileKey) -> Grid:
@@ -231,10 +243,7 @@ def link_shards(old: Path, new: Path, names: Sequence[str], was: Grid, now: Grid
                 index = (times[t], *middle, y + row, x + col)
                 target = (new / name / "c").joinpath(*map(str, index))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(file, target)
-                except OSError:  # a file system without hard links
-                    shutil.copy2(file, target)
+                disk.link(file, target)
 
 
 def _band_name(array: str) -> str:
