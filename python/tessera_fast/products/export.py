@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import InputError, StoreError
 from ..progress import Progress, progress_bar
-from ..store.reader import Embeddings, open_embeddings
 from ..store.disk import RowFile
+from ..store.reader import Embeddings, open_embeddings
 from .files import refuse_existing, require, whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, Part, parts

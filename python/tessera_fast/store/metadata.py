@@ -53,15 +53,20 @@ def open_store(zarr: Any, path: Path) -> Any:
 
     StoreError where the metadata of a group or array is damaged, or asks for too much memory.
     """
+    check_metadata(path)
+    try:
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except UNREADABLE as error:
+        raise _unreadable(path / "zarr.json", error) from error
+
+
+def check_metadata(path: Path) -> None:
+    """StoreError where the JSON of the root, a zone or an array of one cannot be acted on."""
     for file in _metadata_files(path):
         try:
             check_node(read_json(file, _MAX_ROOT if file.parent == path else MAX_JSON))
         except (Unreadable, OSError) as error:
             raise _unreadable(file, error) from error
-    try:
-        return zarr.open_group(str(path), mode="r", use_consolidated=False)
-    except UNREADABLE as error:
-        raise _unreadable(path / "zarr.json", error) from error
 
 
 def check_node(node: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ are the rows and columns of a window, E the embedding width.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
+from ..untrusted import (
+    Unreadable,
+    local_path,
+    parse_npy_header,
+    read_json,
+    read_start,
+    shown,
+    take,
+    take_numbers,
+    take_or_none,
+    take_whole,
+)
+from .metadata import PROVENANCE, UNREADABLE, check_metadata
 from .npy_folder import STATE
 from .output import COUNT_NAMES
-from .zarr_store import PROVENANCE, _import_zarr
+from .zarr_store import _import_zarr
 
 _SCALES = "_scales"
 
@@ -135,7 +148,7 @@ class Embeddings:
 
 def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Open a store or a folder of .npy files for reading; StoreError if it is neither."""
-    place = Path(path).expanduser().resolve()
+    place = local_path(path, "output").resolve()
     if (place / "zarr.json").exists():
         return _open_store(place)
     if place.is_dir() and any(place.glob("*.npy")):
@@ -151,22 +164,24 @@ def tiles_of(path: str | os.PathLike[str]) -> list[TileRecord]:
 
     StoreError where a marker cannot be read.
     """
-    place = Path(path).expanduser().resolve()
+    place = local_path(path, "output").resolve()
     store = (place / "zarr.json").exists()
     state = place.with_name(place.name + ".state") if store else place / STATE
     found = []
     for file in sorted((state / "done").glob("*.json")):
         try:
-            record = json.loads(file.read_text())
-            transform = record["transform"]
+            record = read_json(file)
             found.append(
                 TileRecord(
-                    record["tile"], record["year"], record["crs"],
-                    None if transform is None else tuple(transform), record["height"],
-                    record["width"],
+                    take(record, "tile", str),
+                    take_or_none(record, "year", int),
+                    take_or_none(record, "crs", str),
+                    _transform(record),
+                    take_whole(record, "height", 1, 2**31),
+                    take_whole(record, "width", 1, 2**31),
                 )
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+            )
+        except (OSError, Unreadable) as error:
             raise StoreError(
                 f"{file}: expected a JSON object with tile, year, crs, transform, height and "
                 f"width, got {type(error).__name__}: {error}. Embed the tile again"
@@ -174,33 +189,67 @@ def tiles_of(path: str | os.PathLike[str]) -> list[TileRecord]:
     return found
 
 
+def _transform(record: Mapping[str, Any]) -> tuple[float, ...] | None:
+    return None if record.get("transform") is None else take_numbers(record, "transform", 6)
+
+
 def _open_store(path: Path) -> Embeddings:
-    root = _import_zarr().open_group(str(path), mode="r")
+    zarr = _import_zarr()
+    check_metadata(path)
     layers = []
-    for name in sorted(k for k in root.group_keys() if k.startswith("utm")):
-        group = root[name]
-        arrays = {k: group[k] for k in group.array_keys()}
-        if not {"embeddings", "scales", "time"} <= arrays.keys():
-            raise StoreError(f"{path}/{name}: expected arrays embeddings, scales and time")
-        _, dims, height, width = arrays["embeddings"].shape
-        side = (arrays["embeddings"].shards or arrays["embeddings"].chunks)[-1]
-        attributes = dict(group.attrs)
-        transform = tuple(float(v) for v in attributes["spatial:transform"])
-        for t, year in enumerate(arrays["time"][:].tolist()):
-            layers.append(
-                Layer(
-                    f"{name}/{year}", height, width, dims, True, year, attributes["proj:code"],
-                    transform, side, arrays, t, path / name,
-                )
-            )  # fmt: skip
-    attributes = dict(root.attrs)
-    return Embeddings(path, tuple(layers), dict(attributes.get(PROVENANCE, {})), attributes)
+    try:
+        root = zarr.open_group(str(path), mode="r")
+        attributes = dict(root.attrs)
+        for name in sorted(k for k in root.group_keys() if k.startswith("utm")):
+            layers += _zone_layers(path, name, root[name])
+    except Unreadable as error:
+        raise StoreError(f"{path}: expected a store of embeddings, got {error}") from error
+    except UNREADABLE as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); restore it from a copy"
+        ) from error
+    provenance = attributes.get(PROVENANCE, {})
+    if not isinstance(provenance, dict):
+        raise StoreError(f"{path}: expected a provenance, got {shown(provenance)}")
+    return Embeddings(path, tuple(layers), dict(provenance), attributes)
+
+
+def _zone_layers(path: Path, name: str, group: Any) -> list[Layer]:
+    """A layer for each year of a zone."""
+    arrays = {k: group[k] for k in group.array_keys()}
+    if not {"embeddings", "scales", "time"} <= arrays.keys():
+        raise StoreError(f"{path}/{name}: expected arrays embeddings, scales and time")
+    if arrays["embeddings"].ndim != 4 or arrays["time"].ndim != 1:
+        raise Unreadable(f"{name}: embeddings that are not (time, band, y, x)")
+    times, dims, height, width = arrays["embeddings"].shape
+    for k, array in arrays.items():
+        flat = k == "scales" or k in COUNT_NAMES
+        if flat and array.shape != (times, height, width):
+            raise Unreadable(f"{name}/{k} of shape {array.shape}")
+    side = (arrays["embeddings"].shards or arrays["embeddings"].chunks)[-1]
+    attributes = dict(group.attrs)
+    crs, transform = (
+        take(attributes, "proj:code", str),
+        _transform({"transform": attributes.get("spatial:transform")}),
+    )
+    if transform is None:
+        raise Unreadable(f"{name}: no spatial:transform")
+    years = arrays["time"][:].tolist()
+    return [
+        Layer(
+            f"{name}/{year}", height, width, dims, True, year, crs, transform, side, arrays, t,
+            path / name,
+        )
+        for t, year in enumerate(years)
+    ]  # fmt: skip
 
 
 def _open_folder(path: Path) -> Embeddings:
     layers = []
     for file in sorted(path.glob("*.npy")):
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        values = _mapped(file)
         if values.ndim != 3:  # scales, or something else
             continue
         height, width, dims = values.shape
@@ -209,16 +258,51 @@ def _open_folder(path: Path) -> Embeddings:
         if values.dtype == np.int8:
             if not scales.exists():
                 raise StoreError(f"{file}: int8 codes without {scales.name} beside them")
-            arrays["scales"] = np.load(scales, mmap_mode="r", allow_pickle=False)
-        marker = path / STATE / "done" / f"{file.stem}.json"
-        known = json.loads(marker.read_text()) if marker.exists() else {}
+            arrays["scales"] = _mapped(scales)
+            if arrays["scales"].shape != (height, width):
+                raise StoreError(
+                    f"{scales}: expected the shape {(height, width)} of {file.name}, got "
+                    f"{arrays['scales'].shape}"
+                )
+        known = _record(path / STATE / "done" / f"{file.stem}.json")
+        try:
+            year, crs = take_or_none(known, "year", int), take_or_none(known, "crs", str)
+            transform = _transform(known)
+        except Unreadable as error:
+            raise StoreError(f"{file}: its marker cannot be read ({error})") from error
         layers.append(
             Layer(
-                file.stem, height, width, dims, values.dtype == np.int8, known.get("year"),
-                known.get("crs"), tuple(known["transform"]) if known.get("transform") else None,
+                file.stem, height, width, dims, values.dtype == np.int8, year, crs, transform,
                 _arrays=arrays,
             )
         )  # fmt: skip
-    record = path / STATE / "provenance.json"
-    provenance = json.loads(record.read_text()) if record.exists() else {}
-    return Embeddings(path, tuple(layers), provenance, {})
+    return Embeddings(path, tuple(layers), _record(path / STATE / "provenance.json"), {})
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """The array of a .npy file, which is read where it is used."""
+    try:
+        header = parse_npy_header(read_start(file, 1024))
+        if file.stat().st_size < header.size:
+            raise Unreadable(f"{header.size} bytes are needed")
+        if header.dtype.kind not in "iuf":
+            raise Unreadable(f"values {header.dtype}")
+        if not header.size - header.offset:
+            return np.zeros(header.shape, header.dtype)
+        order = "F" if header.fortran else "C"
+        return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
+    except (OSError, Unreadable) as error:
+        raise StoreError(f"{file}: expected a .npy file of embeddings, got {error}") from error
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    try:
+        return read_json(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, Unreadable) as error:
+        raise StoreError(
+            f"{file}: cannot be read ({error}); `tessera-fast verify {file.parents[1]}` checks "
+            "all of the output"
+        ) from error

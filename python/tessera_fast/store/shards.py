@@ -53,7 +53,7 @@ class Shards:
     def read(self, t: int, shard: Window, part: Window) -> dict[str, np.ndarray]:
         """``part`` of a shard, of all arrays but prefixes: (h, w), embeddings (E, h, w)."""
         self._files.clear()
-        self.read_files = {}
+        self.read_files.clear()
         pixels = {}
         for name, array in self._arrays.items():
             file = self.file(name, t, shard)
@@ -64,14 +64,18 @@ class Shards:
             if name not in _FULL:
                 continue
             if data is None:
-                size = (*array.shape[1:-2], *(s.stop - s.start for s in part))
-                pixels[name] = np.full(size, array.fill_value, array.dtype)
+                pixels[name] = _blank(array, part)
                 continue
             try:
                 pixels[name] = array[(t, ..., *part)]
             except UNREADABLE as error:
                 raise _damaged(file, error) from error
         return pixels
+
+    def blank(self, part: Window) -> dict[str, np.ndarray]:
+        """Go on as if the shard that was read last had no data; ``part`` of it, as `read` does."""
+        self._files.clear()
+        return {name: _blank(a, part) for name, a in self._arrays.items() if name in _FULL}
 
     def _bytes(self, file: Path, array: Any) -> bytes | None:
         """The content of a shard's file; None where there is none."""
@@ -92,7 +96,7 @@ class Shards:
         if values is None:
             values = merged["embeddings"][: self._arrays[name].shape[1]]
         key = self._key(self.file(name, t, shard))
-        had = key in self._files
+        had = name in self.read_files
         try:
             self._arrays[name][(t, ..., *part)] = values
         except UNREADABLE as error:  # of the chunks that were there
@@ -104,6 +108,11 @@ class Shards:
 
     def _key(self, file: Path) -> str:
         return file.relative_to(self._folder).as_posix()
+
+
+def _blank(array: Any, part: Window) -> np.ndarray:
+    size = (*array.shape[1:-2], *(s.stop - s.start for s in part))
+    return np.full(size, array.fill_value, array.dtype)
 
 
 def _damaged(file: Path, error: Exception) -> StoreError:

@@ -342,13 +342,23 @@ class ZarrOutput:
             places = self._files(tile, top, left)
             known = self._state.shard(shard_name)
             was, lineage = _found(known, places, store.read_files)
+            broken = _is_broken(known, was)
+            if broken:
+                _log.warning(
+                    "%s: parts of the shard at row %d and column %d are missing; the tiles that "
+                    "lie in it are made again",
+                    places["scales"],
+                    top,
+                    left,
+                )
+                merged = store.blank(part)
             fresh = {"scales": scales[y, x]}
             fresh["embeddings"] = np.ascontiguousarray(np.moveaxis(codes[y, x], 2, 0))
             for n, name in enumerate(COUNT_NAMES):
                 fresh[name] = counts[y, x, n]
             wins = np.isfinite(fresh["scales"]) if again else outranks(fresh, merged)
             stamps = dict(was)
-            if wins.any():
+            if broken or wins.any():
                 for name, values in merged.items():
                     np.copyto(values, fresh[name], where=wins)
                 for name in self._arrays:
@@ -390,6 +400,13 @@ def _found(
         stamps,
         known.lineage if quick.keys() == recorded.keys() == stamps.keys() else new_identity(),
     )
+
+
+def _is_broken(known: ShardRecord | None, found: dict[str, Stamp]) -> bool:
+    """Whether files of a shard were lost, so that the others tell of pixels that are not there."""
+    if known is None:
+        return ("embeddings" in found) != ("scales" in found)
+    return not known.files.keys() <= found.keys()
 
 
 def _identity(tile: TileKey, grid: Grid) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..quantization import quantize
 from ..spec import NAMED
+from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, Layer
 from .figures import Differences, Figures, Pixels, measure
 from .gates import Gate
@@ -22,7 +23,6 @@ from .pairs import Pair
 from .tally import TileTally
 
 STRIP = 2048  # pixels measured at once: 2 MiB a float64 array at E = 128
-UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # what damage raises
 
 
 class Sink(Protocol):

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..errors import StoreError
 from ..progress import Progress
+from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, open_embeddings
 from .causes import likely_causes
-from .compare import UNREADABLE, Reader, Streamed, stream
+from .compare import Reader, Streamed, stream
 from .figures import Figures
 from .gates import Gate, choose
 from .judge import Limit, judge, passes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..progress import Progress, progress_bar
-from .compare import UNREADABLE
+from ..store.metadata import UNREADABLE
+from ..untrusted import Unreadable, read_json
 from .places import SCALES, markers, state_folder
 from .selfcheck import Check
 from .state_check import check_markers
@@ -51,13 +51,13 @@ def _record(out: Check) -> dict[str, Any] | None:
     """What the folder says of its embeddings; None without a record."""
     file = state_folder(out.path) / "provenance.json"
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, Unreadable) as error:
         out.problem(file, f"cannot be read ({error})", "Write the tiles to another folder")
         return None
-    return record if isinstance(record, dict) else None
+    return record
 
 
 def _opened(out: Check, file: Path, again: str) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..store.npy_folder import STATE
 from ..store.output import TileKey
 from ..store.reader import Embeddings, Layer
 from ..store.zone import Grid, place
+from ..untrusted import Unreadable, read_json, take, take_numbers, take_whole
 
 SCALES = "_scales"  # <tile>_scales.npy beside <tile>.npy
 
@@ -44,9 +44,9 @@ def tiles(output: Embeddings) -> list[TilePlace]:
     found = []
     for file in markers(output.path):
         try:
-            record = json.loads(file.read_text())
-            found.append(TilePlace(record["tile"], marked_place(record)))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            record = read_json(file)
+            found.append(TilePlace(take(record, "tile", str), marked_place(record)))
+        except (OSError, Unreadable) as error:
             raise StoreError(
                 f"{file}: cannot be read as a marker ({error}); `tessera-fast verify "
                 f"{output.path}` checks all of them"
@@ -59,8 +59,14 @@ def marked_place(record: dict[str, Any]) -> Grid | None:
     needed = ("height", "width", "year", "crs", "transform")
     if any(record.get(k) is None for k in needed):
         return None
-    height, width, year, crs, transform = (record[k] for k in needed)
-    return place(TileKey(record["tile"], height, width, "", year, crs, tuple(transform)))
+    try:
+        height, width = (take_whole(record, k, 1, 2**31) for k in ("height", "width"))
+        year, crs = take_whole(record, "year", 1, 9999), take(record, "crs", str)
+        a, b, c, d, e, f = take_numbers(record, "transform", 6)
+        name = take(record, "tile", str)
+    except Unreadable as error:
+        raise StoreError(f"a marker's place cannot be read: {error}") from error
+    return place(TileKey(name, height, width, "", year, crs, (a, b, c, d, e, f)))
 
 
 def layer_place(layer: Layer) -> Grid | None:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..store.metadata import UNREADABLE
 from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
-from .compare import UNREADABLE
-from .places import state_folder
 from .selfcheck import Check
 from .value_rules import Fault, count_faults, quantized_faults
 
@@ -117,11 +116,7 @@ class Shards:
             yield from count_faults(np.stack([c for c in counts if c is not None], axis=-1), scales)
 
     def _fix(self, window: Window) -> str:
-        """How to have the pixels of a window made again, and nothing else.
-
-        Other arrays' shards of it have to go as well: a tile that is merged into a store replaces
-        no pixel that looks as good.
-        """
+        """How to have the pixels of a window made again, and nothing else."""
         if self._tiles is None:
             return "Fetch or write it again"
         names = [name for name, place in self._tiles if self._touches(place, window)]
@@ -131,9 +126,9 @@ class Shards:
         index = f"{window.rows.start // side}/{window.columns.start // side}"
         zone = self._out.path / self._zone
         return (
-            f"Remove {zone}/*/c/{window.time}/{index}, {zone}/*/c/{window.time}/0/{index} and, in "
-            f"{state_folder(self._out.path) / 'done'}, {', '.join(names)}; then run the same "
-            "`tessera-fast embed` again"
+            f"Remove {zone}/*/c/{window.time}/{index} and {zone}/*/c/{window.time}/0/{index}; then "
+            "run the same `tessera-fast embed` again, which makes the tiles of "
+            f"{', '.join(names)} anew"
         )
 
     def _touches(self, tile: Grid, window: Window) -> bool:

@@ -2,68 +2,97 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
 from ..store.locks import PRESENCE, Locks
 from ..store.output import IDENTITY
-from ..store.zone import Grid
+from ..store.records import Stamp, check_marker, parse_stamps, read_identity, read_shard
+from ..store.state import IDENTITY_FILE
+from ..store.zone import Grid, shard_name, shards
+from ..untrusted import Unreadable, read_json, shown
 from .places import SCALES, is_store, marked_place, markers, state_folder
 from .selfcheck import Check
-from .shard_check import file_of, file_side
+from .shard_check import file_of
 
 _AGAIN = "Remove this marker and run the same `tessera-fast embed` again"
+_RERUN = "Run the same `tessera-fast embed` again: it makes the tile anew"
+Zones = dict[str, tuple[Grid, dict[str, Any]]]
 
 
-def check_markers(
-    out: Check, provenance: dict[str, Any], zones: dict[str, tuple[Grid, dict[str, Any]]] | None
-) -> None:
+def check_markers(out: Check, provenance: dict[str, Any], zones: Zones | None) -> None:
     """Every marker against the output. ``zones``: of a store, the grid and the arrays of each;
     None for a folder."""
+    identity = _identity(out)
+    checked = _Shards(out, identity)
     for file in markers(out.path):
         out.count("markers")
         try:
-            record = json.loads(file.read_text())
-            recorded = {k: record["provenance"].get(k) for k in IDENTITY}
-            name = str(record["tile"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            out.problem(
-                file, f"cannot be read as a marker ({type(error).__name__}: {error})", _AGAIN
-            )
+            record = read_json(file)
+            name = record.get("tile")
+            theirs = record.get("provenance")
+            if not isinstance(name, str) or not isinstance(theirs, dict):
+                raise Unreadable("expected a tile and its provenance")
+            if identity is not None:
+                check_marker(record)
+        except (OSError, Unreadable) as error:
+            out.problem(file, f"cannot be read as a marker ({error})", _AGAIN)
             continue
-        other = [k for k in IDENTITY if recorded[k] != provenance.get(k)]
+        if identity is not None and record.get("identity") != identity:
+            out.problem(file, "is of another output, and does not count here", _AGAIN)
+            continue
+        other = [k for k in IDENTITY if theirs.get(k) != provenance.get(k)]
         if other:
-            sides = "; ".join(f"{k} {recorded[k]!r}, {provenance.get(k)!r}" for k in other)
+            sides = "; ".join(f"{k} {shown(theirs.get(k))}, {provenance.get(k)!r}" for k in other)
             out.problem(
                 file,
                 f"tells of other embeddings than the output records ({sides})",
                 f"Do not use tile {name}: write it to another output",
             )
         if zones is None:
-            _file_of_tile(out, file, record, provenance)
+            _files_of_tile(out, file, record, provenance)
         else:
-            _place_of_tile(out, file, record, zones)
+            _place_of_tile(out, file, record, zones, checked)
 
 
-def _file_of_tile(
+def _identity(out: Check) -> str | None:
+    """Of the state; None, with a note or a problem, where there is none to bind markers to."""
+    folder = state_folder(out.path)
+    try:
+        identity = read_identity(folder / IDENTITY_FILE)
+    except StoreError as error:
+        out.problem(folder / IDENTITY_FILE, f"cannot be read ({error})", "Restore it from a copy")
+        return None
+    if identity is None and any(markers(out.path)):
+        out.notes.append(
+            f"{folder}: an earlier version wrote it, without what binds markers to files: no "
+            "digest was checked"
+        )
+    return identity
+
+
+def _files_of_tile(
     out: Check, marker: Path, record: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
     names = [f"{record['tile']}.npy"]
     if provenance.get("dtype") == "int8":
         names.append(f"{record['tile']}{SCALES}.npy")
+    stamps = parse_stamps(record["files"]) if "files" in record else {}
     for name in names:
         if not (out.path / name).exists():
+            out.problem(marker, f"says that the tile is finished, and {name} is missing", _RERUN)
+        elif name in stamps and not stamps[name].fits(out.path / name, thorough=True):
             out.problem(
-                marker,
-                f"says that the tile is finished, and {name} is missing",
-                "Run the same `tessera-fast embed` again: it makes the tile anew",
+                out.path / name,
+                f"is not the file that its marker {marker.name} stands for",
+                f"Restore it from a copy, or remove it. {_RERUN}",
             )
+        out.count("digests", int(name in stamps))
 
 
 def _place_of_tile(
-    out: Check, marker: Path, record: dict[str, Any], zones: dict[str, tuple[Grid, dict[str, Any]]]
+    out: Check, marker: Path, record: dict[str, Any], zones: Zones, checked: _Shards
 ) -> None:
     try:
         tile = marked_place(record)
@@ -90,12 +119,11 @@ def _place_of_tile(
             _AGAIN,
         )
         return
-    row, col = grid.offset(tile)
-    time, side = grid.years.index(tile.years[0]), file_side(arrays["scales"])
+    time = grid.years.index(tile.years[0])
+    places = list(shards(grid, tile))
     found = [
         any(file_of(arrays[k], time, top, left).exists() for k in ("scales", "embeddings"))
-        for top in range(row // side * side, row + tile.height, side)
-        for left in range(col // side * side, col + tile.width, side)
+        for top, left in places
     ]
     if not any(found):
         out.problem(
@@ -108,6 +136,51 @@ def _place_of_tile(
             f"{marker}: {found.count(False)} of the {len(found)} shards that its tile touches are "
             "absent, which is right only if no pixel of it has data there"
         )
+    if "shards" in record:
+        names = [shard_name(grid, tile.years[0], *place) for place in places]
+        for name, place in zip(names, places, strict=True):
+            files = {k: file_of(a, time, *place) for k, a in arrays.items() if a.ndim >= 3}
+            if not checked.is_as_promised(name, record["shards"].get(name), files):
+                out.problem(
+                    marker,
+                    f"stands for files of shard {name} that are no longer as its commit left them",
+                    _RERUN,
+                )
+                break
+
+
+class _Shards:
+    """The shard records of a store, each held against its files once, by digest."""
+
+    def __init__(self, out: Check, identity: str | None) -> None:
+        self._out, self._identity = out, identity
+        self._lineages: dict[str, str | None] = {}  # None: its files are not as recorded
+
+    def is_as_promised(self, name: str, lineage: str | None, files: dict[str, Path]) -> bool:
+        """Whether the ``files`` of shard ``name`` are those of ``lineage``."""
+        if name not in self._lineages:
+            self._lineages[name] = self._checked(name, files)
+        return lineage is not None and self._lineages[name] == lineage
+
+    def _checked(self, name: str, files: dict[str, Path]) -> str | None:
+        path = state_folder(self._out.path) / "shards" / f"{name}.json"
+        record = read_shard(path, self._identity)
+        if record is None:
+            self._out.problem(path, "is missing, or is no record of a shard", _RERUN)
+            return None
+        wrong = [k for k, f in files.items() if not _fits(record.files.get(k), f)]
+        self._out.count("digests", len(record.files))
+        for k in wrong:
+            self._out.problem(
+                files[k],
+                f"is not as the last commit left it (digest in {path.name})",
+                "Restore it from a copy; or remove it and run the same `tessera-fast embed` again",
+            )
+        return None if wrong else record.lineage
+
+
+def _fits(stamp: Stamp | None, file: Path) -> bool:
+    return not file.exists() if stamp is None else stamp.fits(file, thorough=True)
 
 
 def check_leftovers(out: Check) -> None:

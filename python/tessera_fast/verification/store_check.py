@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
+from ..store.metadata import PROVENANCE, UNREADABLE, check_metadata
 from ..store.output import COUNT_NAMES
-from ..store.zarr_store import PROVENANCE, _import_zarr
+from ..store.zarr_store import _import_zarr
 from ..store.zone import PIXEL, Grid
-from .compare import UNREADABLE
+from ..untrusted import Unreadable, read_json
 from .places import marked_place, markers
 from .selfcheck import Check
 from .shard_check import Shards
@@ -26,6 +26,7 @@ def check_store(out: Check, progress: Progress) -> None:
     """Add what is wrong with the store at ``out.path``, its markers included."""
     zarr = _import_zarr()
     try:
+        check_metadata(out.path)
         root = zarr.open_group(str(out.path), mode="r", use_consolidated=False)
         names = sorted(root.group_keys())
     except UNREADABLE as error:
@@ -72,8 +73,8 @@ def _marked(out: Check) -> list[tuple[str, Grid]]:
     """File names of the markers, with the tiles' places; what is wrong with one is said later."""
     found = []
     for file in markers(out.path):
-        with suppress(OSError, ValueError, LookupError, TypeError, StoreError):
-            if (grid := marked_place(json.loads(file.read_text()))) is not None:
+        with suppress(OSError, Unreadable, StoreError):
+            if (grid := marked_place(read_json(file))) is not None:
                 found.append((file.name, grid))
     return found
 
