@@ -8,6 +8,7 @@ turn that into the package's error for their kind of file.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -81,26 +82,47 @@ def shown(value: object) -> str:
 # ---- files
 
 
-def read_bytes(path: str | os.PathLike[str], limit: int, *, links: bool = True) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS |= getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[BinaryIO, int]:
+    """A regular file, open for reading, and its size in bytes.
 
     ``links``: False refuses a symbolic link. Raises Unreadable for anything that is not such a
     file, and OSError where it is absent or cannot be read. A pipe or device is never waited for.
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NONBLOCK", 0)
-    if not links:
-        if os.path.islink(path):
-            raise Unreadable("a symbolic link, where a file is expected")
-        flags |= getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
+    if not links and os.path.islink(path):
+        raise Unreadable("a symbolic link, where a file is expected")
+    descriptor = os.open(path, _FLAGS if links else _FLAGS | _NO_LINK)
+    try:
+        found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise Unreadable("not a regular file")
-        data = b"" if found.st_size > limit else file.read(limit + 1)
-        if found.st_size > limit or len(data) > limit:
-            raise Unreadable(f"{max(found.st_size, len(data))} bytes, expected at most {limit}")
+        return open(descriptor, "rb"), found.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int, *, links: bool = True) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; errors as in `open_file`."""
+    file, size = open_file(path, links=links)
+    with file:
+        data = b"" if size > limit else file.read(size + 1)
+        if len(data) > size:  # it grew, or its size is not told, as in /proc
+            data += file.read(limit)
+    if size > limit or len(data) > limit:
+        raise Unreadable(f"{max(size, len(data))} bytes, expected at most {limit}")
     return data
+
+
+def read_start(path: str | os.PathLike[str], most: int) -> bytes:
+    """The first ``most`` bytes of a regular file, or all of it; errors as in `open_file`."""
+    file, _ = open_file(path)
+    with file:
+        return file.read(most)
 
 
 def read_json(
@@ -292,7 +314,12 @@ def parse_npy_header(start: bytes) -> NpyHeader:
     length = npy_header_length(start)
     if len(start) < length:
         raise Unreadable("it ends within its header")
-    text = start[10 if start[6] == 1 else 12 : length]
+    return _parse_npy_header(start[:length])
+
+
+@functools.lru_cache(maxsize=256)  # tiles of one campaign have few headers
+def _parse_npy_header(start: bytes) -> NpyHeader:
+    text = start[10 if start[6] == 1 else 12 :]
     try:
         fields = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -314,4 +341,4 @@ def parse_npy_header(start: bytes) -> NpyHeader:
     # an axis of 0 does not excuse the others: numpy multiplies what is not 0
     if math.prod(n for n in shape if n) * dtype.itemsize > MAX_SIZE - _MAX_NPY_HEADER:
         raise Unreadable(f"shape {shown(shape)}, more than any file holds")
-    return NpyHeader(shape, dtype, fortran and len(shape) > 1, length)
+    return NpyHeader(shape, dtype, fortran and len(shape) > 1, len(start))
