@@ -15,6 +15,8 @@ import os
 import re
 import reprlib
 import stat
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -37,6 +39,14 @@ T = TypeVar("T")
 
 class Unreadable(ValueError):
     """The bytes are not what they should be; the message says what was found."""
+
+
+# What libraries that parse for us (zarr, xarray, rasterio, pyarrow) raise for damaged bytes when
+# they do not notice the damage themselves. For one call of such a library, never for our own code.
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+    AssertionError, RuntimeError, MemoryError, ImportError, zlib.error, struct.error,
+)  # fmt: skip
 
 
 # ---- values in messages

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TesseraError
-from .geotiff import read_plain
+from ..untrusted import DAMAGED, Unreadable, read_start, shown
+from .geotiff import START_BYTES, read_plain
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:
     """Six floats of ``transform``, which may be a rasterio Affine (nine numbers)."""
     if transform is None:
         return None
-    numbers = tuple(float(v) for v in transform)
+    try:
+        numbers = tuple(float(v) for v in transform)
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
     if len(numbers) not in (6, 9) or not all(map(math.isfinite, numbers)):
         raise InputError(
-            f"transform: expected six finite numbers (a, b, c, d, e, f), got {transform}"
+            f"transform: expected six finite numbers (a, b, c, d, e, f), got {shown(transform)}"
         )
     return numbers[:6]
 
@@ -93,28 +97,28 @@ def read_roi(
 
 
 def _beginning(path: Path | str) -> bytes:
-    """Enough of a file for the tags, which GDAL writes before the pixels."""
     try:
-        with open(path, "rb") as file:
-            return file.read(16 << 10)
-    except OSError as error:
+        return read_start(path, START_BYTES)
+    except (OSError, Unreadable) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the disk") from error
 
 
 def _read_any(path: Path | str, data: bytes | None) -> tuple[tuple[int, ...], Georeference]:
-    """Size and georeference of whatever rasterio opens."""
+    """Size and georeference of a GeoTIFF that rasterio opens."""
     import rasterio
 
     try:
         with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            warnings.simplefilter("ignore")  # of georeferences that are not there, or damaged
             source = path if data is None else stack.enter_context(rasterio.MemoryFile(data))
-            roi = stack.enter_context(rasterio.open(source))
+            # No other format: some are lists of further files and addresses.
+            roi = stack.enter_context(rasterio.open(source, driver="GTiff"))
             crs, transform, size = roi.crs, roi.transform, roi.shape
-    except rasterio.errors.RasterioIOError as error:
+            code = crs.to_epsg() if crs else None
+            name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
+    except (rasterio.errors.RasterioError, *DAMAGED) as error:
         raise InputError(
-            f"{path}: expected a GeoTIFF, got {error}; write it again or remove it"
+            f"{path}: expected a GeoTIFF, got {str(error)[:200]}; write it again or remove it"
         ) from error
-    code = crs.to_epsg() if crs else None
-    name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
-    return size, Georeference(name, None if transform.is_identity else tuple(transform)[:6])
+    found = Georeference(name, None if transform.is_identity else affine(transform))
+    return size, found
