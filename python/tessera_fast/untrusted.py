@@ -18,8 +18,9 @@ import stat
 import struct
 import zlib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -89,6 +90,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes for what is no UTF-8, as names of files may be."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 # ---- files
 
 
@@ -97,7 +103,7 @@ _FLAGS |= getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
-def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[BinaryIO, int]:
+def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[BufferedReader, int]:
     """A regular file, open for reading, and its size in bytes.
 
     ``links``: False refuses a symbolic link. Raises Unreadable for anything that is not such a
@@ -282,6 +288,17 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
         raise InputError(
             f"{what}: {text!r:.80} begins with ~, and there is no such user; give the path itself"
         ) from error
+
+
+def local_target(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """Like `local_path`, of a file or folder to write: its name leaves room for an ending."""
+    target = local_path(path, what)
+    if not plain_name(target.name):
+        got = f"a name of {len(os.fsencode(target.name))} bytes" if target.name else shown(path)
+        raise InputError(
+            f"{what}: expected a name of 1 to {MAX_NAME} bytes to write to, got {got}; give another"
+        )
+    return target
 
 
 # ---- .npy files

@@ -3,8 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -167,7 +167,7 @@ class NpyArray(StoredArray):
             return np.asarray(self._map()[dates, rows, columns]).astype(self.dtype, copy=False)
         return super().lines(dates, rows, columns)
 
-    def _open(self) -> tuple[BinaryIO, NpyHeader]:
+    def _open(self) -> tuple[BufferedReader, NpyHeader]:
         """The file and what it says; InputError if it is cut, pickled or not a .npy file."""
         size = 0
         try:

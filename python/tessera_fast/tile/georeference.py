@@ -1,6 +1,7 @@
 """Where a tile lies: its coordinate reference system and the affine transform of its pixels."""
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -66,6 +67,21 @@ def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:
 def crs_name(crs: Any) -> str | None:
     """``crs`` as text: an EPSG number, a string or a CRS object of pyproj or rasterio."""
     return f"EPSG:{crs}" if isinstance(crs, int) else None if crs is None else str(crs)
+
+
+@functools.lru_cache(maxsize=64)
+def check_crs(text: str) -> None:
+    """InputError unless ``text`` is a CRS that pyproj reads."""
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        CRS.from_user_input(text)
+    except (CRSError, *DAMAGED) as error:
+        raise InputError(
+            f"crs: expected one that pyproj reads, such as EPSG:32631, got {shown(text)} "
+            f"({str(error)[:100]})"
+        ) from error
 
 
 def read_roi(

@@ -17,7 +17,7 @@ from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
 from .folder import DATES, ONE_ORBIT, ZARR_MARKERS, dates_files, year_in
 from .georeference import read_roi
-from .npy import HEADER_BYTES, SMALL_BYTES, parse_array, spans, unreadable
+from .npy import HEADER_BYTES, parse_array, spans, unreadable
 
 # Runs nearer than this are one request: at 10 MB/s and more, 64 KiB take less than its round trip.
 _GAP = 64 << 10
