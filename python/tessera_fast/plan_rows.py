@@ -16,6 +16,7 @@ from .untrusted import (
     MAX_PATH,
     MAX_SIZE,
     Unreadable,
+    first_line,
     parse_json,
     plain_name,
     printable,
@@ -146,7 +147,7 @@ def _read_parquet(arrow: Any, parquet: Any, data: bytes) -> tuple[Any, Iterator[
             for j in range(about.num_columns)
         }
     except (arrow.ArrowException, *DAMAGED) as error:
-        raise Unreadable(f"{type(error).__name__}: {error}") from error
+        raise Unreadable(first_line(error)) from error
     if schema.names != names or _KEY not in (schema.metadata or {}):
         raise Unreadable("a Parquet file of other columns")
     if not codecs <= {_CODEC.upper()}:
@@ -169,7 +170,7 @@ def _records(arrow: Any, file: Any) -> Iterator[dict[str, Any]]:
     except Unreadable:
         raise
     except (arrow.ArrowException, *DAMAGED) as error:
-        raise Unreadable(f"{type(error).__name__}: {error}") from error
+        raise Unreadable(first_line(error)) from error
 
 
 def _checked_rows(records: Iterable[dict[str, Any]]) -> Iterator[PlanRow]:

@@ -95,6 +95,12 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def first_line(error: BaseException) -> str:
+    """What a library said of damaged bytes, short enough for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {printable(lines[0])[:160]}" if lines else type(error).__name__
+
+
 # ---- files
 
 
@@ -142,15 +148,22 @@ def read_start(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def read_json(
-    path: str | os.PathLike[str], limit: int = MAX_JSON, *, links: bool = True
+    path: str | os.PathLike[str],
+    limit: int = MAX_JSON,
+    *,
+    links: bool = True,
+    constants: bool = False,
 ) -> dict[str, Any]:
     """The JSON object in a file; see `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, limit, links=links), limit)
+    return parse_json(read_bytes(path, limit, links=links), limit, constants=constants)
 
 
-def parse_json(data: bytes | str, limit: int = MAX_JSON) -> dict[str, Any]:
+def parse_json(
+    data: bytes | str, limit: int = MAX_JSON, *, constants: bool = False
+) -> dict[str, Any]:
     """The JSON object in ``data``: every name once, numbers finite, text that can be encoded.
 
+    ``constants`` lets NaN and Infinity pass, which are no JSON and which some programs write.
     Raises Unreadable for anything else, also for nesting that Python cannot follow.
     """
     if len(data) > limit:
@@ -158,7 +171,10 @@ def parse_json(data: bytes | str, limit: int = MAX_JSON) -> dict[str, Any]:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite
+            text,
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=float if constants else _constant,
         )
         if "\\u" in text:  # may have made half a character, which no file can be named by
             json.dumps(value, ensure_ascii=False).encode("utf-8")

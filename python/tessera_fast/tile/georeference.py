@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TesseraError
-from ..untrusted import DAMAGED, Unreadable, read_start, shown
+from ..untrusted import DAMAGED, Unreadable, first_line, read_start, shown
 from .geotiff import START_BYTES, read_plain
 
 
@@ -49,7 +49,7 @@ class Georeference:
 UNKNOWN = Georeference()
 
 
-def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:
+def affine(transform: Sequence[Any] | None) -> tuple[float, ...] | None:
     """Six floats of ``transform``, which may be a rasterio Affine (nine numbers)."""
     if transform is None:
         return None
@@ -80,7 +80,7 @@ def check_crs(text: str) -> None:
     except (CRSError, *DAMAGED) as error:
         raise InputError(
             f"crs: expected one that pyproj reads, such as EPSG:32631, got {shown(text)} "
-            f"({str(error)[:100]})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -134,7 +134,7 @@ def _read_any(path: Path | str, data: bytes | None) -> tuple[tuple[int, ...], Ge
             name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
     except (rasterio.errors.RasterioError, *DAMAGED) as error:
         raise InputError(
-            f"{path}: expected a GeoTIFF, got {str(error)[:200]}; write it again or remove it"
+            f"{path}: expected a GeoTIFF, got {first_line(error)}; write it again or remove it"
         ) from error
     found = Georeference(name, None if transform.is_identity else affine(transform))
     return size, found
