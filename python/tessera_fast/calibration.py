@@ -30,7 +30,7 @@ from .tile import Tile, open_tile
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from .plan_table import PlanRow
+    from .plan_rows import PlanRow
 
 SECONDS = 2.5  # of encoding
 _SAMPLES = 4  # tiles of different sizes

@@ -18,7 +18,8 @@ from .executors import run_tasks
 from .executors.base import Job, Watch
 from .model import Model
 from .pipeline import Settings
-from .plan_table import Plan, PlanRow
+from .plan_rows import PlanRow
+from .plan_table import Plan
 from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .spec import NAMED

@@ -1,57 +1,19 @@
 """A plan as rows and totals: split among workers, printed, and kept in a Parquet file."""
 
-import json
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .calibration import Calibration
-from .errors import InputError, StoreError, TesseraError
+from .errors import InputError, StoreError
+from .plan_rows import Failure, PlanRow, need_pyarrow, parse_plan, write_plan
+from .untrusted import Unreadable, local_path, local_target, read_bytes
 
-_KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
 _SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """One tile of a plan. Tokens and FLOP are estimates from a sample of the tile's rows."""
-
-    name: str
-    source: str  # path or URL for `open_tile`
-    year: int | None
-    crs: str | None
-    transform: tuple[float, ...] | None  # (a, b, c, d, e, f) of the pixel corners
-    height: int
-    width: int
-    s2_dates: int
-    s1_asc_dates: int
-    s1_desc_dates: int
-    pixels: int
-    s2_tokens: int
-    s1_tokens: int
-    flop: float
-    bytes_in: int  # of raw observations
-    bytes_out: int  # before compression
-    fingerprint: str  # of the observations, as Tile.fingerprint() gives it
-    seconds: float | None = None
-
-    @property
-    def tokens(self) -> int:
-        return self.s2_tokens + self.s1_tokens
-
-    def timed(self, seconds: float) -> "PlanRow":
-        return replace(self, seconds=seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A tile that is not in the plan, and why."""
-
-    source: str
-    message: str
+_MOST_BYTES = 1 << 30  # of a plan's file: about ten million tiles
 
 
 @dataclass(frozen=True)
@@ -97,7 +59,8 @@ class Plan:
         workers = workers or self.options["workers"]
         if self.calibration is None:
             return None
-        return max(self.shard(i, workers).seconds or 0.0 for i in range(workers))
+        some = min(workers, max(len(self.rows), 1))  # the others have nothing to do
+        return max(self.shard(i, workers).seconds or 0.0 for i in range(some))
 
     def summary(self, shown: int = _SHOWN) -> str:
         """The largest ``shown`` tiles and the totals, as text of at most 100 columns."""
@@ -106,77 +69,40 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Parquet file of one row a tile, whole or not at all.
 
-        Needs pyarrow (extra ``[plan]``). StoreError where it cannot be written.
+        Needs pyarrow (extra ``[plan]``). InputError for a path or value that no file can hold,
+        StoreError where it cannot be written.
         """
-        arrow, parquet = need_pyarrow()
-        columns = {
-            f.name: arrow.array([getattr(r, f.name) for r in self.rows], _arrow_type(arrow, f.name))
-            for f in fields(PlanRow)
-        }
+        need_pyarrow()
+        target = local_target(path, "plan")
         head = {
             "options": self.options,
             "memory": self.memory,
             "calibration": self.calibration and asdict(self.calibration),
             "weights_bytes": self.weights_bytes,
-            "failed": [asdict(f) for f in self.failed],
         }
-        table = arrow.table(columns).replace_schema_metadata(
-            {_KEY: json.dumps(head, default=str).encode()}
-        )
-        target = Path(path).expanduser()
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            parquet.write_table(table, staged)
-            os.replace(staged, target)
+            try:
+                write_plan(staged, self.rows, self.failed, head)
+                os.replace(staged, target)
+            finally:
+                staged.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{target}: the plan cannot be written ({error})") from error
-        finally:
-            staged.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
-        """The plan that :meth:`save` wrote; InputError for any other file."""
-        arrow, parquet = need_pyarrow()
+        """The plan that :meth:`save` wrote; InputError for any other file, and for rows that no
+        tile can have."""
+        need_pyarrow()
+        place = local_path(path, "plan")
         try:
-            table = parquet.read_table(Path(path).expanduser())
-            head = json.loads((table.schema.metadata or {})[_KEY])
-            rows = [PlanRow(**_plain(row)) for row in table.to_pylist()]
-            speed = head["calibration"]
-            return cls(
-                rows, [Failure(**f) for f in head["failed"]], head["options"],
-                head["memory"] and tuple(head["memory"]), speed and Calibration(**speed),
-                head["weights_bytes"],
-            )  # fmt: skip
-        except (OSError, arrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            return cls(**parse_plan(read_bytes(place, _MOST_BYTES)))
+        except (OSError, Unreadable) as error:
             raise InputError(
-                f"{path}: expected a plan as `tessera-fast plan -o` writes it, got a file that "
-                f"cannot be read as one ({type(error).__name__}: {error}); plan again"
+                f"{place}: expected a plan as `tessera-fast plan -o` writes it, got a file that "
+                f"cannot be read as one ({str(error)[:300]}); plan again"
             ) from error
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    transform = row["transform"]
-    return {**row, "transform": None if transform is None else tuple(transform)}
-
-
-def need_pyarrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet; TesseraError says how to install them."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TesseraError(
-            "a plan's file is Parquet, which needs pyarrow: pip install 'tessera_fast[plan]'"
-        ) from error
-    return pyarrow, pyarrow.parquet
-
-
-def _arrow_type(arrow: Any, column: str) -> Any:
-    if column in ("name", "source", "crs", "fingerprint"):
-        return arrow.string()
-    if column in ("flop", "seconds"):
-        return arrow.float64()
-    return arrow.list_(arrow.float64(), 6) if column == "transform" else arrow.int64()
 
 
 def _table(plan: Plan, shown: int) -> list[str]:

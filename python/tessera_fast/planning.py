@@ -16,7 +16,8 @@ from .calibration import Calibration, calibrate_rate, nominal
 from .errors import BackendUnavailable, InputError, TesseraError
 from .model import Model
 from .packing import pack
-from .plan_table import Failure, Plan, PlanRow
+from .plan_rows import Failure, PlanRow
+from .plan_table import Plan
 from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec

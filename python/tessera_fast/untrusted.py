@@ -8,13 +8,17 @@ turn that into the package's error for their kind of file.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 import os
 import re
 import reprlib
 import stat
+import struct
+import zlib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,6 +40,14 @@ T = TypeVar("T")
 
 class Unreadable(ValueError):
     """The bytes are not what they should be; the message says what was found."""
+
+
+# What libraries that parse for us (zarr, xarray, rasterio, pyarrow) raise for damaged bytes when
+# they do not notice the damage themselves. For one call of such a library, never for our own code.
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+    AssertionError, RuntimeError, MemoryError, ImportError, zlib.error, struct.error,
+)  # fmt: skip
 
 
 # ---- values in messages
@@ -78,41 +90,80 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes for what is no UTF-8, as names of files may be."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said of damaged bytes, short enough for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {printable(lines[0])[:160]}" if lines else type(error).__name__
+
+
 # ---- files
 
 
-def read_bytes(path: str | os.PathLike[str], limit: int, *, links: bool = True) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS |= getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[BufferedReader, int]:
+    """A regular file, open for reading, and its size in bytes.
 
     ``links``: False refuses a symbolic link. Raises Unreadable for anything that is not such a
     file, and OSError where it is absent or cannot be read. A pipe or device is never waited for.
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NONBLOCK", 0)
-    if not links:
-        if os.path.islink(path):
-            raise Unreadable("a symbolic link, where a file is expected")
-        flags |= getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
+    if not links and os.path.islink(path):
+        raise Unreadable("a symbolic link, where a file is expected")
+    descriptor = os.open(path, _FLAGS if links else _FLAGS | _NO_LINK)
+    try:
+        found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise Unreadable("not a regular file")
-        data = b"" if found.st_size > limit else file.read(limit + 1)
-        if found.st_size > limit or len(data) > limit:
-            raise Unreadable(f"{max(found.st_size, len(data))} bytes, expected at most {limit}")
+        return open(descriptor, "rb"), found.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int, *, links: bool = True) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; errors as in `open_file`."""
+    file, size = open_file(path, links=links)
+    with file:
+        data = b"" if size > limit else file.read(size + 1)
+        if len(data) > size:  # it grew, or its size is not told, as in /proc
+            data += file.read(limit)
+    if size > limit or len(data) > limit:
+        raise Unreadable(f"{max(size, len(data))} bytes, expected at most {limit}")
     return data
 
 
+def read_start(path: str | os.PathLike[str], most: int) -> bytes:
+    """The first ``most`` bytes of a regular file, or all of it; errors as in `open_file`."""
+    file, _ = open_file(path)
+    with file:
+        return file.read(most)
+
+
 def read_json(
-    path: str | os.PathLike[str], limit: int = MAX_JSON, *, links: bool = True
+    path: str | os.PathLike[str],
+    limit: int = MAX_JSON,
+    *,
+    links: bool = True,
+    constants: bool = False,
 ) -> dict[str, Any]:
     """The JSON object in a file; see `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, limit, links=links), limit)
+    return parse_json(read_bytes(path, limit, links=links), limit, constants=constants)
 
 
-def parse_json(data: bytes | str, limit: int = MAX_JSON) -> dict[str, Any]:
+def parse_json(
+    data: bytes | str, limit: int = MAX_JSON, *, constants: bool = False
+) -> dict[str, Any]:
     """The JSON object in ``data``: every name once, numbers finite, text that can be encoded.
 
+    ``constants`` lets NaN and Infinity pass, which are no JSON and which some programs write.
     Raises Unreadable for anything else, also for nesting that Python cannot follow.
     """
     if len(data) > limit:
@@ -120,7 +171,10 @@ def parse_json(data: bytes | str, limit: int = MAX_JSON) -> dict[str, Any]:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite
+            text,
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=float if constants else _constant,
         )
         if "\\u" in text:  # may have made half a character, which no file can be named by
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -252,6 +306,17 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
         ) from error
 
 
+def local_target(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """Like `local_path`, of a file or folder to write: its name leaves room for an ending."""
+    target = local_path(path, what)
+    if not plain_name(target.name):
+        got = f"a name of {len(os.fsencode(target.name))} bytes" if target.name else shown(path)
+        raise InputError(
+            f"{what}: expected a name of 1 to {MAX_NAME} bytes to write to, got {got}; give another"
+        )
+    return target
+
+
 # ---- .npy files
 
 
@@ -292,7 +357,12 @@ def parse_npy_header(start: bytes) -> NpyHeader:
     length = npy_header_length(start)
     if len(start) < length:
         raise Unreadable("it ends within its header")
-    text = start[10 if start[6] == 1 else 12 : length]
+    return _parse_npy_header(start[:length])
+
+
+@functools.lru_cache(maxsize=256)  # tiles of one campaign have few headers
+def _parse_npy_header(start: bytes) -> NpyHeader:
+    text = start[10 if start[6] == 1 else 12 :]
     try:
         fields = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -314,4 +384,4 @@ def parse_npy_header(start: bytes) -> NpyHeader:
     # an axis of 0 does not excuse the others: numpy multiplies what is not 0
     if math.prod(n for n in shape if n) * dtype.itemsize > MAX_SIZE - _MAX_NPY_HEADER:
         raise Unreadable(f"shape {shown(shape)}, more than any file holds")
-    return NpyHeader(shape, dtype, fortran and len(shape) > 1, length)
+    return NpyHeader(shape, dtype, fortran and len(shape) > 1, len(start))

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..plan_table import need_pyarrow
+    from ..plan_rows import need_pyarrow
     from ..planning import plan
 
     if args.out:

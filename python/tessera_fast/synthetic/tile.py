@@ -6,6 +6,7 @@ clouds that are correlated in space and hide half of the dates, speckle, swath e
 H rows, W columns of 10 m, T dates. Randomness is numpy's frozen RandomState, keyed by (seed, part).
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,9 +20,13 @@ from ..errors import InputError, StoreError
 from ..spec import S1_BANDS, S2_BANDS
 from ..tile import Tile, open_tile
 from ..tile.fields import DAYS, ORBITS
+from ..tile.geotiff import plain, write_plain
+from ..untrusted import local_path, shown
 from .landscape import CLASSES, Landscape, landscape, rng, smooth_noise
 
 __all__ = ["CLASSES", "EDGE_PIXELS", "synthetic_classes", "synthetic_tile", "write_tile"]
+
+_log = logging.getLogger("tessera_fast")
 
 CRS = "EPSG:32631"
 _WRITE_BYTES = 256 << 20  # of observations held while a tile is written
@@ -246,12 +251,13 @@ def _set_edges(arrays: dict[str, np.ndarray]) -> None:
 def write_tile(source: Tile | Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:
     """Write a tile in the official layout and return its folder, which must not exist yet.
 
-    ``roi.tiff`` is written if the tile has a georeference and rasterio is installed (without it
-    the folder embeds to arrays, but not to a store). The folder appears whole or not at all.
-    Raises InputError for a bad tile or an existing folder, StoreError if it cannot be written.
+    ``roi.tiff`` is written if the tile has a georeference. One that is not north-up in WGS 84 /
+    UTM needs rasterio: without it there is a warning, and the folder embeds to arrays, but not to a
+    store. The folder appears whole or not at all. Raises InputError for a bad tile or an existing
+    folder, StoreError if it cannot be written.
     """
     tile = open_tile(source, allow_missing_s1=True)
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     if folder.exists():
         raise InputError(f"{folder}: expected a folder that does not exist yet; remove it first")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -305,14 +311,30 @@ def _write_band(file: BinaryIO, values: int, part: np.ndarray, first: int, heigh
 
 def _write_roi(tile: Tile, path: Path) -> None:
     """An all-ones image that carries the CRS and the transform."""
-    if tile.georeference.crs is None or tile.georeference.transform is None:
+    crs, transform = tile.georeference.crs, tile.georeference.transform
+    if crs is None or transform is None:
+        return
+    simple = plain((tile.height, tile.width), crs, transform)
+    if simple is not None:
+        path.write_bytes(write_plain(simple))
         return
     try:
         import rasterio
     except ImportError:
+        _log.warning("%s is not written: its CRS or transform needs rasterio; pip install "
+                     "'tessera_fast[geo]', or pass crs= and transform= when the tile is opened",
+                     path.name)  # fmt: skip
         return
-    with rasterio.open(
-        path, "w", driver="GTiff", height=tile.height, width=tile.width, count=1, dtype="uint8",
-        crs=tile.crs, transform=rasterio.Affine(*tile.georeference.transform),
-    ) as roi:  # fmt: skip
-        roi.write(np.ones((tile.height, tile.width), np.uint8), 1)
+    try:
+        with rasterio.open(
+            path, "w", driver="GTiff", height=tile.height, width=tile.width, count=1,
+            dtype="uint8", crs=crs, transform=rasterio.Affine(*transform),
+        ) as roi:  # fmt: skip
+            roi.write(np.ones((tile.height, tile.width), np.uint8), 1)
+    except rasterio.errors.CRSError as error:
+        raise InputError(
+            f"crs: expected one that rasterio knows, got {shown(crs)} ({error}); pass crs= when "
+            "the tile is opened"
+        ) from error
+    except rasterio.errors.RasterioError as error:
+        raise StoreError(f"{path}: cannot be written ({error})") from error

@@ -1,16 +1,16 @@
 """The arrays of a tile, read one band of rows at a time. Axes (T, H, W) or (T, H, W, C)."""
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import InputError
-from .npy import HEADER_BYTES, Header, header_length, parse_header, spans, unreadable
+from ..untrusted import NpyHeader, Unreadable, npy_header_length, open_file, parse_npy_header
+from .npy import HEADER_BYTES, spans, unreadable
 
 ALL = slice(None)
 Picks = slice | np.ndarray  # of dates: a range with step 1, or positions
@@ -73,9 +73,11 @@ class MemoryArray(RowArray):
 class StoredArray(RowArray):
     """An array whose rows lie in a file in row-major order: what to read, without how."""
 
-    header: Header
+    where: object  # the file, for messages
+    header: NpyHeader
 
-    def _set(self, header: Header) -> None:
+    def _set(self, where: object, header: NpyHeader) -> None:
+        self.where = where
         self.header = header
         self.shape = header.shape
         self.dtype = header.dtype.newbyteorder("=")
@@ -85,7 +87,7 @@ class StoredArray(RowArray):
         picks = np.arange(count)[dates]
         y0, y1, _ = rows.indices(height)
         x0, x1, _ = columns.indices(width)
-        out = np.empty((len(picks), y1 - y0, x1 - x0, *self.shape[3:]), self.header.dtype)
+        out = self._room(len(picks), y1 - y0, x1 - x0, *self.shape[3:])
         if x1 - x0 == width:
             starts = (picks * height + y0) * width
         else:
@@ -96,9 +98,18 @@ class StoredArray(RowArray):
     def lines(self, dates: np.ndarray, rows: np.ndarray, columns: slice = ALL) -> np.ndarray:
         height, width = self.shape[1:3]
         x0, x1, _ = columns.indices(width)
-        out = np.empty((len(dates), x1 - x0, *self.shape[3:]), self.header.dtype)
+        out = self._room(len(dates), x1 - x0, *self.shape[3:])
         self._fill((dates * height + rows) * width + x0, out)
         return out.astype(self.dtype, copy=False)
+
+    def _room(self, *shape: int) -> np.ndarray:
+        try:
+            return np.empty(shape, self.header.dtype)
+        except MemoryError as error:  # a file may claim any width and be a hole on the disk
+            raise InputError(
+                f"{self.where}: {self.shape} {self.dtype}, whose rows do not fit in memory "
+                f"({error}); cut the tile into smaller ones"
+            ) from error
 
     def _fill(self, pixels: np.ndarray, out: np.ndarray) -> None:
         """Fill ``out`` with equal runs that begin at ``pixels``, counted over rows and dates."""
@@ -112,7 +123,7 @@ class StoredArray(RowArray):
     def _fetch(self, starts: np.ndarray, runs: np.ndarray) -> None:
         """Fill ``runs`` (K, n) uint8 with the n bytes of the file from each of ``starts`` (K,)."""
 
-    def check_header(self, where: object, found: Header) -> None:
+    def check_header(self, where: object, found: NpyHeader) -> None:
         """InputError if the file is not the one that was opened."""
         if found != self.header:
             raise InputError(
@@ -140,10 +151,11 @@ class NpyArray(StoredArray):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
-                self._set(self._header_of(file))
+            file, header = self._open()
         except OSError as error:
             raise unreadable(path, 0, error) from error
+        file.close()
+        self._set(path, header)
 
     def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
         if self.header.fortran:
@@ -155,28 +167,41 @@ class NpyArray(StoredArray):
             return np.asarray(self._map()[dates, rows, columns]).astype(self.dtype, copy=False)
         return super().lines(dates, rows, columns)
 
-    def _header_of(self, file: BinaryIO) -> Header:
-        """InputError if the file is cut, pickled or not a .npy file."""
-        size = os.fstat(file.fileno()).st_size
+    def _open(self) -> tuple[BufferedReader, NpyHeader]:
+        """The file and what it says; InputError if it is cut, pickled or not a .npy file."""
+        size = 0
         try:
-            start = file.read(HEADER_BYTES)
-            header = parse_header(start + file.read(max(0, header_length(start) - len(start))))
-            if size < header.size:
-                raise ValueError(f"{header.size} bytes are needed")
-        except ValueError as error:
+            file, size = open_file(self.path)
+            try:
+                start = file.read(HEADER_BYTES)
+                if (missing := npy_header_length(start) - len(start)) > 0:
+                    start += file.read(missing)
+                header = parse_npy_header(start)
+                if size < header.size:
+                    raise Unreadable(f"{header.size} bytes are needed")
+            except BaseException:
+                file.close()
+                raise
+        except Unreadable as error:
             raise unreadable(self.path, size, error) from error
-        return header
+        return file, header
 
     def _map(self) -> np.ndarray:
         """A file in column-major order, whose rows lie nowhere together."""
-        with self.path.open("rb") as file:
-            self.check_header(self.path, self._header_of(file))
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        header = self.header
+        try:
+            file, found = self._open()
+            with file:
+                self.check_header(self.path, found)
+                return np.memmap(file, header.dtype, "r", header.offset, header.shape, "F")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error}); check the disk") from error
 
     def _fetch(self, starts: np.ndarray, runs: np.ndarray) -> None:
         try:
-            with self.path.open("rb") as file:
-                self.check_header(self.path, self._header_of(file))
+            file, found = self._open()
+            with file:
+                self.check_header(self.path, found)
                 for k0, k1, first, last in spans(starts, runs.shape[1], _GAP, _SPAN):
                     file.seek(first)
                     into = runs[k0:k1].reshape(-1)

@@ -2,10 +2,14 @@
 
 import dataclasses
 import warnings
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
+from ..untrusted import DAMAGED, first_line, shown
+from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
 from .folder import year_in
 
@@ -27,17 +31,19 @@ def read_cube(path: str) -> Fields:
             f"{path}: reading a cube needs xarray; pip install 'tessera_fast[geo]'"
         ) from error
     engine = {} if PurePath(path).suffix in NETCDF else {"engine": "zarr"}
+    if engine and "://" not in path:
+        check_zarr(Path(path))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated")
+            warnings.simplefilter("ignore")  # of stores without consolidated metadata, or damaged
             dataset = xr.open_dataset(
                 path, chunks=None, cache=False, mask_and_scale=False, **engine
             )  # fmt: skip
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+            _check_chunks(dataset)
+    except DAMAGED as error:
         hint = "pip install netCDF4 or h5netcdf" if not engine else "and zarr is needed"
         raise InputError(
-            f"{path}: expected a cube that xarray opens, got {type(error).__name__}: {reason}; "
+            f"{path}: expected a cube that xarray opens, got {first_line(error)}; "
             f"write it again, or install what reads it ({hint})"
         ) from error
     _check_plain(path, dataset)
@@ -51,10 +57,17 @@ def read_cube(path: str) -> Fields:
     return dataclasses.replace(fields, where=f"cube {path}", prefix=f"{path}/", year=year)
 
 
+def _check_chunks(dataset: Any) -> None:
+    for variable in dataset.variables.values():
+        chunks = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+        if chunks:
+            check_chunks(variable.shape, chunks, variable.dtype.itemsize)
+
+
 def _check_plain(path: str, dataset: Any) -> None:
     for name, variable in dataset.data_vars.items():
-        packed = {k: variable.attrs[k] for k, none in _PACKED.items()
-                  if variable.attrs.get(k, none) != none}  # fmt: skip
+        packed = {k: shown(variable.attrs[k]) for k, none in _PACKED.items()
+                  if not np.array_equal(variable.attrs.get(k, none), none)}  # fmt: skip
         if packed:
             raise InputError(
                 f"{path}/{name}: expected values as they are, got packed ones "

@@ -21,9 +21,10 @@ import xarray as xr
 
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
+from ..untrusted import DAMAGED, first_line, shown
 from .arrays import ALL, Picks, RowArray, packable
 from .fields import DAYS, ORBITS, SCL, Fields
-from .georeference import Georeference
+from .georeference import Georeference, affine
 
 MASKS = ("masks", "mask")
 CLASSES = ("SCL", "scl")
@@ -50,10 +51,8 @@ class DatasetArray(RowArray):
         dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
         try:
             values = [part.isel(index).transpose(*dims).values for part in self._parts]
-        except (OSError, RuntimeError, ValueError) as error:  # of a file, a network, a codec
-            raise InputError(
-                f"Dataset: cannot be read ({type(error).__name__}: {error}); check its source"
-            ) from error
+        except DAMAGED as error:  # of a file, a network, a codec
+            raise _cannot_be_read(error) from error
         if channel is None:
             return values[0]
         if not channel.dim:
@@ -119,7 +118,7 @@ def read_dataset(dataset: Any) -> Fields:
             array = dataset[there[0]]
             fields.arrays[official] = DatasetArray([array], _time_dim(array, there[0], ()), None)
     for day in (DAYS[name] for name in times if DAYS[name] in dataset.variables):
-        fields.days[day] = dataset[day].values
+        fields.days[day] = _values(dataset[day])
     fields.year = _year(fields.dates)
     fields.georeference = _georeference(dataset)
     return fields
@@ -136,7 +135,7 @@ def _stream(
                 f"{name}: expected a dimension '{dim}' with a coordinate of names "
                 f"({', '.join(members)}), got dimensions {array.dims}"
             )
-        names = [str(v).upper() for v in array.coords[dim].values]
+        names = [str(v).upper() for v in _values(array.coords[dim])]
         _check_names(name, members, names)
         order = tuple(names.index(member) for member in members)
         time = _time_dim(array, name, (dim,))
@@ -186,8 +185,15 @@ def _time_dim(array: xr.DataArray, name: str, others: tuple[str, ...]) -> str:
     return left[0]
 
 
-def _values(coordinate: xr.DataArray) -> np.ndarray:
-    return coordinate.values
+def _values(array: xr.DataArray) -> np.ndarray:
+    try:
+        return array.values
+    except DAMAGED as error:
+        raise _cannot_be_read(error) from error
+
+
+def _cannot_be_read(error: Exception) -> InputError:
+    return InputError(f"Dataset: cannot be read ({first_line(error)}); check its source")
 
 
 def _units(name: str, parts: list[xr.DataArray]) -> str | None:
@@ -226,33 +232,41 @@ def as_data_array(values: np.ndarray, dataset: xr.Dataset) -> xr.DataArray:
 
 def _grid_mapping(dataset: xr.Dataset) -> str:
     """Name of the variable that holds the CRS."""
-    mappings = {str(m) for v in dataset.variables.values()
-                if (m := v.attrs.get("grid_mapping", v.encoding.get("grid_mapping")))}  # fmt: skip
+    named = (v.attrs.get("grid_mapping", v.encoding.get("grid_mapping"))
+             for v in dataset.variables.values())  # fmt: skip
+    mappings = {name for name in named if isinstance(name, str) and name}
     return mappings.pop() if len(mappings) == 1 else "spatial_ref"
 
 
 def _georeference(dataset: xr.Dataset) -> Georeference:
     name = _grid_mapping(dataset)
     attrs = dataset.variables[name].attrs if name in dataset.variables else {}
-    crs = attrs.get("crs_wkt") or attrs.get("spatial_ref") or dataset.attrs.get("proj:code")
+    found = (
+        *map(attrs.get, ("crs_wkt", "spatial_ref")),
+        *map(dataset.attrs.get, ("proj:code", "crs")),
+    )
+    crs = next((value for value in found if _may_be_crs(value)), None)
     transform = _transform_of_centres(dataset) or _transform_of_attribute(attrs)
-    return Georeference(_short_crs(crs or dataset.attrs.get("crs")), transform)
+    return Georeference(None if crs is None else _short_crs(crs), transform)
+
+
+def _may_be_crs(value: Any) -> bool:
+    """Whether an attribute, which may be of any type, says something of a CRS."""
+    return (isinstance(value, str | int | dict) and bool(value)) or hasattr(value, "to_wkt")
 
 
 def _short_crs(crs: Any) -> str | None:
-    if not crs:
-        return None
     from pyproj import CRS
     from pyproj.exceptions import CRSError
 
     try:
         parsed = CRS.from_user_input(crs)
-    except CRSError as error:
+        code = parsed.to_epsg()
+        return f"EPSG:{code}" if code else parsed.to_wkt()
+    except (CRSError, *DAMAGED) as error:
         raise InputError(
-            f"Dataset: expected a CRS that pyproj reads, got {crs!r} ({error})"
+            f"Dataset: expected a CRS that pyproj reads, got {shown(crs)} ({first_line(error)})"
         ) from error
-    code = parsed.to_epsg()
-    return f"EPSG:{code}" if code else parsed.to_wkt()
 
 
 def _transform_of_centres(dataset: xr.Dataset) -> tuple[float, ...] | None:
@@ -262,8 +276,8 @@ def _transform_of_centres(dataset: xr.Dataset) -> tuple[float, ...] | None:
     for dim in ("x", "y"):
         if dim not in dataset.coords or dataset.coords[dim].dtype.kind not in "iuf":
             return None
-        centres = dataset.coords[dim].values.astype(np.float64)
-        if centres.size < 2:
+        centres = _values(dataset.coords[dim]).astype(np.float64)
+        if centres.size < 2 or not np.isfinite(centres).all():
             return None
         step = (centres[-1] - centres[0]) / (centres.size - 1)
         # A thousandth of a pixel: coordinates stored as float32 are no more regular than this.
@@ -276,7 +290,8 @@ def _transform_of_centres(dataset: xr.Dataset) -> tuple[float, ...] | None:
 
 def _transform_of_attribute(attrs: dict[str, Any]) -> tuple[float, ...] | None:
     """From GDAL's GeoTransform: x0, a, b, y0, d, e."""
-    if "GeoTransform" not in attrs:
+    numbers = affine(str(attrs["GeoTransform"]).split()) if "GeoTransform" in attrs else None
+    if numbers is None:
         return None
-    x0, a, b, y0, d, e = (float(v) for v in str(attrs["GeoTransform"]).split())
+    x0, a, b, y0, d, e = numbers
     return a, b, x0, d, e, y0

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..untrusted import Unreadable, read_bytes
 from .arrays import NpyArray
 from .fields import ARRAYS, DAYS, ORBITS, SCL, Fields
 from .georeference import read_roi
-from .npy import parse_array, unreadable
+from .npy import SMALL_BYTES, parse_array, unreadable
 
 ZARR_MARKERS = ("zarr.json", ".zgroup", ".zmetadata")
 # Optional files with the real dates of a stream, datetime64. The first that is there counts.
@@ -84,7 +85,7 @@ def _read_array(path: Path) -> np.ndarray:
     """A small array, whole."""
     data = b""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, SMALL_BYTES)
         return parse_array(data)
-    except (ValueError, OSError) as error:
+    except (Unreadable, OSError) as error:
         raise unreadable(path, len(data), error) from error

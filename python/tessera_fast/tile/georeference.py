@@ -1,6 +1,7 @@
 """Where a tile lies: its coordinate reference system and the affine transform of its pixels."""
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TesseraError
-from .geotiff import read_plain
+from ..untrusted import DAMAGED, Unreadable, first_line, read_start, shown
+from .geotiff import START_BYTES, read_plain
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,17 @@ class Georeference:
 UNKNOWN = Georeference()
 
 
-def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:
+def affine(transform: Sequence[Any] | None) -> tuple[float, ...] | None:
     """Six floats of ``transform``, which may be a rasterio Affine (nine numbers)."""
     if transform is None:
         return None
-    numbers = tuple(float(v) for v in transform)
+    try:
+        numbers = tuple(float(v) for v in transform)
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
     if len(numbers) not in (6, 9) or not all(map(math.isfinite, numbers)):
         raise InputError(
-            f"transform: expected six finite numbers (a, b, c, d, e, f), got {transform}"
+            f"transform: expected six finite numbers (a, b, c, d, e, f), got {shown(transform)}"
         )
     return numbers[:6]
 
@@ -62,6 +67,21 @@ def affine(transform: Sequence[float] | None) -> tuple[float, ...] | None:
 def crs_name(crs: Any) -> str | None:
     """``crs`` as text: an EPSG number, a string or a CRS object of pyproj or rasterio."""
     return f"EPSG:{crs}" if isinstance(crs, int) else None if crs is None else str(crs)
+
+
+@functools.lru_cache(maxsize=64)
+def check_crs(text: str) -> None:
+    """InputError unless ``text`` is a CRS that pyproj reads."""
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        CRS.from_user_input(text)
+    except (CRSError, *DAMAGED) as error:
+        raise InputError(
+            f"crs: expected one that pyproj reads, such as EPSG:32631, got {shown(text)} "
+            f"({first_line(error)})"
+        ) from error
 
 
 def read_roi(
@@ -93,28 +113,28 @@ def read_roi(
 
 
 def _beginning(path: Path | str) -> bytes:
-    """Enough of a file for the tags, which GDAL writes before the pixels."""
     try:
-        with open(path, "rb") as file:
-            return file.read(16 << 10)
-    except OSError as error:
+        return read_start(path, START_BYTES)
+    except (OSError, Unreadable) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the disk") from error
 
 
 def _read_any(path: Path | str, data: bytes | None) -> tuple[tuple[int, ...], Georeference]:
-    """Size and georeference of whatever rasterio opens."""
+    """Size and georeference of a GeoTIFF that rasterio opens."""
     import rasterio
 
     try:
         with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            warnings.simplefilter("ignore")  # of georeferences that are not there, or damaged
             source = path if data is None else stack.enter_context(rasterio.MemoryFile(data))
-            roi = stack.enter_context(rasterio.open(source))
+            # No other format: some are lists of further files and addresses.
+            roi = stack.enter_context(rasterio.open(source, driver="GTiff"))
             crs, transform, size = roi.crs, roi.transform, roi.shape
-    except rasterio.errors.RasterioIOError as error:
+            code = crs.to_epsg() if crs else None
+            name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
+    except (rasterio.errors.RasterioError, *DAMAGED) as error:
         raise InputError(
-            f"{path}: expected a GeoTIFF, got {error}; write it again or remove it"
+            f"{path}: expected a GeoTIFF, got {first_line(error)}; write it again or remove it"
         ) from error
-    code = crs.to_epsg() if crs else None
-    name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
-    return size, Georeference(name, None if transform.is_identity else tuple(transform)[:6])
+    found = Georeference(name, None if transform.is_identity else affine(transform))
+    return size, found

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..untrusted import Unreadable, npy_header_length, parse_npy_header
 from .arrays import StoredArray, scatter
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
 from .folder import DATES, ONE_ORBIT, ZARR_MARKERS, dates_files, year_in
 from .georeference import read_roi
-from .npy import HEADER_BYTES, header_length, parse_array, parse_header, spans, unreadable
+from .npy import HEADER_BYTES, parse_array, spans, unreadable
 
 # Runs nearer than this are one request: at 10 MB/s and more, 64 KiB take less than its round trip.
 _GAP = 64 << 10
@@ -41,20 +42,20 @@ class RemoteNpyArray(StoredArray):
         """``start`` holds the first HEADER_BYTES of the file, or all of it."""
         self._files = files
         self._name = name
-        self.where = f"{files.url}/{name}"
+        where = f"{files.url}/{name}"
         try:
-            missing = header_length(start) > len(start)
+            missing = npy_header_length(start) > len(start)
             if missing:
-                start = files.ranges([(name, 0, header_length(start))])[0]
-            header = parse_header(start)
-        except ValueError as error:
-            raise unreadable(self.where, len(start), error) from error
+                start = files.ranges([(name, 0, npy_header_length(start))])[0]
+            header = parse_npy_header(start)
+        except Unreadable as error:
+            raise unreadable(where, len(start), error) from error
         if header.fortran:
             raise InputError(
-                f"{self.where}: expected row-major order behind a URL, got column-major (Fortran) "
+                f"{where}: expected row-major order behind a URL, got column-major (Fortran) "
                 "order; save np.ascontiguousarray(array)"
             )
-        self._set(header)
+        self._set(where, header)
 
     def _fetch(self, starts: np.ndarray, runs: np.ndarray) -> None:
         waiting: list[tuple[int, int, int, int]] = []
@@ -75,8 +76,8 @@ class RemoteNpyArray(StoredArray):
         ranges = [(self._name, 0, self.header.offset), *((self._name, *s[2:]) for s in waiting)]
         head, *found = self._files.ranges(ranges)
         try:
-            self.check_header(self.where, parse_header(head))
-        except ValueError as error:
+            self.check_header(self.where, parse_npy_header(head))
+        except Unreadable as error:
             raise unreadable(self.where, len(head), error) from error
         for (k0, k1, first, last), data in zip(waiting, found, strict=True):
             if len(data) != last - first:
@@ -148,7 +149,7 @@ class Files:
         """The array of the whole file ``name``."""
         try:
             return parse_array(data)
-        except ValueError as error:
+        except Unreadable as error:
             raise unreadable(f"{self.url}/{name}", len(data), error) from error
 
 
@@ -188,7 +189,7 @@ def _read_folder(files: Files, found: dict[str, bytes]) -> Fields:
     ends = files.find([(name, size - 1, size) for name, size in sizes.items()])
     for (name, size), last in zip(sizes.items(), ends, strict=True):
         if not last:
-            raise unreadable(f"{files.url}/{name}", 0, ValueError(f"{size} bytes are needed"))
+            raise unreadable(f"{files.url}/{name}", 0, Unreadable(f"{size} bytes are needed"))
     fields.arrays = dict(arrays)
     for name in DAYS.values():
         if f"{name}.npy" in found:

@@ -140,6 +140,10 @@ def open_tile(
     return replace(tile, **changes) if changes else tile
 
 
+# Keywords of `open_tile` that hold for many tiles.
+OPENING = ("year", "crs", "transform", "allow_missing_s1", "s1_units", "s2_offset", "period")
+
+
 def _open(
     source: Any,
     allow_missing_s1: bool,

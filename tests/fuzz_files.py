@@ -1,0 +1,194 @@
+"""The formats of files that `test_fuzz.py` damages: how a mutant is made and how it is read.
+
+Each function takes a scratch folder and returns (make_mutant, read) for `fuzz.run`.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fuzz
+from tessera_fast.errors import TesseraError
+from tessera_fast.plan_rows import Failure, PlanRow
+from tessera_fast.plan_table import Plan
+from tessera_fast.tile import open_tile
+from tessera_fast.tile.georeference import read_roi
+from tessera_fast.tile.geotiff import plain, write_plain
+from tile_sources import H, W, arrays, save, save_dates, stacked, write_zarr
+
+Format = tuple[Callable[[random.Random], Any], Callable[[Any], Any]]
+UTM = ("EPSG:32631", (10.0, 0.0, 5e5, 0.0, -10.0, 5.6e6))
+
+
+def use(tile: Any) -> None:
+    """All that a job does with a tile before it computes."""
+    for place in ("crs", "transform"):
+        try:
+            getattr(tile, place)
+        except TesseraError as error:
+            str(error).encode()
+    tile.fingerprint()
+    tile.rows(0, 1)
+
+
+def _damaged_in(folder: Path, whole: Path, use_it: Callable[[Path], Any]) -> Callable[[Any], Any]:
+    """Reads a mutant {relative path: bytes} as ``folder`` with these files in place of its own."""
+    shutil.copytree(whole, folder)
+
+    def read(mutant: dict[str, bytes]) -> None:
+        try:
+            for name, data in mutant.items():
+                (folder / name).write_bytes(data)
+            use_it(folder)
+        finally:
+            for name in mutant:
+                shutil.copyfile(whole / name, folder / name)
+
+    return read
+
+
+def npy(scratch: Path) -> Format:
+    """The arrays of a folder in the official layout, in C and Fortran order."""
+    data = arrays()
+    data["sar_descending"] = np.asfortranarray(data["sar_descending"])
+    whole = save(scratch / "whole_2024", data)
+    save_dates(whole, data)
+    (whole / "roi.tiff").write_bytes(write_plain(plain((H, W), *UTM)))
+    files = {path.name: path.read_bytes() for path in whole.glob("*.npy")}
+
+    def make(rng: random.Random) -> dict[str, bytes]:
+        name = rng.choice(sorted(files))
+        return {name: fuzz.mutate_bytes(rng, files[name], head=rng.choice((0, 128)))}
+
+    def both(folder: Path) -> None:
+        use(open_tile(folder))
+        use(open_tile(folder, period=2024))
+
+    return make, _damaged_in(scratch / "tile_2024", whole, both)
+
+
+def roi_tiff(scratch: Path) -> Format:
+    """roi.tiff: ours, and what rasterio writes in other CRS and forms."""
+    rasterio = pytest.importorskip("rasterio")
+    found = [write_plain(plain((H, W), *UTM))]
+    for crs, transform, options in (
+        ("EPSG:32631", rasterio.Affine(*UTM[1]), {"compress": "deflate", "tiled": True}),
+        ("EPSG:3035", rasterio.Affine(10, 1, 100, 1, -10, 200), {"BIGTIFF": "YES"}),
+        ("+proj=laea +lat_0=10", rasterio.Affine(10, 0, 1, 0, -10, 2), {"ENDIANNESS": "BIG"}),
+    ):
+        path = scratch / "roi.tiff"
+        with rasterio.open(
+            path, "w", driver="GTiff", height=H, width=W, count=1, dtype="uint8", crs=crs,
+            transform=transform, **options,
+        ) as file:  # fmt: skip
+            file.write(np.ones((H, W), np.uint8), 1)
+        found.append(path.read_bytes())
+
+    def make(rng: random.Random) -> tuple[bool, bytes]:
+        return rng.random() < 0.3, fuzz.mutate_bytes(rng, rng.choice(found), head=700)
+
+    def read(mutant: tuple[bool, bytes]) -> None:
+        remote, data = mutant
+        path = scratch / "damaged.tiff"
+        path.write_bytes(data)
+        read_roi(path, (H, W), data=data if remote else None)
+
+    return make, read
+
+
+def _cube(scratch: Path, version: int, consolidated: bool) -> Format:
+    pytest.importorskip("zarr")
+    whole = scratch / "whole.zarr"
+    dataset = stacked(arrays())
+    step = 10.0 * np.arange(W)
+    dataset = dataset.assign_coords(x=5e5 + step, y=5.6e6 - 10.0 * np.arange(H))
+    dataset = dataset.assign_coords(spatial_ref=((), 0, {"crs_wkt": "EPSG:32631"}))
+    dates = np.datetime64("2024-01-01", "ns") + (arrays()["doys"] - 1).astype("m8[D]")
+    dataset = dataset.drop_vars("doys").assign_coords(time=dates)
+    write_zarr(dataset, whole, zarr_format=version, consolidated=consolidated)
+    files = {
+        str(path.relative_to(whole)): path.read_bytes()
+        for path in whole.rglob("*")
+        if path.is_file()
+    }
+    texts = sorted(name for name, data in files.items() if data[:1] == b"{")
+
+    def make(rng: random.Random) -> dict[str, bytes]:
+        if rng.random() < 0.1:  # a chunk
+            name = rng.choice(sorted(files))
+            return {name: fuzz.mutate_bytes(rng, files[name])}
+        name = rng.choice(texts)
+        return {name: fuzz.mutate_json(rng, files[name])}
+
+    return make, _damaged_in(scratch / "cube.zarr", whole, lambda path: use(open_tile(path)))
+
+
+def zarr_v3(scratch: Path) -> Format:
+    return _cube(scratch, 3, False)
+
+
+def zarr_v2(scratch: Path) -> Format:
+    return _cube(scratch, 2, False)
+
+
+def zarr_consolidated(scratch: Path) -> Format:
+    return _cube(scratch, 3, True)
+
+
+def plan_file(scratch: Path) -> Format:
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    row = PlanRow(
+        "a_2024", "/tiles/a_2024", 2024, *UTM, 500, 400, 70, 30, 31, 200_000, 6_000_000,
+        11_000_000, 1.25e12, 365_000_000, 50_000_000, "ab12", 1234.5,
+    )  # fmt: skip
+    other = PlanRow("b", "s3://b", None, None, None, 5, 4, 7, 3, 0, 20, 8, 5, 1e6, 9, 5, "cd")
+    options = {"model": "v2-nano", "workers": 4, "dims": None, "open": {"year": None}}
+    path = scratch / "plan.parquet"
+    Plan([row, other], [Failure("c", "no")], options, (1, 2), None, 84).save(path)
+    data, table = path.read_bytes(), pyarrow.parquet.read_table(path)
+    head = table.schema.metadata[b"tessera_fast.plan"]
+
+    def make(rng: random.Random) -> bytes:
+        kind = rng.random()
+        if kind < 0.3:
+            return fuzz.mutate_bytes(rng, data)
+        changed = table
+        if kind < 0.6:
+            about = {b"tessera_fast.plan": fuzz.mutate_json(rng, head)}
+            changed = table.replace_schema_metadata(about)
+        else:
+            records = json.loads(fuzz.mutate_json(rng, json.dumps(table.to_pylist()).encode()))
+            changed = pyarrow.Table.from_pylist(records).replace_schema_metadata(
+                table.schema.metadata
+            )
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(changed, sink)
+        return sink.getvalue().to_pybytes()
+
+    def retried(rng: random.Random) -> bytes:
+        while True:  # not every value can be put into a table
+            try:
+                return make(rng)
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError,
+                    OverflowError, NotImplementedError, pyarrow.ArrowException):  # fmt: skip
+                continue
+
+    def read(mutant: bytes) -> None:
+        path.write_bytes(mutant)
+        plan = Plan.load(path)
+        plan.summary().encode()
+        plan.shard(0, 2)
+
+    return retried, read
+
+
+FORMATS = {f.__name__: f for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, plan_file)}
