@@ -230,12 +230,8 @@ def _zone_layers(path: Path, name: str, group: Any) -> list[Layer]:
             raise Unreadable(f"{name}/{k} of shape {array.shape}")
     side = (arrays["embeddings"].shards or arrays["embeddings"].chunks)[-1]
     attributes = dict(group.attrs)
-    crs, transform = (
-        take(attributes, "proj:code", str),
-        _transform({"transform": attributes.get("spatial:transform")}),
-    )
-    if transform is None:
-        raise Unreadable(f"{name}: no spatial:transform")
+    crs = take(attributes, "proj:code", str)
+    transform = take_numbers(attributes, "spatial:transform", 6)
     years = arrays["time"][:].tolist()
     return [
         Layer(

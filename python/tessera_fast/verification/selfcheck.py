@@ -29,6 +29,8 @@ class Check:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth knowing, and no fault
     counts: dict[str, int] = field(default_factory=dict)  # of what was looked at
+    # files of shards in which a problem was found: that they are not as recorded is no other one
+    faulty: set[Path] = field(default_factory=set)
 
     @property
     def sound(self) -> bool:

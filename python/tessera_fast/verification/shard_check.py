@@ -67,6 +67,13 @@ class Shards:
 
     def look(self, window: Window) -> None:
         """Decode a window of every array, and name what is wrong with it."""
+        before = len(self._out.problems)
+        self._look(window)
+        if len(self._out.problems) > before:
+            places = (self._places(key, window) for key in self._arrays)
+            self._out.faulty.update(file for of_array in places for file in of_array)
+
+    def _look(self, window: Window) -> None:
         files = {k: self._files(k, window) for k in self._arrays}
         for key, found in files.items():
             side = file_side(self._arrays[key])
@@ -144,14 +151,17 @@ class Shards:
 
     def _files(self, key: str, window: Window) -> list[Path]:
         """The files of an array that hold pixels of a window, of those that exist."""
+        return [file for file in self._places(key, window) if file.exists()]
+
+    def _places(self, key: str, window: Window) -> list[Path]:
+        """Where an array has, or would have, the pixels of a window."""
         array = self._arrays[key]
         side = file_side(array)
-        files = [
+        return [
             file_of(array, window.time, top, left)
             for top in range(window.rows.start // side * side, window.rows.stop, side)
             for left in range(window.columns.start // side * side, window.columns.stop, side)
         ]
-        return [file for file in files if file.exists()]
 
     def _read(self, key: str, window: Window, files: list[Path]) -> np.ndarray | None:
         """(..., h, w); None where a file cannot be decoded."""

@@ -82,6 +82,8 @@ def _files_of_tile(
     for name in names:
         if not (out.path / name).exists():
             out.problem(marker, f"says that the tile is finished, and {name} is missing", _RERUN)
+        elif any(problem.where.startswith(str(out.path / name)) for problem in out.problems):
+            continue
         elif name in stamps and not stamps[name].fits(out.path / name, thorough=True):
             out.problem(
                 out.path / name,
@@ -140,10 +142,11 @@ def _place_of_tile(
         names = [shard_name(grid, tile.years[0], *place) for place in places]
         for name, place in zip(names, places, strict=True):
             files = {k: file_of(a, time, *place) for k, a in arrays.items() if a.ndim >= 3}
-            if not checked.is_as_promised(name, record["shards"].get(name), files):
+            lineage = checked.lineage(name, files)
+            if lineage is not None and lineage != record["shards"].get(name):
                 out.problem(
                     marker,
-                    f"stands for files of shard {name} that are no longer as its commit left them",
+                    f"stands for files of shard {name} that were lost or changed since",
                     _RERUN,
                 )
                 break
@@ -156,11 +159,11 @@ class _Shards:
         self._out, self._identity = out, identity
         self._lineages: dict[str, str | None] = {}  # None: its files are not as recorded
 
-    def is_as_promised(self, name: str, lineage: str | None, files: dict[str, Path]) -> bool:
-        """Whether the ``files`` of shard ``name`` are those of ``lineage``."""
+    def lineage(self, name: str, files: dict[str, Path]) -> str | None:
+        """Of the ``files`` of shard ``name``; None, with a problem, if they are not as recorded."""
         if name not in self._lineages:
             self._lineages[name] = self._checked(name, files)
-        return lineage is not None and self._lineages[name] == lineage
+        return self._lineages[name]
 
     def _checked(self, name: str, files: dict[str, Path]) -> str | None:
         path = state_folder(self._out.path) / "shards" / f"{name}.json"
@@ -168,12 +171,13 @@ class _Shards:
         if record is None:
             self._out.problem(path, "is missing, or is no record of a shard", _RERUN)
             return None
-        wrong = [k for k, f in files.items() if not _fits(record.files.get(k), f)]
+        wrong = [f for k, f in files.items() if not _fits(record.files.get(k), f)]
         self._out.count("digests", len(record.files))
-        for k in wrong:
+        if wrong and self._out.faulty.isdisjoint(files.values()):
+            more = f", nor are {len(wrong) - 1} more of its shard" if len(wrong) > 1 else ""
             self._out.problem(
-                files[k],
-                f"is not as the last commit left it (digest in {path.name})",
+                wrong[0],
+                f"is not as the last commit left it, by the digest in {path.name}{more}",
                 "Restore it from a copy; or remove it and run the same `tessera-fast embed` again",
             )
         return None if wrong else record.lineage
