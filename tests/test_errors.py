@@ -316,9 +316,8 @@ def test_interrupt(name, farm, spawn, tmp_path, run):
     assert took < 4, "the answer to Ctrl-C is due within about 2 s on an idle machine"
     assert "interrupted" in stderr and "Traceback" not in stderr
     assert "farm_2024: 108 px" in stdout and "big_2024" not in stdout
-    assert {p.name for p in state.iterdir()} == {"done", "lock"} | (
-        {"provenance.json"} if name == "x" else set()
-    )
+    record = "provenance.json" if name == "x" else "shards"
+    assert {p.name for p in state.iterdir()} == {"done", "identity.json", "lock", record}
     assert len(list((state / "done").iterdir())) == 1
     kept = listing(out)
     assert not (out / "big_2024.npy").exists()

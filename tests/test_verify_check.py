@@ -229,7 +229,7 @@ def test_a_large_store_with_a_lost_shard(tmp_path):
     found = check(path)
     assert "1 of the 6 shards" in found.notes[0]
     (problem,) = found.problems
-    assert problem.where.endswith("/c/0/1/2") and "nor are 5 more of its shard" in problem.what
+    assert problem.where.endswith("/1/2") and "nor are 6 more of its shard" in problem.what
 
 
 @pytest.mark.parametrize("name", ["embeddings", "embeddings_d8", "scales"])

@@ -30,6 +30,7 @@ MAX_JSON = 16 << 20  # bytes: metadata of a store with a hundred zones takes 2 M
 MAX_DIMS = 8  # of an array; no file of this package's world has more than 5
 MAX_SIZE = 2**63 - 1  # bytes and elements that an offset can count
 MAX_NAME = 240  # bytes: file systems take 255, with the endings that files get
+_FILE_NAME = 255  # bytes, with the ending
 MAX_PATH = 4096  # bytes, as in Linux
 _MAX_NPY_HEADER = 64 << 10  # bytes; np.save writes 128 for a plain array
 _MAGIC = b"\x93NUMPY"
@@ -256,12 +257,12 @@ def take_numbers(record: Mapping[str, Any], name: str, count: int) -> tuple[floa
 # ---- names and paths
 
 
-def plain_name(name: object) -> bool:
-    """Whether ``name`` can be the name of one file: not a path, not empty, not too long."""
+def plain_name(name: object, most: int = MAX_NAME) -> bool:
+    """Whether ``name`` can be the name of one file: not a path, not empty, of ``most`` bytes."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         return False
     try:
-        return len(os.fsencode(name)) <= MAX_NAME
+        return len(os.fsencode(name)) <= most
     except UnicodeEncodeError:  # half a character
         return False
 
@@ -274,7 +275,7 @@ def below(base: Path, relative: str) -> Path:
     on the way cannot be read.
     """
     parts = relative.split("/") if isinstance(relative, str) else []
-    if len(parts) > 32 or not all(map(plain_name, parts)):
+    if len(parts) > 32 or not all(plain_name(part, _FILE_NAME) for part in parts):
         raise Unreadable(f"expected a path below {base}, got {shown(relative)}")
     place = base
     for part in parts:

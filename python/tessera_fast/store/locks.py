@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
+import stat
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -23,6 +26,9 @@ except ImportError:  # not a POSIX system: one process at a time is then up to t
 
 # A file system without locks (some network mounts): likewise.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+PATIENCE = 5.0  # seconds of waiting before it is said for whom
+_log = logging.getLogger(__name__)
 _HELD = (errno.EACCES, errno.EAGAIN)
 PRESENCE, LAYOUT = "presence", "layout"  # held shared by whoever has the output open; commits
 _RESERVED = {PRESENCE: 0, LAYOUT: 1}
@@ -34,7 +40,11 @@ class Locks:
     def __init__(self, path: Path) -> None:
         self.work = fcntl is not None  # False: nobody is kept apart
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # With the umask, so that others of the group may write where the folder lets them.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise OSError(errno.EINVAL, "expected a regular file as lock", str(path))
 
     def close(self) -> None:
         """Release everything."""
@@ -42,8 +52,9 @@ class Locks:
 
     def is_current(self) -> bool:
         """False if another process has removed the file, so that these locks guard nothing."""
+        held = os.fstat(self._fd)
         try:
-            return os.stat(self._path).st_ino == os.fstat(self._fd).st_ino
+            return held.st_nlink > 0 and os.stat(self._path).st_ino == held.st_ino
         except FileNotFoundError:
             return False
 
@@ -71,7 +82,10 @@ class Locks:
         if not self.work:
             return True
         try:
-            _set_byte(self._fd, _offset(name), to, wait)
+            if wait and to != "free":
+                self._wait(name, to)
+            else:
+                _set_byte(self._fd, _offset(name), to, wait)
         except OSError as error:
             if error.errno in _HELD and not wait:
                 return False
@@ -79,6 +93,45 @@ class Locks:
                 raise
             self.work = False
         return True
+
+    def _wait(self, name: str, to: str) -> None:
+        """Take a lock; after a while it is said who is waited for."""
+        try:
+            _set_byte(self._fd, _offset(name), to, False)
+            return
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
+        said = threading.Timer(PATIENCE, _say_who, [self._path])
+        said.daemon = True
+        said.start()
+        try:
+            _set_byte(self._fd, _offset(name), to, True)
+        finally:
+            said.cancel()
+
+
+def _say_who(path: Path) -> None:
+    _log.warning("waiting for %s", holders(path))
+
+
+def holders(path: Path) -> str:
+    """Which other processes of this machine have the lock file open, as text; see /proc.
+
+    A process that was stopped (Ctrl-Z, SIGSTOP) keeps its locks, and is said to be stopped.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        if int(folder.name) == os.getpid():
+            continue
+        with suppress(OSError):  # it ended, or is another user's
+            if any(os.path.samefile(fd, path) for fd in (folder / "fd").iterdir() if fd.exists()):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                command = b" ".join(words).decode(errors="replace")
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                stopped = ", which is stopped" if state in "Tt" else ""
+                found.append(f"process {folder.name} ({command.strip()[:120]}){stopped}")
+    return f"{' and '.join(found) or 'a process of another machine or user'}, which holds {path}"
 
 
 def _offset(name: str) -> int:

@@ -6,6 +6,7 @@ are the rows and columns of a window, E the embedding width.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -285,8 +286,8 @@ def _mapped(file: Path) -> np.ndarray:
             raise Unreadable(f"values {header.dtype}")
         if not header.size - header.offset:
             return np.zeros(header.shape, header.dtype)
-        order = "F" if header.fortran else "C"
-        return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
+        values = np.memmap(file, header.dtype, "r", header.offset, math.prod(header.shape))
+        return values.reshape(header.shape, order="F" if header.fortran else "C")
     except (OSError, Unreadable) as error:
         raise StoreError(f"{file}: expected a .npy file of embeddings, got {error}") from error
 

@@ -116,7 +116,7 @@ class BuildState:
             _check_real_folder(self.folder / name)
         identity, carried = self.identity, self._carried and self._carried()
         removed = self._carried is not None and not self.output.exists()
-        has_tiles = any(_holds_files(self.folder / name) for name in ("done", "shards"))
+        has_tiles = any(holds_files(self.folder / name) for name in ("done", "shards"))
         if identity is None and has_tiles and not removed:
             raise StoreError(
                 f"{self.folder}: expected {IDENTITY_FILE}, which says which output it belongs to, "
@@ -341,7 +341,7 @@ def new_identity() -> str:
     return uuid4().hex
 
 
-def _holds_files(folder: Path) -> bool:
+def holds_files(folder: Path) -> bool:
     """Whether there is more in a folder than what file managers leave."""
     return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 

@@ -63,7 +63,8 @@ class Move:
             raise Unreadable("a move has no name, place, stamp and stamp before")
         record = dict(zip(("name", "place", "stamp", "was"), value, strict=True))
         name, place, was = take(record, "name", str), take(record, "place", str), record["was"]
-        if not plain_name(name) or not _PLACES.fullmatch(place):
+        parts = (name, *place.split("/"))
+        if not _PLACES.fullmatch(place) or not all(plain_name(part, 255) for part in parts):
             raise Unreadable(f"a move to {place[:80]!r}, where this program writes nothing")
         replaces = was if was is None or was == "anything" else Stamp.parse(was)
         return cls(name, place, Stamp.parse(record["stamp"]), replaces)
@@ -198,9 +199,12 @@ class Transactions:
         return [*made, place.parent]
 
     def _place(self, place: str) -> Path:
+        """Where a move goes. A link at its very end is not followed but replaced, as by rename."""
         root, _, relative = place.partition("/")
+        folder, _, name = relative.rpartition("/")
+        base = self._output if root == "output" else self._state
         try:
-            return below(self._output if root == "output" else self._state, relative)
+            return (below(base, folder) if folder else base) / name
         except Unreadable as error:
             raise StoreError(f"{self._state}: a transaction cannot be finished: {error}") from error
 

@@ -9,7 +9,7 @@ from ..errors import StoreError
 from ..store.locks import PRESENCE, Locks
 from ..store.output import IDENTITY
 from ..store.records import Stamp, check_marker, parse_stamps, read_identity, read_shard
-from ..store.state import IDENTITY_FILE
+from ..store.state import IDENTITY_FILE, holds_files
 from ..store.zone import Grid, shard_name, shards
 from ..untrusted import Unreadable, read_json, shown
 from .places import SCALES, is_store, marked_place, markers, state_folder
@@ -208,7 +208,7 @@ def check_leftovers(out: Check) -> None:
         "staging": "a change that was not made",
     }
     for name, what in left.items():
-        if (folder / name).is_dir() and any((folder / name).iterdir()):
+        if holds_files(folder / name):
             out.problem(
                 folder / name,
                 f"a run that died has left something ({what})",
