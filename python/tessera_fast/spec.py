@@ -118,7 +118,9 @@ class ModelSpec:
             )
         if self.fusion_layers and self.d_model % 4:
             self._expect("d_model", "a multiple of the 4 heads of the fusion layers", False)
-        self._expect("saved_dim", f"at most out_dim, {self.out_dim}", self.saved_dim <= self.out_dim)
+        self._expect(
+            "saved_dim", f"at most out_dim, {self.out_dim}", self.saved_dim <= self.out_dim
+        )
         widths = self.matryoshka
         fits = isinstance(widths, tuple) and len(widths) <= _PREFIXES
         fits = fits and all(type(n) is int for n in widths)
@@ -212,7 +214,7 @@ class ModelSpec:
 
 def _is_number(value: Any) -> bool:
     """A float or int, finite; True and False are none."""
-    return type(value) is float and math.isfinite(value) or type(value) is int
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _check_row(name: str, row: Any, count: int, limits: tuple[float, float]) -> None:
