@@ -93,7 +93,10 @@ def test_modules_that_torch_wraps(tmp_path):
         ({"state_dict": state("model.ema.")}, r"unknown prefix model\.ema\."),
         ({"model": state(), "model_ema": state("module.", 4)}, "under model and model_ema"),
         ({"model": {"ema": state(), "state_dict": state()}}, r"model\.state_dict and model\.ema"),
-        ({"state_dict": {"a": 1}}, "expected a dict under one of .*state_dict.*got keys 'state_d"),
+        (
+            {"state_dict": {"a": 1}},
+            "expected a dict of tensors under one of .*state_dict.*got keys 'state_d",
+        ),
         ({"models": state()}, "got keys 'models'"),
         ({("x" * 600) + f".{FIRST}": torch.ones(2)} | state(), "a name of"),
     ],

@@ -50,8 +50,9 @@ def state_of(content: Any) -> dict[str, Any]:
             f"it holds parameters under {' and '.join(states)}, and these may be different "
             f"models; save the one you mean alone"
         )
-    found = ", ".join(repr(named(key)) for key in list(content)[:8] if isinstance(key, str))
-    raise Unreadable(f"expected a dict under one of {_STATES}, got keys {found or None}")
+    found = ", ".join(repr(named(key)) for key in list(content)[:5] if isinstance(key, str))
+    known = ", ".join(_STATES[:6])
+    raise Unreadable(f"expected a dict of tensors under one of {known}, got keys {found or None}")
 
 
 def _states(
