@@ -132,7 +132,7 @@ def random_spec(seed: int) -> ModelSpec:
         final_norm=bool(seed % 5 % 2),
         fusion_layers=2 if fusion else 0,
         dummy_orbit=seed % 2 == 0,
-    ).check()
+    )
 
 
 def random_observations(seed: int) -> Observations:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,7 +29,8 @@ import dataclasses, json, sys
 from tessera_fast.weights import hub
 from tessera_fast.errors import WeightsError
 from tessera_fast.weights import load_weights
-sha256, action = sys.argv[1:]
+sha256, action, stall = sys.argv[1:]
+hub.STALL = float(stall)
 hub.RELEASES["v2-nano"] = dataclasses.replace(hub.RELEASES["v2-nano"], sha256=sha256)
 try:
     if action == "download":
@@ -50,6 +52,10 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     endpoint: str = ""
     hangs_up: bool = False
+    silent: bool = False  # connections are taken and never answered
+    stops_at: int = -1  # bytes of a body after which nothing more comes
+    wrong_first: int = 0  # so many bodies are damaged before they are right
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
@@ -62,7 +68,9 @@ def server():
 
         def answer(self, with_body):
             state.asked.append(f"{self.command} {self.path}")
-            if state.hangs_up:
+            if state.silent:
+                state.over.wait(60)
+            if state.hangs_up or state.silent:
                 self.close_connection = True
                 return
             body = state.files.get(self.path)
@@ -75,7 +83,12 @@ def server():
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
             if with_body and body:
-                self.wfile.write(body)
+                if state.wrong_first > 0:
+                    state.wrong_first -= 1
+                    body = body[:-1] + b"x"
+                self.wfile.write(body[: state.stops_at] if state.stops_at >= 0 else body)
+                if state.stops_at >= 0:
+                    state.over.wait(60)
 
         def do_HEAD(self):
             self.answer(False)
@@ -91,6 +104,7 @@ def server():
     thread = threading.Thread(target=httpd.serve_forever)
     thread.start()
     yield state
+    state.over.set()
     httpd.shutdown()
     httpd.server_close()
     thread.join()
@@ -101,8 +115,8 @@ def official(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("hub") / "student_nano.pt", NANO)
 
 
-def client(tmp_path, endpoint, sha256, action="load", **env):
-    """Run CLIENT with a cache of its own; its answer as a dict."""
+def client(tmp_path, endpoint, sha256, action="load", stall=60, **env):
+    """Run CLIENT with a cache of its own; its answer as a dict, with the lines that it wrote."""
     drop = ("HF_", "HUGGING", "TESSERA_")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     clean |= {
@@ -111,14 +125,18 @@ def client(tmp_path, endpoint, sha256, action="load", **env):
         "HF_HUB_DISABLE_XET": "1", **env,
     }  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-c", CLIENT, sha256, action],
+        [sys.executable, "-W", "ignore", "-c", CLIENT, sha256, action, str(stall)],
         check=False,
         env=clean,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    answer = json.loads(run.stdout)
+    if "error" in answer:
+        lines = [line for line in run.stderr.splitlines() if "student_nano.pt: " not in line]
+        assert lines == [], "one error says it all"  # the bar of the download is no line
+    return answer
 
 
 def test_download_then_cache_then_offline(server, official, tmp_path):
@@ -148,13 +166,32 @@ def test_wrong_bytes(server, official, tmp_path, action):
     error = client(tmp_path, server.endpoint, expected, action)["error"]
     (blob,) = (tmp_path / "hf").rglob("student_nano.pt")
     assert f"expected sha256 {expected}, got {digest(blob)}" in error
-    assert str(blob) in error and "delete the file" in error
+    assert str(blob) in error and "also when it was fetched again" in error
+    assert server.asked.count(f"GET {URL}") == 2
 
 
-def check_advice(error):
+def test_a_damaged_file_in_the_cache_is_fetched_again(server, official, tmp_path):
+    server.files[URL] = official.read_bytes()
+    sha256 = digest(official)
+    server.wrong_first = 1
+    assert client(tmp_path, server.endpoint, sha256)["sha256"] == sha256
+    assert server.asked.count(f"GET {URL}") == 2
+
+    (link,) = (tmp_path / "hf").rglob("student_nano.pt")  # damage by the disk, later
+    data = bytearray(official.read_bytes())
+    data[5000] ^= 1
+    link.resolve().write_bytes(data)
+    error = client(tmp_path, "http://127.0.0.1:9", sha256)["error"]
+    check_advice(error, sha256, "is damaged in the hub's cache")
+    assert client(tmp_path, server.endpoint, sha256)["sha256"] == sha256
+    assert server.asked.count(f"GET {URL}") == 3
+    assert digest(link) == sha256
+
+
+def check_advice(error, sha256=hub.RELEASES["v2-nano"].sha256, where="not in the hub's cache"):
     for part in (
         "v2-nano: ckpt/student_nano.pt of geotessera/TESSERA-V-2.0-2B-N", "4,288,221 bytes",
-        hub.RELEASES["v2-nano"].sha256, "TESSERA_FAST_WEIGHTS", "weights=",
+        sha256, where, "TESSERA_FAST_WEIGHTS", "weights=",
     ):  # fmt: skip
         assert part in error
 
@@ -174,6 +211,27 @@ def test_not_on_the_server(server, tmp_path):
 def test_a_broken_connection(server, tmp_path):
     server.hangs_up = True
     check_advice(client(tmp_path, server.endpoint, hub.RELEASES["v2-nano"].sha256)["error"])
+
+
+def test_no_network_is_said_at_once(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    start = time.monotonic()
+    check_advice(client(tmp_path, "http://127.0.0.1:9", hub.RELEASES["v2-nano"].sha256)["error"])
+    assert time.monotonic() - start < 15  # the client alone takes 24 s, and twelve lines
+
+
+@pytest.mark.parametrize("how", ["at once", "in the middle"])
+def test_a_hub_that_stalls(server, official, tmp_path, how):
+    server.files[URL] = official.read_bytes()
+    if how == "at once":
+        server.silent = True
+    else:
+        server.stops_at = 1000
+    start = time.monotonic()
+    error = client(tmp_path, server.endpoint, hub.RELEASES["v2-nano"].sha256, stall=2,
+                   HF_HUB_ETAG_TIMEOUT="2")["error"]  # fmt: skip
+    check_advice(error)
+    assert time.monotonic() - start < 20  # the client alone takes minutes
 
 
 def test_without_the_hub_client(monkeypatch):

@@ -4,10 +4,12 @@ Sizes follow docs/data_flow.md: D width, H heads, F feed-forward width, E embedd
 The released shapes and statistics are those of ucam-eo/tessera at commit ef4f0ac.
 """
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError
+from .untrusted import plain_name, shown
 
 S2_BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 S1_BANDS = ("VV", "VH")
@@ -16,13 +18,29 @@ MAX_SEQUENCE = 256  # the longest sequence any v1.1 or v2 model reads; more date
 
 Row = tuple[float, ...]
 
+# What a spec may say. It can come from a file, so a value outside is refused, whoever wrote it.
+# The largest sizes are about ten times those of v2-teacher.
+_SIZES = {"d_model": 1 << 16, "num_layers": 1 << 10, "num_heads": 1 << 10, "ff_dim": 1 << 18,
+          "out_dim": 1 << 16, "saved_dim": 1 << 16}  # fmt: skip
+_RULES = {
+    "sampling": ("v2", "v1.1", "v1.0"),
+    "pooling": ("softmax", "custom_gru", "torch_gru"),
+    "reducer": ("mlp", "linear"),
+}
+_FLAGS = ("pre_norm", "qk_norm", "final_norm", "dummy_orbit")
+_PREFIXES = 64
+_MEANS = (-1e6, 1e6)  # of raw values, which are integers of 16 bits
+_STDS = (1e-3, 1e6)
+_FLOORS = (1e-30, 1e-3)  # normal in float32, and below any scale that codes need
+
 
 @dataclass(frozen=True)
 class Statistics:
     """Normalisation (x - mean) / (std + 1e-9), computed in float32.
 
     ``s1_mean`` and ``s1_std`` have one row per orbit, ascending then descending; a model with
-    pooled statistics repeats the row.
+    pooled statistics repeats the row. InputError for rows of other lengths and for values that no
+    raw observations have.
     """
 
     s2_mean: Row
@@ -30,10 +48,23 @@ class Statistics:
     s1_mean: tuple[Row, Row]
     s1_std: tuple[Row, Row]
 
+    def __post_init__(self) -> None:
+        for name, limits in (("s2_mean", _MEANS), ("s2_std", _STDS)):
+            _check_row(name, getattr(self, name), len(S2_BANDS), limits)
+        for name, limits in (("s1_mean", _MEANS), ("s1_std", _STDS)):
+            rows = getattr(self, name)
+            if not isinstance(rows, tuple) or len(rows) != 2:
+                raise InputError(f"{name}: expected two rows, one per orbit, got {shown(rows)}")
+            for row in rows:
+                _check_row(name, row, len(S1_BANDS), limits)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that turns packed tokens and a set of named tensors into an embedding."""
+    """Everything that turns packed tokens and a set of named tensors into an embedding.
+
+    InputError names the first field that no model can have: every spec that exists is sound.
+    """
 
     name: str
     d_model: int
@@ -51,9 +82,62 @@ class ModelSpec:
     final_norm: bool = True  # LayerNorm without parameters on the reducer's output
     fusion_layers: int = 0  # transformer layers over the two tokens [S2, S1]
     matryoshka: tuple[int, ...] = ()  # prefixes of the embedding that stand alone
-    absmax_floor: float = 0.0  # int8: scale = max(max|e|, absmax_floor) / 127 ...
-    scale_floor: float = 0.0  # ... and at least scale_floor
+    absmax_floor: float = 1e-12  # int8: scale = max(max|e|, absmax_floor) / 127 ...
+    scale_floor: float = 0.0  # ... and at least scale_floor; one of the two floors is not 0
     dummy_orbit: bool = False  # an orbit without dates becomes one (0, 0) row of day 180
+
+    def __post_init__(self) -> None:
+        if not plain_name(self.name) or len(self.name) > 100 or not self.name.isprintable():
+            raise InputError(
+                f"model: name: expected 1 to 100 characters that can name a file, got "
+                f"{shown(self.name)}"
+            )
+        for name, most in _SIZES.items():
+            self._expect_whole(name, 1, most)
+        self._expect_whole("fusion_layers", 0, _SIZES["num_layers"])
+        for name, known in _RULES.items():
+            self._expect(name, " or ".join(known), getattr(self, name) in known)
+        for name in _FLAGS:
+            self._expect(name, "True or False", isinstance(getattr(self, name), bool))
+        if not isinstance(self.statistics, Statistics):
+            self._expect("statistics", "Statistics", False)
+        self._check_widths()
+        for name in ("absmax_floor", "scale_floor"):
+            value = getattr(self, name)
+            fits = _is_number(value) and (value == 0 or _FLOORS[0] <= value <= _FLOORS[1])
+            self._expect(name, f"0 or {_FLOORS[0]} to {_FLOORS[1]}", fits)
+        if self.absmax_floor == self.scale_floor == 0:
+            self._expect("scale_floor", "more than 0, as absmax_floor is 0", False)
+
+    def _check_widths(self) -> None:
+        """What the sizes must be to each other."""
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise InputError(
+                f"model {self.name}: d_model {self.d_model} must be even and a multiple of its "
+                f"{self.num_heads} heads"
+            )
+        if self.fusion_layers and self.d_model % 4:
+            self._expect("d_model", "a multiple of the 4 heads of the fusion layers", False)
+        self._expect(
+            "saved_dim", f"at most out_dim, {self.out_dim}", self.saved_dim <= self.out_dim
+        )
+        widths = self.matryoshka
+        fits = isinstance(widths, tuple) and len(widths) <= _PREFIXES
+        fits = fits and all(type(n) is int for n in widths)
+        fits = fits and all(a < b for a, b in zip((0, *widths), widths, strict=False))
+        fits = fits and max(widths, default=0) <= self.saved_dim
+        expected = f"at most {_PREFIXES} rising widths of 1 to {self.saved_dim}"
+        self._expect("matryoshka", expected, fits)
+
+    def _expect_whole(self, name: str, least: int, most: int) -> None:
+        value = getattr(self, name)
+        fits = type(value) is int and least <= value <= most
+        self._expect(name, f"a whole number of {least} to {most}", fits)
+
+    def _expect(self, name: str, expected: str, fits: bool) -> None:
+        if not fits:
+            got = shown(getattr(self, name))
+            raise InputError(f"model {self.name}: {name}: expected {expected}, got {got}")
 
     @property
     def head_dim(self) -> int:
@@ -74,39 +158,17 @@ class ModelSpec:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "ModelSpec":
-        """Inverse of :meth:`to_json`; raises TypeError or KeyError on a foreign dict."""
-        stats = data["statistics"]
-        statistics = Statistics(
-            tuple(stats["s2_mean"]),
-            tuple(stats["s2_std"]),
-            _two_rows(stats["s1_mean"]),
-            _two_rows(stats["s1_std"]),
-        )
-        plain = {**data, "matryoshka": tuple(data["matryoshka"]), "statistics": statistics}
-        return cls(**plain)
+    def from_json(cls, data: Any) -> "ModelSpec":
+        """Inverse of :meth:`to_json`; InputError names what is missing, foreign or wrong."""
+        given = _fields_of(cls, "spec", data)
+        rows = _fields_of(Statistics, "statistics", given["statistics"])
+        statistics = Statistics(**{name: _tuples(value) for name, value in rows.items()})
+        widths = _tuples(given["matryoshka"])
+        return cls(**{**given, "matryoshka": widths, "statistics": statistics})
 
     def prefixes(self) -> tuple[int, ...]:
         """Output widths that may be asked for by ``dims``."""
         return tuple(sorted({*self.matryoshka, self.saved_dim}))
-
-    def check(self) -> "ModelSpec":
-        """Raise InputError where sizes contradict each other; return self."""
-        for what, value in (("d_model", self.d_model), ("num_heads", self.num_heads),
-                            ("num_layers", self.num_layers), ("ff_dim", self.ff_dim),
-                            ("out_dim", self.out_dim)):  # fmt: skip
-            if value < 1:
-                raise InputError(f"model {self.name}: {what} must be positive, got {value}")
-        if self.d_model % self.num_heads or self.d_model % 2:
-            raise InputError(
-                f"model {self.name}: d_model {self.d_model} must be even and a multiple of its "
-                f"{self.num_heads} heads"
-            )
-        if not 1 <= self.saved_dim <= self.out_dim:
-            raise InputError(
-                f"model {self.name}: saved_dim {self.saved_dim} must be 1..{self.out_dim}"
-            )
-        return self
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The official parameter names (without ``_orig_mod.``) and their shapes."""
@@ -150,9 +212,37 @@ class ModelSpec:
         return shapes
 
 
-def _two_rows(rows: Any) -> tuple[Row, Row]:
-    ascending, descending = rows
-    return tuple(ascending), tuple(descending)
+def _is_number(value: Any) -> bool:
+    """A float or int, finite; True and False are none."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def _check_row(name: str, row: Any, count: int, limits: tuple[float, float]) -> None:
+    least, most = limits
+    if not isinstance(row, tuple) or len(row) != count:
+        raise InputError(f"{name}: expected {count} numbers, one per band, got {shown(row)}")
+    for value in row:
+        if not _is_number(value) or not least <= value <= most:
+            raise InputError(f"{name}: expected numbers of {least} to {most}, got {shown(value)}")
+
+
+def _fields_of(kind: Any, what: str, data: Any) -> dict[str, Any]:
+    """``data`` if it is a dict of exactly the fields of a dataclass."""
+    if not isinstance(data, dict):
+        raise InputError(f"{what}: expected an object, got {shown(data)}")
+    names = {item.name for item in fields(kind)}
+    if data.keys() == names:
+        return data
+    absent, foreign = sorted(names - data.keys()), [name for name in data if name not in names]
+    which = f"without {absent[0]}" if absent else f"also {shown(foreign[0])}"
+    raise InputError(f"{what}: expected exactly {', '.join(sorted(names))}, got them {which}")
+
+
+def _tuples(value: Any, depth: int = 2) -> Any:
+    """Lists as tuples, to the depth that a spec has; what is no list stays."""
+    if depth and isinstance(value, list | tuple):
+        return tuple(_tuples(item, depth - 1) for item in value)
+    return value
 
 
 def _linear_shapes(name: str, n_in: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -228,21 +318,21 @@ STATISTICS = {
 def _v2(name: str, d: int, layers: int, f: int) -> ModelSpec:
     return ModelSpec(
         name, d, layers, 4, f, 128, 128, STATISTICS["v2"], "v2",
-        matryoshka=(16, 32, 64, 128), absmax_floor=1e-12,
+        matryoshka=(16, 32, 64, 128),
     )  # fmt: skip
 
 
 def _v1_1(name: str) -> ModelSpec:
     return ModelSpec(
         name, 768, 4, 4, 2048, 192, 128, STATISTICS[name], "v1.1",
-        pooling="custom_gru", final_norm=False, scale_floor=1e-8,
+        pooling="custom_gru", final_norm=False, absmax_floor=0.0, scale_floor=1e-8,
     )  # fmt: skip
 
 
 def _v1_0(name: str, layers: int, heads: int, pooling: str) -> ModelSpec:
     return ModelSpec(
         name, 512, layers, heads, 4096, 128, 128, STATISTICS["v1.0"], "v1.0",
-        pooling=pooling, reducer="linear", final_norm=False, scale_floor=1e-8,
+        pooling=pooling, reducer="linear", final_norm=False, absmax_floor=0.0, scale_floor=1e-8,
         dummy_orbit=name == "v1.0-qat",
     )  # fmt: skip
 
@@ -254,7 +344,7 @@ _RELEASED = (
     _v2("v2-large", 640, 4, 2560),
     ModelSpec(
         "v2-teacher", 4096, 4, 4, 16384, 1024, 1024, STATISTICS["v2-teacher"], "v2",
-        pre_norm=True, qk_norm=True, fusion_layers=2, absmax_floor=1e-12,
+        pre_norm=True, qk_norm=True, fusion_layers=2,
     ),
     _v1_1("v1.1-mpc"),
     _v1_1("v1.1-aws"),
@@ -276,5 +366,11 @@ def released(name: str) -> ModelSpec:
 
 
 def variant(base: str, **changes: Any) -> ModelSpec:
-    """A checked copy of a released spec with other sizes: ``variant("v2-nano", ff_dim=80)``."""
-    return replace(released(base), **changes).check()
+    """A copy of a released spec with other sizes: ``variant("v2-nano", ff_dim=80)``.
+
+    Prefixes of the embedding that are wider than the copy's ``saved_dim`` are left out.
+    """
+    spec = released(base)
+    width = changes.get("saved_dim", spec.saved_dim)
+    fitting = tuple(n for n in spec.matryoshka if isinstance(width, int) and n <= width)
+    return replace(spec, **{"matryoshka": fitting, **changes})

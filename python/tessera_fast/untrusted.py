@@ -102,6 +102,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {printable(lines[0])[:160]}" if lines else type(error).__name__
 
 
+def named(name: str) -> str:
+    """``name`` as it is where it is plain and short, else like `shown`."""
+    return name if len(name) <= 100 and name.isprintable() else shown(name)
+
+
 # ---- files
 
 

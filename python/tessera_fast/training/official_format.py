@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
-from ..weights.checkpoint import Checkpoint, StoredTensor, outer
+from ..weights.checkpoint import Checkpoint, StoredTensor
 from ..weights.recognise import match
+from ..weights.unpickle import Storage, TensorRecord
+from ..weights.wrappers import config_of, state_of
 
 
 def official(spec: ModelSpec, state: dict[str, Any]) -> dict[str, Any]:
@@ -59,10 +61,12 @@ def save_official(path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None
 
 def check_shape(spec: ModelSpec) -> None:
     """InputError unless a checkpoint of ``spec`` is recognised as that: formats hold few sizes."""
-    shapes = spec.parameter_shapes()
-    state, config = outer(Path("model.pt"), official(spec, dict.fromkeys(shapes)))
-    names = zip(state, shapes.values(), strict=True)
-    stored = {name: StoredTensor("<f4", shape, (), 0, None) for name, shape in names}
+    storage = Storage("torch.FloatStorage", "0")
+    shapes = spec.parameter_shapes().items()
+    records = {name: TensorRecord(storage, 0, shape, (1,) * len(shape)) for name, shape in shapes}
+    content = official(spec, records)
+    state, config = state_of(content), config_of(content)
+    stored = {n: StoredTensor("<f4", t.shape, t.strides, 0, None) for n, t in state.items()}
     found = match(Checkpoint(Path("model.pt"), stored, config))[0]
     if replace(found, name=spec.name) != spec:
         raise InputError(

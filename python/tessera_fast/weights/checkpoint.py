@@ -1,7 +1,8 @@
 """Checkpoint files, without torch: what is in a .pt or .safetensors file, and writing the latter.
 
-A torch archive is a zip with a pickle, data.pkl, that says which slices of which raw entries are
-which tensors; unpickle.py reads it as data. Tensors are views on a memory map of the file.
+A torch archive is a zip (archive.py) with a pickle, data.pkl, that says which slices of which raw
+entries are which tensors; unpickle.py reads it as data. Tensors are views on a memory map of the
+file, and nothing is allocated that a header asks for before the file is known to hold it.
 """
 
 import hashlib
@@ -10,17 +11,28 @@ import math
 import mmap
 import os
 import secrets
-import struct
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import InputError, StoreError, WeightsError
-from .unpickle import Opaque, TensorRecord, unpickle
+from ..untrusted import (
+    MAX_DIMS,
+    MAX_SIZE,
+    Unreadable,
+    named,
+    open_file,
+    parse_json,
+    shown,
+    take,
+)
+from .archive import entries
+from .unpickle import TensorRecord, unpickle
+from .wrappers import config_of, state_of
 
 _TORCH_DTYPES = {
     "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", "torch.BFloat16Storage": "bf16",
@@ -34,7 +46,9 @@ _SAFETENSORS_DTYPES = {
     "U64": "<u8",
 }  # fmt: skip
 _FLOATS = ("<f4", "<f2", "bf16", "<f8")
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, v2-teacher takes 20,000
+_MAX_TENSORS = 100_000
+Layout = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
@@ -47,33 +61,62 @@ class StoredTensor:
     offset: int  # of the first element, in elements
     raw: np.ndarray | None  # uint8, the bytes of the storage; None: not in the file
 
-    def read(self) -> np.ndarray:
-        """The values as float32, C-contiguous and aligned: a view of the file where they are so.
-
-        ValueError says what is wrong with the record.
-        """
+    def check(self) -> None:
+        """ValueError says what is wrong with the record."""
         if self.dtype not in _FLOATS:
             raise ValueError(f"expected float32, float16, bfloat16 or float64, got {self.dtype}")
         if self.raw is None:
             raise ValueError("its storage is not in the file")
-        item = _itemsize(self.dtype)
-        if len(self.shape) != len(self.strides) or min((*self.shape, *self.strides, 0)) < 0:
-            raise ValueError(f"bad shape {self.shape} or strides {self.strides}")
-        size = math.prod(self.shape)
-        if size == 0:
-            return np.zeros(self.shape, np.float32)
-        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        end = max(self.offset + last + 1, size) * item  # values may lie apart, not coincide
-        if self.offset < 0 or end > self.raw.size:
+        # values may lie apart, not coincide: a few bytes could otherwise stand for any number
+        end = max(self.offset + self._reach() + 1, math.prod(self.shape)) * _itemsize(self.dtype)
+        if end > self.raw.size:
             raise ValueError(f"needs {end} bytes of a storage of {self.raw.size}")
-        values = self.raw[self.offset * item : end]
+        if self._coincides():
+            raise ValueError(f"its strides {self.strides} put values of {self.shape} on each other")
+
+    def read(self) -> np.ndarray:
+        """The values as float32, C-contiguous and aligned: a view of the file where they are so.
+
+        ValueError as from :meth:`check`.
+        """
+        self.check()
+        assert self.raw is not None
+        item = _itemsize(self.dtype)
+        end = self.offset + self._reach() + 1
+        values = self.raw[self.offset * item : end * item]
         values = values.view("<u2" if self.dtype == "bf16" else self.dtype)
         steps = tuple(s * item for s in self.strides)
         view = np.lib.stride_tricks.as_strided(values, self.shape, steps, writeable=False)
         if self.dtype == "bf16":  # the upper half of a float32
             return (view.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf: the caller checks
+        # a float64 beyond float32 becomes inf: the caller checks
+        with np.errstate(over="ignore", invalid="ignore"):
             return np.require(view, np.float32, ["C", "A"])
+
+    def _reach(self) -> int:
+        """Elements from the first value to the last; -1 where there is none."""
+        return (
+            -1
+            if 0 in self.shape
+            else sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        )
+
+    def _coincides(self) -> bool:
+        """Whether an axis steps over less than the axes within it fill, as no tensor of torch's."""
+        reach = 0
+        for stride, n in sorted(zip(self.strides, self.shape, strict=True)):
+            if n > 1 and stride <= reach:
+                return True
+            reach += (n - 1) * stride
+        return False
+
+    @property
+    def layout(self) -> Layout:
+        """Addresses of the first and the last byte, shape, strides and dtype; after `check`."""
+        assert self.raw is not None
+        item = _itemsize(self.dtype)
+        start = self.raw.__array_interface__["data"][0] + self.offset * item
+        return start, start + (self._reach() + 1) * item, self.shape, self.strides, self.dtype
 
 
 def _itemsize(dtype: str) -> int:
@@ -90,16 +133,60 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)  # of a safetensors file
 
 
+def share(tensors: Mapping[str, StoredTensor]) -> str | None:
+    """A tensor that shares a part of its values with another, or None; all were checked before.
+
+    Two that are equal in place, shape and type are one tensor by two names, which is allowed.
+    """
+    places = {t.layout: name for name, t in tensors.items() if 0 not in t.shape}
+    for group in _overlapping(sorted(places.items())):
+        first, last = group[0][0][0], max(layout[1] for layout, _ in group)
+        used = np.zeros(last - first, bool)  # bytes: columns of one matrix may interleave
+        for (start, _, shape, strides, dtype), name in group:
+            item = _itemsize(dtype)
+            steps = (*(s * item for s in strides), 1)
+            mine = np.lib.stride_tricks.as_strided(used[start - first :], (*shape, item), steps)
+            if mine.any():
+                return name
+            mine[...] = True
+    return None
+
+
+def _overlapping(places: list[tuple[Layout, str]]) -> Iterator[list[tuple[Layout, str]]]:
+    """Runs of two or more whose ranges of bytes overlap, of places in order."""
+    group: list[tuple[Layout, str]] = []
+    end = 0
+    for place in places:
+        if place[0][0] >= end:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(place)
+        end = max(end, place[0][1])
+    if len(group) > 1:
+        yield group
+
+
 def digest(path: Path) -> str:
     """sha256 of a file's bytes, read in blocks; WeightsError if it cannot be read."""
     state = hashlib.sha256()
+    with _opened(path) as (f, _):
+        while block := f.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size; WeightsError if it cannot be opened or read."""
     try:
-        with path.open("rb") as f:
-            while block := f.read(1 << 20):
-                state.update(block)
+        f, size = open_file(path)
+        with f:
+            yield f, size
+    except Unreadable as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return state.hexdigest()
 
 
 def read(path: Path) -> Checkpoint:
@@ -107,18 +194,17 @@ def read(path: Path) -> Checkpoint:
 
     WeightsError for a file that is absent, unsafe, truncated or of another format.
     """
-    try:
-        with path.open("rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with _opened(path) as (f, size):
+        data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     start = bytes(data[:24])
     raw = np.frombuffer(data, np.uint8)
-    if start.startswith(b"PK"):
-        return _read_torch(path, raw)
-    if len(start) > 8 and start[8:9] == b"{":
-        return _read_safetensors(path, raw)
+    try:
+        if start.startswith(b"PK"):
+            return _read_torch(path, raw)
+        if len(start) > 8 and start[8:9] == b"{":
+            return _read_safetensors(path, raw)
+    except (Unreadable, WeightsError) as error:
+        raise WeightsError(f"{path}: {error}") from error
     if start.startswith(b"version https://git-lfs"):
         what = "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
     elif start.startswith(b"\x80"):
@@ -135,73 +221,26 @@ def read(path: Path) -> Checkpoint:
 
 
 def _read_torch(path: Path, raw: np.ndarray) -> Checkpoint:
-    entries = _zip_entries(path, raw)
-    roots = [name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")]
+    found = entries(raw)
+    roots = [name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise WeightsError(f"{path}: expected one data.pkl in the archive, got {len(roots)}")
+        raise Unreadable(f"expected one data.pkl in the archive, got {len(roots)}")
     root = roots[0]
-    if f"{root}byteorder" in entries and entries[f"{root}byteorder"].tobytes() != b"little":
-        raise WeightsError(f"{path}: expected little-endian values; save it on such a machine")
-    try:
-        content = unpickle(entries[f"{root}data.pkl"].tobytes())
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    state, config = outer(path, content)
+    if f"{root}byteorder" in found and found[f"{root}byteorder"].tobytes() != b"little":
+        raise Unreadable("expected little-endian values; save it on such a machine")
+    content = unpickle(found[f"{root}data.pkl"].data)
     tensors = {
         name: StoredTensor(
-            _TORCH_DTYPES.get(t.storage.kind, t.storage.kind),
+            _TORCH_DTYPES.get(t.storage.kind, named(t.storage.kind)),
             t.shape,
             t.strides,
             t.offset,
-            entries.get(f"{root}data/{t.storage.key}"),
+            found.get(f"{root}data/{t.storage.key}"),
         )
-        for name, t in state.items()
+        for name, t in state_of(content).items()
         if isinstance(t, TensorRecord)
     }
-    return Checkpoint(path, tensors, config)
-
-
-def outer(path: Path, content: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """The state dict and the configuration of a torch file; a bare state dict will do."""
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a dict, got {type(content).__name__}")
-    keys = ("model", "encoder_state_dict", "model_state", "model_state_dict")
-    states = [content[key] for key in keys if isinstance(content.get(key), dict)]
-    if not states and any(isinstance(v, TensorRecord) for v in content.values()):
-        states = [content]
-    if not states:
-        found = ", ".join(repr(k) for k in list(content)[:8] if isinstance(k, str))
-        raise WeightsError(f"{path}: expected a dict under one of {keys}, got keys {found or None}")
-    state = {name: value for name, value in states[0].items() if isinstance(name, str)}
-    for key in ("args", "arch", "config"):
-        config = content.get(key)
-        if isinstance(config, Opaque):  # argparse.Namespace: its state is its attributes
-            config = config.state
-        if isinstance(config, dict):
-            return state, config
-    return state, {}
-
-
-def _zip_entries(path: Path, raw: np.ndarray) -> dict[str, np.ndarray]:
-    """The bytes of every entry, as views. torch stores entries uncompressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise WeightsError(f"{path}: not a whole zip archive, truncated? ({error})") from error
-    entries = {}
-    for info in infos:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise WeightsError(f"{path}: {info.filename} is compressed; torch stores it as it is")
-        header = raw[info.header_offset : info.header_offset + 30].tobytes()
-        if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise WeightsError(f"{path}: the zip entry {info.filename} is damaged")
-        n_name, n_extra = struct.unpack("<HH", header[26:30])
-        start = info.header_offset + 30 + n_name + n_extra
-        if start + info.file_size > raw.size:
-            raise WeightsError(f"{path}: the zip entry {info.filename} is truncated")
-        entries[info.filename] = raw[start : start + info.file_size]
-    return entries
+    return Checkpoint(path, tensors, config_of(content))
 
 
 # ---- safetensors: 8 bytes of header length, a JSON header, the values
@@ -209,38 +248,60 @@ def _zip_entries(path: Path, raw: np.ndarray) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: Path, raw: np.ndarray) -> Checkpoint:
     length = int.from_bytes(raw[:8].tobytes(), "little")
-    if length > min(raw.size - 8, _MAX_HEADER):
-        raise WeightsError(f"{path}: truncated: the header needs {length} bytes of {raw.size}")
+    if length > _MAX_HEADER:
+        raise Unreadable(f"a header of {length} bytes, expected at most {_MAX_HEADER}")
+    if length > raw.size - 8:
+        raise Unreadable(f"truncated: the header needs {length} bytes of {raw.size}")
     values = raw[8 + length :]
-    end = 0
-    tensors = {}
+    text = raw[8 : 8 + length].tobytes()
+    if text.count(b"[") + text.count(b"{") > 3 * _MAX_TENSORS:  # each takes 100 bytes when read
+        raise Unreadable(f"a header of more than {_MAX_TENSORS} tensors")
     try:
-        header = json.loads(raw[8 : 8 + length].tobytes(), object_pairs_hook=_unique)
-        metadata = header.pop("__metadata__", {})
-        if not all(isinstance(v, str) for v in metadata.values()):
-            raise TypeError("__metadata__ must hold strings")
-        for name, entry in header.items():
-            dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
-            shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-            if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)) or stop < start:
-                raise ValueError(f"{name}: bad shape or offsets")
-            strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-            if stop - start != math.prod(shape) * _itemsize(dtype):
-                raise ValueError(f"{name}: {stop - start} bytes do not hold {dtype} {shape}")
-            tensors[name] = StoredTensor(dtype, shape, strides, 0, values[start:stop])
-            end = max(end, stop)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: the safetensors header is malformed: {error}") from error
+        header = parse_json(text, _MAX_HEADER)
+        metadata = take(header, "__metadata__", dict) if "__metadata__" in header else {}
+        for name in metadata:
+            take(metadata, name, str)
+        header.pop("__metadata__", None)
+        extents = {name: _extent(entry) for name, entry in header.items()}
+    except Unreadable as error:
+        raise Unreadable(f"the safetensors header is malformed: {error}") from error
+    end = 0
+    for start, stop, name in sorted((*extents[name][2], name) for name in extents):
+        if start != end:
+            what = "overlap those" if start < end else "leave a gap to those"
+            raise Unreadable(f"the values of {named(name)} {what} of another tensor")
+        end = stop
     if end != values.size:
-        raise WeightsError(f"{path}: expected {end} bytes of values, got {values.size}; truncated?")
+        raise Unreadable(f"expected {end} bytes of values, got {values.size}; truncated?")
+    tensors = {
+        name: StoredTensor(dtype, shape, _contiguous(shape), 0, values[start:stop])
+        for name, (dtype, shape, (start, stop)) in extents.items()
+    }
     return Checkpoint(path, tensors, metadata=metadata)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return unique
+def _extent(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Dtype, shape, and first and last byte of one tensor of a header."""
+    if not isinstance(entry, dict):
+        raise Unreadable(f"expected an object for a tensor, got {shown(entry)}")
+    code, sizes, offsets = (
+        take(entry, "dtype", str), take(entry, "shape", list), take(entry, "data_offsets", list)
+    )  # fmt: skip
+    if code not in _SAFETENSORS_DTYPES:
+        known = ", ".join(_SAFETENSORS_DTYPES)
+        raise Unreadable(f"dtype: expected one of {known}, got {shown(code)}")
+    if len(sizes) > MAX_DIMS or len(offsets) != 2:
+        raise Unreadable(f"bad shape {shown(sizes)} or data_offsets {shown(offsets)}")
+    if not all(type(n) is int and 0 <= n <= MAX_SIZE for n in (*sizes, *offsets)):
+        raise Unreadable(f"bad shape {shown(sizes)} or data_offsets {shown(offsets)}")
+    dtype, (start, stop) = _SAFETENSORS_DTYPES[code], offsets
+    if stop - start != math.prod(sizes) * _itemsize(dtype):
+        raise Unreadable(f"{stop - start} bytes do not hold {dtype} of shape {shown(sizes)}")
+    return dtype, tuple(sizes), (start, stop)
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def write_safetensors(

@@ -5,12 +5,22 @@ HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN. The bytes are pinned by sha256, 
 needs no network at all.
 """
 
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from ..errors import WeightsError
 from .checkpoint import digest
+
+# Seconds without a byte more in the cache. The client writes blocks of 10 MB: 35 kB/s are enough.
+STALL = 300.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,69 @@ def verify(name: str, path: Path, sha256: str) -> None:
         )
 
 
-def locate(name: str) -> Path:
-    """Path of the released file in the hub's cache, downloaded if absent; the bytes unverified.
+def fetch(name: str) -> tuple[Path, str]:
+    """Path of a released model's checkpoint in the hub's cache, downloaded if absent, and sha256.
 
-    WeightsError if the model is not on the hub, or its file is neither cached nor within reach.
+    A file with other bytes than those released is fetched again, once. WeightsError if the model is
+    not on the hub, its file is neither cached nor within reach, or the hub's bytes are wrong.
     """
+    expected = RELEASES[name].sha256
+    with _advised(name):
+        cached = _hub_file(name, local_files_only=True)
+    path = cached or _download(name)
+    sha256 = digest(path)
+    if sha256 != expected:
+        warnings.warn(
+            f"{path}: expected sha256 {expected}, got {sha256}: a damaged file in the hub's cache; "
+            f"fetching it again",
+            stacklevel=2,
+        )
+        path = _download(name, damaged=True)
+        sha256 = digest(path)
+    if sha256 != expected:
+        raise WeightsError(
+            f"{path}: not the released checkpoint of {name}: expected sha256 {expected}, got "
+            f"{sha256}, also when it was fetched again: something between here and the hub changes "
+            f"it (to use other weights of this shape, pass their path as weights=)"
+        )
+    return path, sha256
+
+
+def download(name: str) -> Path:
+    """Verified path of a released model's checkpoint in the hub's cache, downloaded if absent.
+
+    ``name`` is a key of ``RELEASES``. The file is hashed on each call.
+    """
+    return fetch(name)[0]
+
+
+def _download(name: str, damaged: bool = False) -> Path:
+    """Fetch the file; ``damaged``: over the one in the cache.
+
+    One request asks first whether the hub can be reached, because the client repeats those of a
+    download for minutes.
+    """
+    where = "is damaged in the hub's cache" if damaged else "is not in the hub's cache"
+    release = RELEASES[name]
+    assert release.repo is not None
+    with _advised(name, where):
+        import huggingface_hub as client
+        from huggingface_hub import constants
+
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        url = client.hf_hub_url(release.repo, release.path_in_repo)
+        folder = Path(constants.HF_HUB_CACHE, f"models--{release.repo.replace('/', '--')}")
+        with _quiet(client):
+            _bounded(lambda: client.get_hf_file_metadata(url, timeout=seconds), 3 * seconds)
+            path = _bounded(
+                lambda: _hub_file(name, force_download=damaged), STALL, lambda: _size(folder)
+            )
+    assert path is not None
+    return path
+
+
+def _hub_file(name: str, **options: bool) -> Path | None:
+    """What the client's download gives; None if it may look into the cache alone, in vain."""
     release = RELEASES[name]
     if release.repo is None:
         raise WeightsError(
@@ -82,34 +150,83 @@ def locate(name: str) -> Path:
             f"ucam-eo/tessera: download {release.file} and pass its path as weights=, or put it "
             f"into the folder TESSERA_FAST_WEIGHTS names"
         )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        return Path(hf_hub_download(release.repo, release.path_in_repo, **options))
+    except LocalEntryNotFoundError:
+        if options.get("local_files_only"):
+            return None
+        raise
+
+
+@contextmanager
+def _advised(name: str, where: str = "is not in the hub's cache") -> Iterator[None]:
+    """What the client raises, as one WeightsError that says what to do."""
+    try:
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        advice = _advice(name, "to download it: pip install 'tessera_fast[hub]'")
+        advice = _advice(name, "to download it: pip install 'tessera_fast[hub]'", where)
         raise WeightsError(advice) from error
-    # the base error of the client's HTTP library, which has been requests, httpx and httpx2
+    # the base error of its HTTP library, which has been requests, httpx and httpx2
     http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
     try:
-        try:
-            path = hf_hub_download(release.repo, release.path_in_repo, local_files_only=True)
-        except LocalEntryNotFoundError:
-            path = hf_hub_download(release.repo, release.path_in_repo)
-    except (OSError, http_error) as error:
-        first_line = str(error).split("\n", 1)[0].rstrip(".")
-        raise WeightsError(_advice(name, f"the hub client says: {first_line}")) from error
-    return Path(path)
+        yield
+    except WeightsError:
+        raise
+    except (OSError, RuntimeError, ValueError, http_error) as error:  # RuntimeError: hf_xet's
+        first_line = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
+        raise WeightsError(_advice(name, f"the hub client says: {first_line}", where)) from error
 
 
-def download(name: str) -> Path:
-    """Verified path of a released model's checkpoint in the hub's cache, downloaded if absent.
+@contextmanager
+def _quiet(client: Any) -> Iterator[None]:
+    """The client's warnings of each new attempt are left out: one error tells the end of them."""
+    level = client.logging.get_verbosity()
+    client.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        client.logging.set_verbosity(level)
 
-    ``name`` is a key of ``RELEASES``. The file is hashed on each call; ``load_weights`` goes
-    through :func:`locate` instead and so hashes it once.
+
+def _bounded(task: Callable[[], T], seconds: float, progress: Callable[[], int] = int) -> T:
+    """The result of ``task``; TimeoutError if ``progress`` stands still for so many seconds.
+
+    It runs in a thread, which nothing can end: it is left behind, until the client gives up.
     """
-    path = locate(name)
-    verify(name, path, digest(path))
-    return path
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(task())
+        except BaseException as error:  # raised again by the caller
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="tessera_fast hub", daemon=True)
+    thread.start()
+    seen, since = progress(), time.monotonic()
+    while thread.is_alive():
+        thread.join(min(0.5, seconds))
+        now = progress()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif thread.is_alive() and time.monotonic() - since > seconds:
+            raise TimeoutError(f"no answer from the hub for {seconds:g} s")
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder, some of which may just be going."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size
+    return total
 
 
 def source(name: str, path: Path) -> str:
@@ -118,10 +235,10 @@ def source(name: str, path: Path) -> str:
     return f"hub:{release.repo}/{release.path_in_repo}@{path.parent.parent.name}"
 
 
-def _advice(name: str, reason: str) -> str:
+def _advice(name: str, reason: str, where: str = "is not in the hub's cache") -> str:
     release = RELEASES[name]
     return (
-        f"{name}: {release.path_in_repo} of {release.repo} is not in the hub's cache and was not "
+        f"{name}: {release.path_in_repo} of {release.repo} {where} and was not "
         f"downloaded; {reason}. On a machine without network, copy {release.file} "
         f"({release.size:,} bytes, sha256 {release.sha256}) into a folder and set "
         f"TESSERA_FAST_WEIGHTS to that folder, or pass the file's path as weights="

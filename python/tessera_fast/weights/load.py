@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from .. import env
 from ..errors import InputError, WeightsError
 from ..spec import DEMO, NAMED, ModelSpec
+from ..untrusted import local_path, shown
 from . import checkpoint, hub
 from .checkpoint import StoredTensor
 from .recognise import SPEC_KEY, match
@@ -18,6 +20,7 @@ from .untrained import untrained
 
 _BLOCK = 1 << 22  # values tested for finiteness at once
 _SOURCE_KEY = "tessera_fast.source"
+_UNTRAINED = re.compile(r"untrained:([0-9]{1,18})")
 
 
 @dataclass(frozen=True)
@@ -51,28 +54,40 @@ def load_weights(
     Raises WeightsError for a file that is absent, unsafe, truncated or mismatched, and InputError
     for an unknown model name.
     """
-    name = os.fspath(model)
+    name = _text(model, "model")
     if name not in NAMED:
         if weights is not None:
             raise WeightsError(
-                f"weights={os.fspath(weights)!r} goes with a model's name, got model={name!r}"
+                f"weights={shown(weights)} goes with a model's name, got model={shown(name)}"
             )
-        if not Path(name).exists() and Path(name).suffix not in (".pt", ".pth", ".safetensors"):
+        path = local_path(name, "model")
+        if path.suffix not in (".pt", ".pth", ".safetensors") and not path.exists():
             raise InputError(
                 f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or "
-                f".safetensors file, got {name!r}"
+                f".safetensors file, got {shown(name)}"
             )
-        return _from_file(Path(name), None)
+        return _from_file(path, None)
     spec = NAMED[name]
     if weights is None:
         return _shipped(spec) if spec is DEMO else _find_released(spec)
-    text = os.fspath(weights)
+    text = _text(weights, "weights")
     if text == "untrained" or text.startswith("untrained:"):
-        seed = text.partition(":")[2] if ":" in text else "1"
-        if not (seed.isascii() and seed.isdigit()):
-            raise WeightsError(f"weights: expected untrained:<seed>, a number >= 0, got {text!r}")
-        return untrained_weights(spec, int(seed))
-    return _from_file(Path(text), spec)
+        given = _UNTRAINED.fullmatch(text if ":" in text else "untrained:1")
+        if given is None:
+            raise WeightsError(
+                f"weights: expected untrained:<seed>, a number of 0 to {10**18 - 1}, got "
+                f"{shown(text)}"
+            )
+        return untrained_weights(spec, int(given[1]))
+    return _from_file(local_path(text, "weights"), spec)
+
+
+def _text(value: object, what: str) -> str:
+    """A name or path as text."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise InputError(f"{what}: expected a name or a path, got {shown(value)}")
+    return text
 
 
 def untrained_weights(spec: ModelSpec, seed: int = 1) -> Weights:
@@ -98,7 +113,7 @@ def save_safetensors(
     """
     spec = weights.spec if name is None else replace(weights.spec, name=name)
     if spec != NAMED.get(spec.name, spec):
-        raise InputError(f"name: expected a name that no other model has, got {name!r}")
+        raise InputError(f"name: expected a name that no other model has, got {shown(name)}")
     source = weights.source.partition(" in ")[0] if not weights.trained else weights.source
     if not source.startswith(("hub:", "package:", "untrained:")):
         source = Path(source).name  # a user's folders do not belong in a file that may be shared
@@ -108,7 +123,8 @@ def save_safetensors(
         f"{_SOURCE_KEY}_sha256": weights.sha256,
     }
     shapes = spec.parameter_shapes()
-    checkpoint.write_safetensors(Path(path), weights.tensors, shapes, metadata, overwrite, dtype)
+    destination = local_path(path, "path")
+    checkpoint.write_safetensors(destination, weights.tensors, shapes, metadata, overwrite, dtype)
 
 
 def convert(
@@ -137,36 +153,63 @@ def _find_released(spec: ModelSpec) -> Weights:
     official = hub.RELEASES[spec.name].file
     folder = env.weights_dir()
     if folder is not None:
+        folder = local_path(folder, "TESSERA_FAST_WEIGHTS")
         if not folder.is_dir():
             raise WeightsError(f"TESSERA_FAST_WEIGHTS: {folder} is not a folder")
         for file in (official, f"{spec.name}.safetensors"):
             if (folder / file).is_file():
                 return _from_file(folder / file, spec, pinned=file == official)
-    path = hub.locate(spec.name)
-    return _from_file(path, spec, pinned=True, source=hub.source(spec.name, path))
+    path, sha256 = hub.fetch(spec.name)
+    return _from_file(path, spec, sha256=sha256, source=hub.source(spec.name, path))
 
 
 def _from_file(
-    path: Path, expected: ModelSpec | None, pinned: bool = False, source: str | None = None
+    path: Path,
+    expected: ModelSpec | None,
+    *,
+    pinned: bool = False,
+    sha256: str | None = None,
+    source: str | None = None,
 ) -> Weights:
-    """Read and check one file; ``pinned``: its bytes must be those that were released."""
-    sha256 = checkpoint.digest(path)
+    """Read and check one file; ``pinned``: its bytes must be those that were released.
+
+    ``sha256``: the digest of the file, where it was verified already.
+    """
+    sha256 = sha256 or checkpoint.digest(path)
     if pinned and expected is not None:
         hub.verify(expected.name, path, sha256)
     file = checkpoint.read(path)
     spec, stored = match(file, expected)
-    tensors = {name: _values(path, name, stored[name]) for name in spec.parameter_shapes()}
+    stored = {name: stored[name] for name in spec.parameter_shapes()}
+    tensors = _values(path, stored)
     origin = file.metadata.get(_SOURCE_KEY, "")
-    if origin.startswith("untrained:"):
+    if origin.startswith("untrained"):
+        if not _UNTRAINED.fullmatch(origin):
+            raise WeightsError(
+                f"{path}: {_SOURCE_KEY}: expected untrained:<seed>, got {shown(origin)}"
+            )
         source = f"{origin} in {path}"
     return Weights(spec, tensors, sha256, source or str(path))
 
 
-def _values(path: Path, name: str, tensor: StoredTensor) -> np.ndarray:
-    try:
-        array = tensor.read()
-    except ValueError as error:
-        raise WeightsError(f"{path}: {name}: {error}") from error
+def _values(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:
+    """The parameters of a file; what lies in one place is read once."""
+    for name, tensor in stored.items():
+        try:
+            tensor.check()
+        except ValueError as error:
+            raise WeightsError(f"{path}: {name}: {error}") from error
+    shared = checkpoint.share(stored)
+    if shared is not None:
+        raise WeightsError(f"{path}: {shared}: its values are partly those of another parameter")
+    arrays: dict[checkpoint.Layout, np.ndarray] = {}
+    for name, tensor in stored.items():
+        if tensor.layout not in arrays:
+            arrays[tensor.layout] = _finite(path, name, tensor.read())
+    return {name: arrays[tensor.layout] for name, tensor in stored.items()}
+
+
+def _finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     flat = array.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         bad = np.flatnonzero(~np.isfinite(flat[start : start + _BLOCK]))

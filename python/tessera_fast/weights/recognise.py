@@ -3,7 +3,6 @@
 The official layouts are those of ucam-eo/tessera at commit ef4f0ac.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -12,7 +11,9 @@ from typing import Any
 
 from ..errors import InputError, WeightsError
 from ..spec import NAMED, RELEASED, ModelSpec
+from ..untrusted import Unreadable, named, parse_json, shown
 from .checkpoint import Checkpoint, StoredTensor
+from .wrappers import unwrapped
 
 SPEC_KEY = "tessera_fast.spec"  # metadata of our own safetensors files: JSON of the ModelSpec
 
@@ -46,7 +47,10 @@ def match(
     ``expected``: the released model that the file must hold. WeightsError names the first
     offending tensor in the order of the spec, or the setting that differs.
     """
-    stored = _official_names(file)
+    try:
+        stored = unwrapped(file.tensors)
+    except Unreadable as error:
+        raise WeightsError(f"{file.path}: {error}") from error
     if expected is not None:
         _check_shapes(file.path, expected, _used(stored, expected.sampling))
     if SPEC_KEY in file.metadata:
@@ -58,14 +62,6 @@ def match(
     if expected is not None:
         _check_same(file.path, spec, expected)
     return spec, stored
-
-
-def _official_names(file: Checkpoint) -> dict[str, StoredTensor]:
-    """torch.compile's wrapper leaves ``_orig_mod.`` in names."""
-    stored = {name.replace("_orig_mod.", ""): tensor for name, tensor in file.tensors.items()}
-    if len(stored) < len(file.tensors):
-        raise WeightsError(f"{file.path}: a tensor occurs with and without _orig_mod. in its name")
-    return stored
 
 
 def _used(stored: Mapping[str, StoredTensor], sampling: str) -> dict[str, StoredTensor]:
@@ -87,7 +83,7 @@ def _check_shapes(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor
             )
     for name in stored:
         if name not in shapes:
-            raise WeightsError(f"{path}: {name}: unexpected, {spec.name} has no such tensor")
+            raise WeightsError(f"{path}: {named(name)}: unexpected, {spec.name} has no such tensor")
 
 
 def _check_same(path: Path, spec: ModelSpec, expected: ModelSpec) -> None:
@@ -102,18 +98,10 @@ def _check_same(path: Path, spec: ModelSpec, expected: ModelSpec) -> None:
 def _embedded(file: Checkpoint, num_tensors: int) -> ModelSpec:
     """The spec that our own writer put into a safetensors file."""
     try:
-        spec = ModelSpec.from_json(json.loads(file.metadata[SPEC_KEY])).check()
-        for item in fields(ModelSpec):
-            kind = type(getattr(RELEASED["v2-nano"], item.name))
-            if type(getattr(spec, item.name)) is not kind:
-                raise TypeError(f"{item.name} must be {kind.__name__}")
-        for rule in ("sampling", "pooling", "reducer"):
-            known = {getattr(released, rule) for released in RELEASED.values()}
-            if getattr(spec, rule) not in known:
-                raise ValueError(f"{rule} {getattr(spec, rule)!r} is unknown")
+        spec = ModelSpec.from_json(parse_json(file.metadata[SPEC_KEY]))
         if spec.num_layers + spec.fusion_layers > num_tensors:
-            raise ValueError(f"{spec.num_layers} layers in {num_tensors} tensors")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{spec.num_layers} layers in {num_tensors} tensors")
+    except (Unreadable, InputError) as error:
         raise WeightsError(f"{file.path}: {SPEC_KEY} is malformed: {error}") from error
     if spec.name in NAMED:
         _check_same(file.path, spec, NAMED[spec.name])
@@ -134,7 +122,7 @@ def _recognise(
     if not layers:
         raise WeightsError(
             f"{file.path}: expected tensors s2_backbone.transformer_encoder.*, got "
-            f"{', '.join(list(stored)[:3]) or 'none'}: not a TESSERA checkpoint"
+            f"{', '.join(map(named, list(stored)[:3])) or 'none'}: not a TESSERA checkpoint"
         )
     stated = _stated(file, family)
     d_model = _rows(file.path, stored, "s2_backbone.embedding.0.weight")
@@ -144,32 +132,33 @@ def _recognise(
     num_heads = stated.get("num_heads", base.num_heads)
     if qk_norm:  # its weight has the width of one head
         num_heads = d_model // max(1, _rows(file.path, stored, f"{layers[0]}q_norm.weight"))
-    spec = replace(
-        base,
-        name=f"{base.name if family == 'v1.1' else family}-custom",
-        d_model=d_model,
-        num_layers=len(layers),
-        num_heads=num_heads,
-        ff_dim=_rows(file.path, stored, f"{layers[0]}linear1.weight"),
-        out_dim=out_dim,
-        saved_dim=min(128, out_dim) if family == "v1.1" else out_dim,
-        qk_norm=qk_norm,
-        final_norm=stated.get("final_norm", base.final_norm),
-        matryoshka=_matryoshka(file, out_dim) if base.matryoshka else (),
-    )
+    widths = _matryoshka(file, out_dim) if base.matryoshka else ()
+    try:
+        spec = replace(
+            base,
+            name=f"{base.name if family == 'v1.1' else family}-custom",
+            d_model=d_model,
+            num_layers=len(layers),
+            num_heads=num_heads,
+            ff_dim=_rows(file.path, stored, f"{layers[0]}linear1.weight"),
+            out_dim=out_dim,
+            saved_dim=min(128, out_dim) if family == "v1.1" else out_dim,
+            qk_norm=qk_norm,
+            final_norm=stated.get("final_norm", base.final_norm),
+            matryoshka=widths,
+        )
+    except InputError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
     for name, value in stated.items():
         if getattr(spec, name) != value:
             raise WeightsError(
-                f"{file.path}: the configuration in the file says {name} {value}, its tensors "
-                f"say {getattr(spec, name)}"
+                f"{file.path}: the configuration in the file says {name} {shown(value)}, its "
+                f"tensors say {getattr(spec, name)}"
             )
     for released in RELEASED.values():
         if replace(spec, name=released.name) == released:
             return released
-    try:
-        return spec.check()
-    except InputError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
+    return spec
 
 
 def _family(names: Mapping[str, Any]) -> str:
@@ -198,7 +187,9 @@ def _data_source(file: Checkpoint, expected: ModelSpec | None) -> str:
             f"'v1.1-aws' and this path as weights="
         )
     if asked not in (None, name):
-        raise WeightsError(f"{file.path}: expected {asked}, the file's data_source is {stated!r}")
+        raise WeightsError(
+            f"{file.path}: expected {asked}, the file's data_source is {shown(stated)}"
+        )
     return name
 
 
@@ -212,12 +203,14 @@ def _stated(file: Checkpoint, family: str) -> dict[str, Any]:
         flag = name in ("qk_norm", "final_norm")
         if not isinstance(value, int) or (flag and value not in (0, 1)):
             what = "True or False" if flag else "an integer"
-            raise WeightsError(f"{file.path}: configuration {key}: expected {what}, got {value!r}")
+            raise WeightsError(
+                f"{file.path}: configuration {key}: expected {what}, got {shown(value)}"
+            )
         value = bool(value) if flag else value * (4 if key == "latent_dim" else 1)
         if stated.setdefault(name, value) != value:
             raise WeightsError(
-                f"{file.path}: configuration {key}: expected {stated[name]} as for the other "
-                f"stream, got {value}"
+                f"{file.path}: configuration {key}: expected {shown(stated[name])} as for the "
+                f"other stream, got {shown(value)}"
             )
     return stated
 
@@ -227,15 +220,23 @@ def _matryoshka(file: Checkpoint, out_dim: int) -> tuple[int, ...]:
     text = file.config.get("matryoshka_dims")
     if text is None:
         return tuple(n for n in RELEASED["v2-nano"].matryoshka if n <= out_dim)
-    parts = text.split(",") if isinstance(text, str) else text
-    if not isinstance(parts, (list, tuple)) or not all(
-        str(n).strip().isdecimal() and 0 < int(n) <= out_dim for n in parts
-    ):
+    parts = text.split(",", 64) if isinstance(text, str) else text
+    fits = isinstance(parts, list | tuple) and len(parts) <= 64 and all(map(_is_width, parts))
+    widths = tuple(sorted({int(n) for n in parts})) if fits else (0,)
+    if widths and not 0 < widths[0] <= widths[-1] <= out_dim:
         raise WeightsError(
             f"{file.path}: configuration matryoshka_dims: expected widths of 1..{out_dim}, "
-            f"got {text!r}"
+            f"got {shown(text)}"
         )
-    return tuple(int(n) for n in parts)
+    return widths
+
+
+def _is_width(value: Any) -> bool:
+    """A whole number, or its text of at most 9 digits."""
+    if isinstance(value, str):
+        text = value.strip()
+        return text.isascii() and text.isdecimal() and len(text) <= 9
+    return type(value) is int
 
 
 def _rows(path: Path, stored: Mapping[str, StoredTensor], name: str) -> int:

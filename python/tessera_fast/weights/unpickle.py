@@ -12,6 +12,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import WeightsError
+from ..untrusted import MAX_DIMS, MAX_SIZE, named, shown
+
+# A file can ask for much more work than it has bytes, so both are bounded. A checkpoint with an
+# optimizer takes 40 instructions and 200 bytes a tensor.
+_MAX_BYTES = 16 << 20
+_MAX_STEPS = 1_000_000  # instructions, and items that they copy: 2 s
+_MAX_NAME = 200  # characters of the name of a class, function or storage
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Opaque:
     """A value of a known harmless type that no model needs, e.g. a numpy scalar."""
 
@@ -31,6 +38,8 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Storage:
+    """A run of values of one type, as the pickle names it."""
+
     kind: str  # e.g. "torch.FloatStorage"
     key: str  # names the entry of the archive that has the values
 
@@ -68,23 +77,28 @@ _LITERALS = frozenset({
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def unpickle(data: bytes) -> Any:
+def unpickle(data: bytes | memoryview) -> Any:
     """The plain data in a pickle, with tensors as records.
 
-    WeightsError if it calls anything that is not known here, or is malformed.
+    Only text stays a key of a dict: hashing numbers or nested tuples that were chosen for it can
+    take for ever. WeightsError if the pickle calls anything that is not known here, is malformed,
+    or asks for more work than any checkpoint.
     """
+    if len(data) > _MAX_BYTES:
+        raise _too_much(f"{len(data)} bytes, expected at most {_MAX_BYTES}")
     try:
-        return _interpret(data)
+        return _interpret(bytes(data))
     except WeightsError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-        raise WeightsError(f"the pickle is malformed: {error}") from error
+        raise WeightsError(f"the pickle is malformed: {str(error)[:200]!a}") from error
 
 
 def _interpret(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    steps = 0
 
     def items() -> list[Any]:
         start = marks.pop()
@@ -94,6 +108,9 @@ def _interpret(data: bytes) -> Any:
 
     for opcode, arg, _ in pickletools.genops(data):
         op = opcode.name
+        steps += 1
+        if steps > _MAX_STEPS:
+            raise _too_much(f"more than {_MAX_STEPS} steps")
         if op in ("PROTO", "FRAME"):
             continue
         if op == "STOP":
@@ -105,23 +122,26 @@ def _interpret(data: bytes) -> Any:
         elif op == "MARK":
             marks.append(len(stack))
         elif op in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if not 0 <= cast(int, arg) <= _MAX_STEPS:
+                raise ValueError(f"a memo of {shown(arg)}")
             memo[cast(int, arg)] = stack[-1]
         elif op == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif op in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[cast(int, arg)])
         elif op == "GLOBAL":
-            stack.append(Global(str(arg).replace(" ", ".")))
+            stack.append(_global(*str(arg).split(" ", 1)))
         elif op == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
-            stack.append(Global(f"{module}.{name}"))
+            stack.append(_global(module, name))
         elif op in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"):
             stack.append({} if op == "EMPTY_DICT" else [])
         elif op == "EMPTY_TUPLE":
             stack.append(())
         elif op in ("TUPLE1", "TUPLE2", "TUPLE3"):
             n = int(op[-1])
-            stack[-n:] = [tuple(stack[-n:])]
+            taken = [stack.pop() for _ in range(n)]
+            stack.append(tuple(reversed(taken)))
         elif op in ("TUPLE", "LIST", "FROZENSET"):
             taken = items()
             stack.append(tuple(taken) if op == "TUPLE" else taken)
@@ -141,6 +161,9 @@ def _interpret(data: bytes) -> Any:
             stack.append(_storage(stack.pop()))
         elif op in ("REDUCE", "NEWOBJ"):
             args, func = stack.pop(), stack.pop()
+            if type(args) is not tuple:
+                raise TypeError(f"arguments that are no tuple: {shown(args)}")
+            steps += len(args[0]) if args and isinstance(args[0], list | tuple) else 0
             stack.append(_construct(func, args))
         elif op == "BUILD":
             state, built = stack.pop(), stack[-1]
@@ -150,58 +173,90 @@ def _interpret(data: bytes) -> Any:
                 raise _refusal(built)
         elif op in ("INST", "OBJ"):
             taken = items()
-            func = Global(str(arg).replace(" ", ".")) if op == "INST" else taken.pop(0)
+            func = _global(*str(arg).split(" ", 1)) if op == "INST" else taken.pop(0)
+            steps += len(taken[0]) if taken and isinstance(taken[0], list | tuple) else 0
             stack.append(_construct(func, tuple(taken)))
         else:
             raise WeightsError(f"refuses the pickle instruction {op}, which no checkpoint needs")
     raise ValueError("no end")
 
 
+def _global(module: Any, name: Any) -> Global:
+    if type(module) is not str or type(name) is not str:
+        raise TypeError(f"a class named {shown(name)} of {shown(module)}, expected text")
+    if len(module) + len(name) > _MAX_NAME:
+        raise ValueError(f"a class with a name of {len(module) + len(name)} characters")
+    return Global(f"{module}.{name}")
+
+
 def _fill(target: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """Set items. A compound key is replaced: hashing nested tuples can take for ever."""
+    """Set items; a key that is not text is replaced."""
     if isinstance(target, Opaque):
         return target
     if not isinstance(target, dict):
         raise TypeError("items set on something that is not a dict")
     for key, value in pairs:
-        plain = key is None or isinstance(key, (str, int, float, bytes))
-        target[key if plain else Opaque("key")] = value
+        target[key if isinstance(key, str) else Opaque("key")] = value
     return target
 
 
 def _storage(persistent_id: Any) -> Storage:
+    if type(persistent_id) is not tuple or len(persistent_id) != 5:
+        raise ValueError(f"unknown persistent id {shown(persistent_id)}")
     kind, storage_type, key, _location, _numel = persistent_id
-    if kind != "storage" or not isinstance(storage_type, Global) or not isinstance(key, str):
-        raise ValueError(f"unknown persistent id {kind!r}")
+    if kind != "storage" or not isinstance(storage_type, Global):
+        raise ValueError(f"unknown persistent id {shown(persistent_id)}")
+    if type(key) is not str or len(key) > _MAX_NAME:
+        raise ValueError(f"a storage named {shown(key)}")
     return Storage(storage_type.name, key)
 
 
-def _construct(func: Any, args: Any) -> Any:
+def _construct(func: Any, args: tuple[Any, ...]) -> Any:
     """What a call in the pickle stands for, from the few that a checkpoint needs."""
     name = func.name if isinstance(func, Global) else None
     if name == "torch._utils._rebuild_tensor_v2":
-        storage, offset, shape, strides = args[:4]
-        ints = (offset, *shape, *strides)
-        if not isinstance(storage, Storage) or not all(type(i) is int for i in ints):
-            raise TypeError("a tensor record is malformed")
-        return TensorRecord(storage, offset, tuple(shape), tuple(strides))
-    if name == "torch._utils._rebuild_parameter":
+        return _tensor(*args[:4])
+    if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
         return args[0]
     if name == "torch.Size":
-        return tuple(args[0])
+        return tuple(_sequence(args[0]))
     if name == "collections.OrderedDict":
-        return _fill({}, args[0] if args else ())
+        return _fill({}, _sequence(args[0]) if args else ())
     if name == "collections.defaultdict":
         return {}
     if name in ("builtins.set", "builtins.frozenset", "__builtin__.set", "__builtin__.frozenset"):
-        return list(args[0]) if args else []
+        return _sequence(args[0]) if args else []
     if name in _INERT:
         return Opaque(name)
     raise _refusal(func)
 
 
+def _sequence(value: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected a list, got {shown(value)}")
+    return value
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRecord:
+    """Where a tensor lies; whether its storage is there and large enough is for the reader."""
+    if not isinstance(storage, Storage):
+        raise TypeError("a tensor without a storage")
+    if len(_sequence(shape)) != len(_sequence(strides)) or len(shape) > MAX_DIMS:
+        raise ValueError(f"a tensor of shape {shown(shape)} and strides {shown(strides)}")
+    for number in (offset, *shape, *strides):
+        if type(number) is not int or not 0 <= number <= MAX_SIZE:
+            raise ValueError(f"a tensor with an offset, size or stride of {shown(number)}")
+    return TensorRecord(storage, offset, tuple(shape), tuple(strides))
+
+
+def _too_much(what: str) -> WeightsError:
+    return WeightsError(
+        f"its pickle has {what}; save only the dict of tensors, without a log or an optimizer"
+    )
+
+
 def _refusal(func: Any) -> WeightsError:
-    name = func.name if isinstance(func, Global) else f"a {type(func).__name__}"
+    name = named(func.name) if isinstance(func, Global) else f"a {type(func).__name__}"
     return WeightsError(
         f"refuses to run code: the pickle calls {name}. If you trust the file, load it with torch "
         f"elsewhere and save only the dict of tensors"
