@@ -48,10 +48,14 @@ def checked_shard(shard: Any) -> Shard:
     """(index, count) as a Shard; the whole job for None; InputError for anything else."""
     if shard is None:
         return Shard()
-    if not isinstance(shard, tuple | list) or len(shard) != 2:
-        raise InputError(f"shard: expected (i, n) with 0 <= i < n, got {shown(shard)}")
-    count = whole_number("shard: n of (i, n)", shard[1], 1, MAX_SHARDS)
-    return Shard(whole_number("shard: i of (i, n)", shard[0], 0, count - 1), count)
+    try:
+        index, count = shard if isinstance(shard, tuple | list) else (None, None)
+        count = whole_number("n", count, 1, MAX_SHARDS)
+        return Shard(whole_number("i", index, 0, count - 1), count)
+    except ValueError as error:  # of two or of a number
+        raise InputError(
+            f"shard: expected (i, n) with 0 <= i < n <= {MAX_SHARDS:,}, got {shown(shard)}"
+        ) from error
 
 
 @dataclass(frozen=True)
