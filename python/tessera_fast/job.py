@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .energy import EnergyMeter
+from .env import MAX_THREADS
 from .errors import InputError, StoreError, TesseraError
 from .executors import check_executor, run_tasks
 from .executors.base import Job, Watch
 from .job_report import JobReport, check_report
-from .job_tasks import JobTasks, absolute, checked_shard
+from .job_sources import absolute
+from .job_tasks import JobTasks, checked_shard
 from .model import Model
 from .pipeline import Settings
 from .plan_table import Plan
@@ -26,9 +28,8 @@ from .runner import TileReport
 from .spec import NAMED
 from .store import Provenance, job_extent
 from .tile import period_of_year
-from .untrusted import whole_number
+from .untrusted import local_path, whole_number
 
-MAX_THREADS = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +114,7 @@ def embed_tiles(
         check_executor(executor, workers, retries, resources)
         if threads is not None:
             whole_number("threads", threads, 1, MAX_THREADS)
-        target = Path(out).expanduser().absolute()
+        target = local_path(out, "out").absolute()
         in_store = target.suffix == ".zarr"
         if isinstance(tiles, Plan):
             options = {**tiles.options["open"], **options}

@@ -91,7 +91,7 @@ def report_path(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Pa
     StoreError for a folder, a device or a place within a store. InputError for what is no path.
     """
     target = Path(os.path.realpath(local_path(path, "report")))
-    output = Path(os.path.realpath(Path(out).expanduser()))
+    output = Path(os.path.realpath(local_path(out, "out")))
     if output.suffix == ".zarr" and output in (target, *target.parents):
         raise StoreError(f"{path}: a report cannot lie in the store {output}; write it beside")
     if target.exists() and not target.is_file():

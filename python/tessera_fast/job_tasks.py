@@ -8,7 +8,6 @@ for the others.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import unicodedata
 from collections import deque
@@ -18,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, StoreError, TesseraError
-from .plan_rows import PlanRow
+from .job_sources import Source, listed
+from .plan_rows import MOST_WORKERS, PlanRow
 from .plan_table import Plan
 from .runner import Task, TileReport
 from .store import TileKey, zone
 from .store.output import npy_files, store_key
 from .tile import Tile, open_tile, open_windows
-from .tile.sources import name_of, numbered, source_path
+from .tile.sources import source_path
 from .untrusted import MAX_NAME, plain_name, shown, whole_number
 
-MAX_SHARDS = 1_000_000
 _MAX_WINDOW = 1_000_000  # pixels a side
 _log = logging.getLogger(__name__)
 
@@ -50,28 +49,19 @@ def checked_shard(shard: Any) -> Shard:
         return Shard()
     try:
         index, count = shard if isinstance(shard, tuple | list) else (None, None)
-        count = whole_number("n", count, 1, MAX_SHARDS)
+        count = whole_number("n", count, 1, MOST_WORKERS)
         return Shard(whole_number("i", index, 0, count - 1), count)
     except ValueError as error:  # of two or of a number
         raise InputError(
-            f"shard: expected (i, n) with 0 <= i < n <= {MAX_SHARDS:,}, got {shown(shard)}"
+            f"shard: expected (i, n) with 0 <= i < n <= {MOST_WORKERS:,}, got {shown(shard)}"
         ) from error
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A source, a row of a plan, or what the plan could not use; not opened yet."""
+class _Row(Source):
+    """A row of a plan, or a tile that the plan could not use."""
 
-    given: Any
-    number: int
     row: PlanRow | None = None
-    error: TesseraError | None = None  # why it cannot be listed, or was not planned
-    unlisted: bool = False  # it is not there or cannot be listed: how many tiles it has is unknown
-
-    def report(self, state: str, error: TesseraError | None = None) -> TileReport:
-        """What became of it as a whole."""
-        place = self.given.source if isinstance(self.given, Tile) else source_path(self.given)
-        return TileReport(_name(self.given), 0, state=state, error=error, source=place)
 
 
 @dataclass
@@ -86,7 +76,7 @@ class JobTasks:
     shard: Shard
     tasks: list[Task] = field(default_factory=list)  # of this shard
     keys: list[TileKey] = field(default_factory=list)  # of all shards; fingerprints of this one's
-    _unopened: deque[_Source] = field(default_factory=deque)
+    _unopened: deque[Source] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -102,7 +92,7 @@ class JobTasks:
         All shards open all sources, as the extent of a new store is that of all tiles; each
         reports its own failures. Raises StoreError if two tiles would write one file.
         """
-        self._unopened.extend(_listed(self.tiles))
+        self._unopened.extend(_sources(self.tiles))
         given = self.tiles if isinstance(self.tiles, list | tuple) else [self.tiles]
         self._several = len(given) == 1 or len(self._unopened) > len(given)
         while self._unopened:
@@ -125,14 +115,14 @@ class JobTasks:
             if (task.key.name, task.key.year) not in known:
                 yield task.report(state="pending")
         for source in self._unopened:
-            if self.shard.has(source.number) and source.error is None:
-                yield source.report("pending")
+            if self.shard.has(source.number):
+                yield _report(source, "pending")
 
-    def _parts(self, source: _Source) -> list[Any]:
+    def _parts(self, source: Source) -> list[Any]:
         """The source as tiles: one, or windows of one, or the row of a plan."""
         if source.error is not None:
             raise source.error
-        if source.row is not None:
+        if isinstance(source, _Row) and source.row is not None:
             return [source.row]
         tile = open_tile(source.given, **self.options)
         if self.window is None or self.window >= max(tile.height, tile.width):
@@ -143,7 +133,7 @@ class JobTasks:
         self,
         part: Tile | PlanRow,
         cut: bool,
-        source: _Source,
+        source: Source,
         own: bool,
         failed: Callable[[TileReport], None],
     ) -> None:
@@ -158,9 +148,7 @@ class JobTasks:
                 self._place(key)
         except TesseraError as error:
             if own:
-                report = source.report("failed", error)
-                report.name, report.pixels = part.name, part.height * part.width
-                failed(report)
+                failed(_report(source, "failed", error, part))
             return
         self.keys.append(key)
         if own:
@@ -180,12 +168,12 @@ class JobTasks:
             )
 
     def _not_opened(
-        self, source: _Source, error: TesseraError, failed: Callable[[TileReport], None]
+        self, source: Source, error: TesseraError, failed: Callable[[TileReport], None]
     ) -> None:
         """A shard reports its own sources, and those of which it may lack a part."""
         cut = self.window is not None and source.error is None
         if self.shard.has(source.number) or cut or (source.unlisted and self._several):
-            failed(source.report("failed", error))
+            failed(_report(source, "failed", error))
         elif source.unlisted:
             _log.warning("left to another shard: %s", error)
 
@@ -215,50 +203,25 @@ class JobTasks:
         return list(npy_files(key.name, self.int8).values())
 
 
-def _listed(tiles: Any) -> Iterator[_Source]:
-    """Every source by itself; paths are made absolute, for workers elsewhere.
-
-    Given paths are numbered by their names, and what a folder holds from the folder's number on.
-    """
-    if isinstance(tiles, Plan):
-        for number, failure in enumerate(tiles.failed):
-            yield _Source(failure.source, number, error=InputError(failure.message))
-        for number, row in enumerate(tiles):
-            yield _Source(row.source, number, row)
+def _sources(tiles: Any) -> Iterator[Source]:
+    if not isinstance(tiles, Plan):
+        yield from listed(tiles)
         return
-    given = list(tiles) if isinstance(tiles, list | tuple) else [tiles]
-    # by name: the same tiles may be in another order, or in another folder, for another process
-    in_order = sorted(range(len(given)), key=lambda i: (_name(given[i]), _text(given[i])))
-    first = {i: number for number, i in enumerate(in_order)}
-    for i, source in enumerate(given):
-        text = _text(source)
-        if not text:
-            yield _Source(source, first[i])
-            continue
-        gone = not text.startswith("@") and "://" not in text and not os.path.exists(text)
-        try:
-            for number, path in numbered(text):
-                yield _Source(absolute(path), first[i] + number, unlisted=gone)
-        except TesseraError as error:
-            yield _Source(text, first[i], error=error, unlisted=True)
+    for number, failure in enumerate(tiles.failed):
+        yield _Row(failure.source, number, error=InputError(failure.message))
+    for number, row in enumerate(tiles):
+        yield _Row(row.source, number, row=row)
 
 
-def _name(source: Any) -> str:
-    return source.name if isinstance(source, Tile) else name_of(source)
-
-
-def _text(source: Any) -> str:
-    """A path or URL as text; "" for what is none."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-
-
-def absolute(path: str | os.PathLike[str]) -> str:
-    """A path that means the same in every process of this machine; a URL as it is.
-
-    ".." stays, as it may follow a link.
-    """
-    text = os.fspath(path)
-    return text if "://" in text else str(Path(text).absolute())
+def _report(
+    source: Source,
+    state: str,
+    error: TesseraError | None = None,
+    part: Tile | PlanRow | None = None,
+) -> TileReport:
+    """What became of a source that is no task, or of one tile of it."""
+    name, pixels = (source.name, 0) if part is None else (part.name, part.height * part.width)
+    return TileReport(name, pixels, state=state, error=error, source=source.place)
 
 
 def _described(key: TileKey) -> str:

@@ -240,15 +240,18 @@ class TileRunner:
         report = task.report()
         with self.clock.lap("open"):
             done = self.output.is_done(task.key)
-            writer = None if done else self.output.begin(task.key)
+            refusal = None if done else self.output.refusal(task.key)
+            writer = None if done or refusal else self.output.begin(task.key)
             done = done or self.output.is_done(task.key)  # by another process, meanwhile
-            if writer is None and not done:
+            if writer is None and not done and not refusal:
                 held.append(task)
                 return
             tile = None
             try:
                 if done:
                     report.state = "skipped"
+                elif refusal:
+                    raise StoreError(refusal)
                 else:
                     tile = self._open(task)
                     report.warnings = tuple(suspicions(tile))

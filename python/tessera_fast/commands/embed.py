@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import TesseraError
 from ..plan_table import Plan
-from ..untrusted import Unreadable, parse_json, shown
+from ..untrusted import Unreadable, parse_json, printable, shown
 from .common import (
     FAILED,
     OK,
@@ -95,18 +95,19 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{DEMO.name}: made for demonstrations, not for maps", file=sys.stderr)
 
     def report(tile: TileReport) -> None:
+        name = printable(tile.name)
         if tile.error is not None:
-            print(f"{tile.name}: failed: {tile.error}", file=sys.stderr)
+            print(f"{name}: failed: {printable(str(tile.error))}", file=sys.stderr)
             return
         args.failure = PARTLY
         for warning in tile.warnings:
-            print(f"{tile.name}: warning: {warning}", file=sys.stderr)
+            print(f"{name}: warning: {warning}", file=sys.stderr)
         if tile.state == "skipped":
-            print(f"{tile.name}: already done")
+            print(f"{name}: already done")
         else:
             rate = tile.pixels / max(tile.seconds, 1e-9)
             missing = f", {tile.no_data:,} without data" if tile.no_data else ""
-            print(f"{tile.name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
+            print(f"{name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
                   f"{missing}")  # fmt: skip
 
     tiles, model, dims, options = _what(args)
@@ -125,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         resources=args.ray_resources, shard=args.shard, window=args.window, report=report,
         started=started, report_file=args.report, **options,
     )  # fmt: skip
-    print(result.summary())
+    print(printable(result.summary()))
     failed = result.count("failed")
     return OK if not failed else FAILED if failed == len(result.tiles) else PARTLY
 

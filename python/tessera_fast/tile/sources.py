@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..untrusted import local_path
 from .arrays import MemoryArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
@@ -26,7 +27,7 @@ def read_source(source: Any) -> Fields:
     if is_url(source):
         return read_url(source)
     if isinstance(source, str | PathLike):
-        return _read_path(Path(source))
+        return _read_path(local_path(source, "tile"))
     # xarray is heavy, and whoever holds a Dataset has imported it: its name is enough to tell.
     if type(source).__module__.partition(".")[0] == "xarray":
         from .dataset import read_dataset
@@ -47,7 +48,7 @@ def name_of(source: Any) -> str:
     if is_url(source):
         name = str(source).rstrip("/").rpartition("/")[2]
     else:
-        name = given_name(Path(source))
+        name = given_name(local_path(source, "tile"))
     return name.removesuffix(".zarr") if name.endswith(".zarr") else _without(name, NETCDF)
 
 
@@ -63,7 +64,7 @@ def source_path(source: Any) -> str | None:
         scheme, _, address = str(source).partition("?")[0].partition("://")
         host, slash, rest = address.partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
-    path = Path(source)
+    path = local_path(source, "tile")
     if path.name in ("", ".."):
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(path.parent), path.name)
