@@ -227,7 +227,10 @@ def test_a_signal_leaves_nothing_behind(number, options, tiles, mini, tmp_path):
     [
         ({"executor": "slurm"}, "executor: expected one of process, local, ray, got 'slurm'"),
         ({"executor": "process", "workers": 2}, "workers: expected 1 of the executor 'process'"),
-        ({"executor": "local", "workers": 0}, "workers: expected a positive number, got 0"),
+        (
+            {"executor": "local", "workers": 0},
+            "workers: expected a whole number from 1 to 4",
+        ),
         ({"shard": (2, 2)}, "shard: expected (i, n) with 0 <= i < n"),
         ({"on_error": "ignore"}, "on_error: expected 'raise' or 'skip'"),
         ({"executor": "local", "resources": {"num_gpus": 1}}, "'local' has none to ask for"),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+MAX_THREADS = 4096  # that a caller may ask for
+
 
 def engine_cache() -> Path:
     """Folder that built TensorRT engines are kept in."""

@@ -1,10 +1,18 @@
 """The exceptions of the package: every message says what, expected, got, and what to do."""
 
+from typing import Any
+
 __all__ = ["BackendUnavailable", "InputError", "StoreError", "TesseraError", "WeightsError"]
 
 
 class TesseraError(Exception):
-    """Base of every error that the package raises on purpose."""
+    """Base of every error that the package raises on purpose.
+
+    ``report``: of an error that ended `embed_tiles`, what had become of every tile by then, a
+    JobReport; else None.
+    """
+
+    report: Any = None
 
 
 class InputError(TesseraError, ValueError):

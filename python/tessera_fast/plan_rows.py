@@ -29,7 +29,7 @@ from .untrusted import (
 
 _KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
 _CODEC = "snappy"  # of the columns: a file cannot grow more than about twentyfold
-_MOST_WORKERS = 1 << 20
+MOST_WORKERS = 1 << 20  # and shards of a job
 _LARGEST = 1 << 24  # pixels a side
 _TEXT = ("name", "source", "crs", "fingerprint")
 _LONGEST = 1 << 16  # bytes of a text; a CRS as WKT takes a few thousand
@@ -240,7 +240,7 @@ def _calibration(head: dict[str, Any]) -> Calibration | None:
 def _options(head: dict[str, Any]) -> dict[str, Any]:
     options = take(head, "options", dict)
     take(options, "model", str)
-    take_whole(options, "workers", 1, _MOST_WORKERS)
+    take_whole(options, "workers", 1, MOST_WORKERS)
     take_or_none(options, "dims", int)
     unknown = set(take(options, "open", dict)) - set(OPENING)
     if unknown:

@@ -9,8 +9,8 @@ from typing import Any
 
 from .calibration import Calibration
 from .errors import InputError, StoreError
-from .plan_rows import Failure, PlanRow, need_pyarrow, parse_plan, write_plan
-from .untrusted import Unreadable, local_path, local_target, read_bytes
+from .plan_rows import MOST_WORKERS, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
+from .untrusted import Unreadable, local_path, local_target, read_bytes, whole_number
 
 _SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
 _MOST_BYTES = 1 << 30  # of a plan's file: about ten million tiles
@@ -45,8 +45,8 @@ class Plan:
         As rows are largest first, parts take about the same time. InputError unless 0 <= index <
         count.
         """
-        if not 0 <= index < count:
-            raise InputError(f"shard: expected 0 <= index < count, got {index} of {count}")
+        whole_number("shard: count", count, 1, MOST_WORKERS)
+        whole_number("shard: index", index, 0, count - 1)
         return replace(self, rows=self.rows[index::count], failed=self.failed[index::count])
 
     @property
@@ -56,7 +56,9 @@ class Plan:
 
     def wall_seconds(self, workers: int | None = None) -> float | None:
         """Estimated time until the last of ``workers`` (default: the option's) is done."""
-        workers = workers or self.options["workers"]
+        if workers is None:
+            workers = self.options["workers"]
+        whole_number("workers", workers, 1, MOST_WORKERS)
         if self.calibration is None:
             return None
         some = min(workers, max(len(self.rows), 1))  # the others have nothing to do

@@ -11,22 +11,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from . import __version__, env
 from .calibration import Calibration, calibrate_rate, nominal
 from .errors import BackendUnavailable, InputError, TesseraError
+from .job_sources import absolute, listed
 from .model import Model
 from .packing import pack
-from .plan_rows import Failure, PlanRow
+from .plan_rows import MOST_WORKERS, Failure, PlanRow
 from .plan_table import Plan
 from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
-from .tile import Tile, expand, open_tile
+from .tile import Tile, open_tile
+from .untrusted import shown, whole_number
 from .weights import Weights
 
 SAMPLE_ROWS = 4  # of a tile: 0.8 % of one of 500 rows, in which tokens come within 2 % of all
 _SMALL = 1024  # pixels of a tile that is read whole
+_MOST_RATE = 1e15  # px/s
 
 
 def plan(
@@ -69,7 +74,9 @@ def plan(
     ``calibrate`` asks for a back end that cannot run here.
     """
     _check(workers, rate, on_error, threads)
-    sources = _sources(tiles)
+    sources = list(listed(_checked(tiles)))
+    if not sources:
+        raise InputError("plan: expected at least one tile, got none")
     spec = _spec(model)
     width = _width(spec, dims)
     in_store = find_spec("zarr") is not None if out is None else Path(out).suffix == ".zarr"
@@ -81,8 +88,11 @@ def plan(
     failed: list[Failure] = []
     widest, names = (0, ""), dict[str, str]()
     with progress_bar(len(sources), "opening tiles", progress) as done:
-        for number, source in enumerate(sources, 1):
+        for number, item in enumerate(sources, 1):
+            source = item.given
             try:
+                if item.error is not None:
+                    raise item.error
                 tile = open_tile(source, **opened)
                 row = _row(tile, source, spec, stored, out is not None and in_store)
                 if row.name in names:
@@ -122,7 +132,7 @@ def plan(
     if speed is not None:
         rows = [r.timed(speed.seconds(r.pixels, r.flop)) for r in rows]
     options = {
-        "model": spec.name if spec == NAMED.get(spec.name) else _absolute(_name(model)),
+        "model": spec.name if spec == NAMED.get(spec.name) else absolute(_name(model)),
         "backend": backend, "precision": precision, "threads": threads, "dims": dims,
         "device": None if device is None else str(device),
         "out": None if out is None else os.fspath(out), "int8": int8, "workers": workers,
@@ -132,17 +142,18 @@ def plan(
 
 
 def _check(workers: int, rate: float | None, on_error: str, threads: int | None) -> None:
-    for what, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            raise InputError(f"{what}: expected a positive integer, got {value}")
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise InputError(f"rate: expected px/s above 0, got {rate}")
+    whole_number("workers", workers, 1, MOST_WORKERS)
+    if threads is not None:
+        whole_number("threads", threads, 1, env.MAX_THREADS)
+    if rate is not None:
+        number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+        if not number or not 0 < rate <= _MOST_RATE:
+            raise InputError(f"rate: expected px/s above 0, got {shown(rate)}")
     if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+        raise InputError(f"on_error: expected 'raise' or 'skip', got {shown(on_error)}")
 
 
-def _sources(tiles: Any) -> list[str]:
-    """Paths that mean the same in another process, and URLs."""
+def _checked(tiles: Any) -> list[str | os.PathLike[str]]:
     given = [tiles] if isinstance(tiles, str | os.PathLike) else list(tiles)
     for source in given:
         if not isinstance(source, str | os.PathLike):
@@ -150,14 +161,7 @@ def _sources(tiles: Any) -> list[str]:
                 "plan: expected paths or URLs of tiles, which another process can open too, got "
                 f"{type(source).__name__}; write the tile to a folder first"
             )
-    sources = [_absolute(source) for source in expand(given)]
-    if not sources:
-        raise InputError("plan: expected at least one tile, got none")
-    return sources
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
+    return given
 
 
 def _name(model: str | os.PathLike[str] | Model) -> str:

@@ -5,6 +5,7 @@ is quantised and written in another.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,10 +38,12 @@ class Task:
     def pixels(self) -> int:
         return self.key.height * self.key.width
 
-    def report(self, error: TesseraError | None = None) -> "TileReport":
-        """That it is done, or has failed with ``error``."""
-        state = "done" if error is None else "failed"
-        return TileReport(self.key.name, self.pixels, self.key.year, state, error=error)
+    def report(self, error: TesseraError | None = None, state: str = "done") -> "TileReport":
+        """That it is done, or has failed with ``error``, or what ``state`` says."""
+        return TileReport(
+            self.key.name, self.pixels, self.key.year, state if error is None else "failed",
+            error=error, source=self.key.source,
+        )  # fmt: skip
 
 
 @dataclass
@@ -50,11 +53,22 @@ class TileReport:
     name: str
     pixels: int
     year: int | None = None
-    state: str = "done"  # "done" | "skipped": it was done before | "failed"
+    # "done" | "skipped": it was done before | "failed" | "pending": the job ended before it
+    state: str = "done"
     seconds: float = 0.0  # of wall time since the tile before was encoded
     no_data: int = 0  # pixels
     error: TesseraError | None = None
     warnings: tuple[str, ...] = ()  # what seems wrong with the observations
+    source: str | None = None  # absolute path or URL; None for arrays
+
+
+def _without_folders(source: str) -> str:
+    """A checkpoint's origin for a file that may be shared: of a path the last name alone."""
+    if source.startswith(("hub:", "package:")):
+        return source
+    made_up = source.startswith("untrained:")  # perhaps "untrained:1 in /a/folder/file"
+    origin, joint, path = source.partition(" in ") if made_up else ("", "", source)
+    return f"{origin}{joint}{os.path.basename(path)}"
 
 
 def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Provenance:
@@ -64,7 +78,7 @@ def provenance_of(model: Model, settings: Settings, *, quantized: bool) -> Prove
     return Provenance(
         model=model.spec.name,
         weights_sha256=model.weights.sha256,
-        weights_source=model.weights.source,
+        weights_source=_without_folders(model.weights.source),
         trained=model.trained,
         precision=model.precision,
         dims=width,
@@ -226,15 +240,18 @@ class TileRunner:
         report = task.report()
         with self.clock.lap("open"):
             done = self.output.is_done(task.key)
-            writer = None if done else self.output.begin(task.key)
+            refusal = None if done else self.output.refusal(task.key)
+            writer = None if done or refusal else self.output.begin(task.key)
             done = done or self.output.is_done(task.key)  # by another process, meanwhile
-            if writer is None and not done:
+            if writer is None and not done and not refusal:
                 held.append(task)
                 return
             tile = None
             try:
                 if done:
                     report.state = "skipped"
+                elif refusal:
+                    raise StoreError(refusal)
                 else:
                     tile = self._open(task)
                     report.warnings = tuple(suspicions(tile))

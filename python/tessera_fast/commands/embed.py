@@ -1,11 +1,13 @@
 """`tessera-fast embed`: tiles into a store or a folder."""
 
 import argparse
-import json
+import re
 import sys
 from typing import Any
 
+from ..errors import TesseraError
 from ..plan_table import Plan
+from ..untrusted import Unreadable, parse_json, printable, shown
 from .common import (
     FAILED,
     OK,
@@ -73,7 +75,10 @@ def add(commands: Commands) -> None:
     job.add_argument(
         "--retries", type=int, default=2, help="of a tile whose worker was killed (default 2)"
     )
-    job.add_argument("--report", metavar="FILE.json", help="what became of every tile")
+    job.add_argument(
+        "--report", metavar="FILE.json",
+        help="what became of every tile; written too when an error or a signal ends the job",
+    )  # fmt: skip
     embed.set_defaults(run=_run)
 
 
@@ -90,18 +95,19 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{DEMO.name}: made for demonstrations, not for maps", file=sys.stderr)
 
     def report(tile: TileReport) -> None:
+        name = printable(tile.name)
         if tile.error is not None:
-            print(f"{tile.name}: failed: {tile.error}", file=sys.stderr)
+            print(f"{name}: failed: {printable(str(tile.error))}", file=sys.stderr)
             return
         args.failure = PARTLY
         for warning in tile.warnings:
-            print(f"{tile.name}: warning: {warning}", file=sys.stderr)
+            print(f"{name}: warning: {warning}", file=sys.stderr)
         if tile.state == "skipped":
-            print(f"{tile.name}: already done")
+            print(f"{name}: already done")
         else:
             rate = tile.pixels / max(tile.seconds, 1e-9)
             missing = f", {tile.no_data:,} without data" if tile.no_data else ""
-            print(f"{tile.name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
+            print(f"{name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
                   f"{missing}")  # fmt: skip
 
     tiles, model, dims, options = _what(args)
@@ -118,11 +124,9 @@ def _run(args: argparse.Namespace) -> int:
         int8=args.int8, memory=args.memory, seed=args.seed, repeats=args.repeats,
         on_error=args.on_error, executor=executor, workers=workers, retries=args.retries,
         resources=args.ray_resources, shard=args.shard, window=args.window, report=report,
-        started=started, **options,
+        started=started, report_file=args.report, **options,
     )  # fmt: skip
-    print(result.summary())
-    if args.report:
-        result.save(args.report)
+    print(printable(result.summary()))
     failed = result.count("failed")
     return OK if not failed else FAILED if failed == len(result.tiles) else PARTLY
 
@@ -131,7 +135,14 @@ def _what(args: argparse.Namespace) -> tuple[Any, str, int | None, dict[str, Any
     """Tiles or a plan, the model, its width, and how tiles are opened: as planned, or as given."""
     if len(args.tiles) != 1 or not args.tiles[0].endswith(".parquet"):
         return args.tiles, args.model or "v2-medium", args.dims, tile_options(args)
-    plan = Plan.load(args.tiles[0])
+    try:
+        plan = Plan.load(args.tiles[0])
+    except TesseraError as error:
+        if args.report and not args.dry_run:
+            from ..job_report import JobReport
+
+            JobReport(args.out, error=f"{type(error).__name__}: {error}").save(args.report)
+        raise
     return plan, args.model or plan.options["model"], args.dims or plan.options["dims"], {}
 
 
@@ -151,17 +162,16 @@ def _dry_run(
 
 
 def _shard(text: str) -> tuple[int, int]:
-    index, _, shards = text.partition("/")
-    if not (index.isdecimal() and shards.isdecimal() and int(index) < int(shards)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, got {text!r}")
-    return int(index), int(shards)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, got {shown(text)}")
+    return int(match[1]), int(match[2])
 
 
 def _resources(text: str) -> dict[str, float]:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from error
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
-    return found
+        return parse_json(text)
+    except Unreadable as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a JSON object, got {shown(text)}: {error}"
+        ) from error

@@ -1,6 +1,7 @@
 """`tessera-fast plan`: what a job takes, before it is run."""
 
 import argparse
+from pathlib import Path
 
 from .common import (
     FAILED,
@@ -45,9 +46,11 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..plan_rows import need_pyarrow
     from ..planning import plan
+    from ..products.files import check_writable
 
     if args.out:
         need_pyarrow()  # say so before the tiles are read
+        check_writable(Path(args.out).expanduser(), make_folders=False)
     found = plan(
         args.tiles, args.model, backend=args.backend, precision=args.precision,
         device=args.device, threads=args.threads, dims=args.dims, out=args.to, int8=args.int8,

@@ -4,9 +4,38 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
 from ..runner import Task
+from ..untrusted import shown, whole_number
 from .base import Job, Watch
 
+MAX_WORKERS = 4096  # processes or actors of one job
+MAX_RETRIES = 1_000_000
+MAX_RESOURCE = 1_000_000_000_000  # a node has fewer bytes of memory
 EXECUTORS = ("process", "local", "ray")
+
+
+def check_executor(
+    executor: str, workers: int | None, retries: int, resources: Mapping[str, float] | None
+) -> None:
+    """InputError for an executor, or numbers for it, that cannot be."""
+    if executor not in EXECUTORS:
+        names = ", ".join(EXECUTORS)
+        raise InputError(f"executor: expected one of {names}, got {shown(executor)}")
+    if workers is not None:
+        whole_number("workers", workers, 1, MAX_WORKERS)
+        if executor == "process" and workers > 1:
+            raise InputError(f"workers: expected 1 of the executor 'process', got {workers}")
+    whole_number("retries", retries, 0, MAX_RETRIES)
+    if resources is None:
+        return
+    if executor != "ray":
+        raise InputError(f"resources: the executor {executor!r} has none to ask for; Ray has")
+    for name, amount in resources.items() if isinstance(resources, Mapping) else [("", None)]:
+        number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not isinstance(name, str) or not number or not 0 <= amount <= MAX_RESOURCE:
+            raise InputError(
+                f"resources: expected names and numbers from 0 to {MAX_RESOURCE:,}, such as "
+                f"{{'num_gpus': 0.5}}, got {shown(resources)}"
+            )
 
 
 def run_tasks(
@@ -19,15 +48,7 @@ def run_tasks(
     retries: int,
     resources: Mapping[str, float] | None,
 ) -> None:
-    """Run ``tasks`` by the executor called so; InputError where that cannot be."""
-    if executor not in EXECUTORS:
-        names = ", ".join(EXECUTORS)
-        raise InputError(f"executor: expected one of {names}, got {executor!r}")
-    if workers is not None and (workers < 1 or (executor == "process" and workers > 1)):
-        expected = "1 of the executor 'process'" if executor == "process" else "a positive number"
-        raise InputError(f"workers: expected {expected}, got {workers}")
-    if resources is not None and executor != "ray":
-        raise InputError(f"resources: the executor {executor!r} has none to ask for; Ray has")
+    """Run ``tasks`` by the executor called so, see `check_executor`."""
     if executor == "process":
         _run_here(job, tasks, watch)
         return

@@ -1,6 +1,7 @@
 """What every process of a job is told."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ..runner import Task, TileReport, TileRunner, provenance_of
 from ..store import Provenance, TileKey, open_output
 from ..tile import Tile
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -22,6 +25,12 @@ class Watch:
     started: Callable[[Provenance], None]  # a model is loaded
     progress: Callable[[int], None]  # pixels of tiles that are over, or on their way
     seconds: dict[str, float]  # of every stage, summed over processes; filled at the end
+    warnings: list[str]  # of the job, for its report; filled on the way
+
+    def warn(self, text: str) -> None:
+        """Say now, and in the report, what a user should know of the job."""
+        _log.warning("%s", text)
+        self.warnings.append(text)
 
     def add(self, seconds: dict[str, float]) -> None:
         """The stages of one more process."""

@@ -1,15 +1,14 @@
 """Supervised worker processes on this machine: one that dies is replaced, its tile tried again.
 
 The parent hands out tasks one by one as workers ask for them, and embeds nothing. A worker asks
-while it still encodes the tile before, so it may hold a few. When it dies, what it held is tried
-again alone in a worker, so that a tile which ends its worker is told from one beside it.
+while it still encodes the tile before, so it may hold a few. A place whose workers always die is
+given up, and the others go on.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,30 +16,38 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ..errors import TesseraError
+from ..errors import BackendUnavailable, TesseraError
 from ..runner import Task, TileReport
 from ..store import hold_output
+from .attempts import Attempts, Held
 from .base import Job, Watch
 from .domains import Domain, domains
 
 _POLL = 0.1  # seconds a worker waits for a task before it looks at its reports
-_START_FAILURES = 3  # workers that may die in a row before they ask for a task
+_START_DEATHS = 3  # workers in a row that may die at a place before they ask for a task
+_DEATHS = 10  # and that may die there without a finished tile, while other places have workers
+_LEAVE = 60.0  # seconds that a worker which is done has to end
 
 
-@dataclass
-class _Held:
-    """A task and how many workers have died with it."""
+@dataclass(eq=False)
+class _Place:
+    """A share of the machine, for one worker at a time."""
 
-    task: Task
-    deaths: int = 0
+    number: int
+    domain: Domain
+    starts: int = 0  # workers that died in a row before they asked for a task
+    deaths: int = 0  # workers that died since the last finished tile
+
+    def __str__(self) -> str:
+        return f"worker {self.number}" + (f" on {self.domain.device}" if self.domain.device else "")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     process: Any
     connection: Connection
-    domain: Domain
-    held: list[_Held] = field(default_factory=list)
+    place: _Place
+    held: list[Held] = field(default_factory=list)
     ready: bool = False  # has asked for a task
     wants: bool = False  # and got none yet
 
@@ -49,27 +56,30 @@ class _Supervisor:
     def __init__(self, job: Job, tasks: Sequence[Task], retries: int, watch: Watch) -> None:
         self._job = job
         self._watch = watch
-        self._retries = retries
-        self._queue = deque(_Held(task) for task in tasks)
+        self._queue = Attempts(tasks, retries)
         self._context = multiprocessing.get_context("spawn")
-        self._failed_starts = 0
         self._started = False
+        self._given_up: list[str] = []  # not told before a worker has started
         self._pixels = 0  # of tiles that are over
         self._workers: list[_Worker] = []
 
-    def _start(self, domain: Domain) -> None:
-        with _signals_held():
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(
-                target=_work, args=(theirs, domain.apply(self._job), domain), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours, domain))
+    def _start(self, place: _Place) -> None:
+        try:
+            with _signals_held():
+                ours, theirs = self._context.Pipe()
+                with theirs:
+                    domain = place.domain
+                    process = self._context.Process(
+                        target=_work, args=(theirs, domain.apply(self._job), domain), daemon=True
+                    )
+                    process.start()
+                self._workers.append(_Worker(process, ours, place))
+        except OSError as error:  # no process, no memory or no open file is left
+            self._give_up(place, f"its process cannot be started ({error})")
 
     def run(self, places: list[Domain]) -> None:
-        for place in places:
-            self._start(place)
+        for number, domain in enumerate(places):
+            self._start(_Place(number, domain))
         while self._workers:
             self._hand_out()
             pipes: dict[Any, _Worker] = {w.connection: w for w in self._workers}
@@ -80,66 +90,96 @@ class _Supervisor:
                 except (EOFError, OSError):  # it died, maybe within a message
                     self._bury(worker)
                     continue
-                if message == "ready":
-                    if not self._started:
-                        self._watch.started(content)
-                    self._started = True
-                elif message == "want":
-                    worker.ready = worker.wants = True
-                    self._failed_starts = 0
-                elif message == "report":
-                    key = (content.name, content.year)
-                    worker.held = [
-                        h for h in worker.held if (h.task.key.name, h.task.key.year) != key
-                    ]
-                    self._report(content)
-                elif message == "end":
-                    self._workers.remove(worker)
-                    worker.connection.close()
-                    worker.process.join()
-                    self._watch.add(content)
-                else:
-                    raise content  # StoreError and the like: every tile would meet it
+                self._hear(worker, message, content)
+
+    def _hear(self, worker: _Worker, message: str, content: Any) -> None:
+        if message == "ready":
+            if not self._started:
+                self._watch.started(content)
+            self._started = True
+            self._tell_given_up()
+        elif message == "want":
+            worker.ready = worker.wants = True
+            worker.place.starts = 0
+        elif message == "report":
+            key = (content.name, content.year)
+            worker.held = [h for h in worker.held if (h.task.key.name, h.task.key.year) != key]
+            worker.place.deaths = 0
+            self._report(content)
+        elif message == "end":
+            self._remove(worker)
+            self._watch.add(content)
+        elif isinstance(content, BackendUnavailable) and not worker.ready and self._others(worker):
+            self._remove(worker)
+            self._give_up(worker.place, str(content))
+        else:
+            raise content  # StoreError and the like: every tile would meet it
 
     def _hand_out(self) -> None:
         """Answer the workers that asked."""
+        places = {w.place.number for w in self._workers if w.ready}
         for worker in self._workers:
-            if not worker.wants or any(h.deaths for h in worker.held):
+            if not worker.wants:
                 continue
-            if self._queue and (not worker.held or not self._queue[0].deaths):
+            held = self._queue.next_for(worker.held, worker.place.number, places)
+            if held is not None:
                 worker.wants = False
-                worker.held.append(self._queue.popleft())
-                _send(worker, worker.held[-1].task)
+                worker.held.append(held)
+                _send(worker, held.task)
             elif not self._queue and not any(w.held for w in self._workers):
                 worker.wants = False
                 _send(worker, None)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died, and put what it held back."""
-        worker.connection.close()
-        worker.process.join()
-        self._workers.remove(worker)
-        code = worker.process.exitcode
-        if not worker.ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _START_FAILURES:
-                raise TesseraError(
-                    f"{_START_FAILURES} workers ended with {_cause(code)} before they had a tile; "
-                    "see what they printed. Give fewer workers or a smaller model; a script that "
-                    "has workers starts them below `if __name__ == '__main__':`"
-                )
-        for held in reversed(worker.held):
-            held.deaths += 1
-            if held.deaths <= self._retries or len(worker.held) > 1:
-                self._queue.appendleft(held)
-                continue
+        self._remove(worker)
+        place, cause = worker.place, _cause(worker.process.exitcode)
+        failed = self._queue.died_with(worker.held, place.number)
+        if failed is not None:
             error = TesseraError(
-                f"tile {held.task.key.name}: its worker ended with {_cause(code)}, "
-                f"{held.deaths} times; give less --memory or fewer workers, or leave the tile out"
+                f"tile {failed.task.key.name}: its worker ended with {cause}, {failed.deaths} "
+                "times; give less --memory or fewer workers, or leave the tile out"
             )
-            self._report(held.task.report(error))
-        if self._queue or any(w.held for w in self._workers):
-            self._start(worker.domain)
+            self._report(failed.task.report(error))
+        place.deaths += 1
+        place.starts += not worker.ready
+        if not self._queue and not any(w.held for w in self._workers):
+            return
+        if place.starts >= _START_DEATHS:
+            self._give_up(
+                place,
+                f"{place.starts} workers ended with {cause} before they had a tile; see what they "
+                "printed. Give fewer workers or a smaller model; a script that has workers starts "
+                "them below `if __name__ == '__main__':`",
+            )
+        elif place.deaths >= _DEATHS and self._others(worker):
+            self._give_up(place, f"{place.deaths} workers in a row ended there, as with {cause}")
+        else:
+            self._start(place)
+
+    def _others(self, worker: _Worker) -> bool:
+        return any(other is not worker for other in self._workers)
+
+    def _give_up(self, place: _Place, why: str) -> None:
+        """Go on without a place; TesseraError where nobody is left."""
+        if not self._workers:
+            raise TesseraError(why)
+        self._given_up.append(f"{place} is given up, the others go on: {why}")
+        if self._started:
+            self._tell_given_up()
+
+    def _tell_given_up(self) -> None:
+        while self._given_up:
+            self._watch.warn(self._given_up.pop(0))
+
+    def _remove(self, worker: _Worker) -> None:
+        """Forget a worker that has ended, or is about to."""
+        self._workers.remove(worker)
+        worker.connection.close()
+        worker.process.join(_LEAVE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
 
     def _report(self, tile: TileReport) -> None:
         self._pixels += tile.pixels

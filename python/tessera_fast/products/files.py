@@ -32,6 +32,24 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
         raise StoreError(f"{there[0]}{more}: exists; give overwrite (--overwrite) to replace it")
 
 
+def check_writable(path: Path, *, make_folders: bool = True) -> None:
+    """StoreError where a file could not be written at ``path``; nothing is left there.
+
+    ``make_folders``: missing ones will be made, as `whole` does.
+    """
+    if path.is_dir():
+        raise StoreError(f"{path}: is a folder; give the name of a file")
+    folder = path.parent
+    while make_folders and not folder.exists():
+        folder = folder.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=folder))
+    except OSError as error:
+        raise StoreError(
+            f"{path}: could not be written ({error}); write elsewhere, or see to {folder}"
+        ) from error
+
+
 @contextmanager
 def whole(path: Path, overwrite: bool) -> Iterator[Path]:
     """Yields a place for a file or a folder, which is at ``path`` after the block.

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..untrusted import DAMAGED, first_line, shown
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
-from .folder import year_in
+from .folder import given_name, year_in
 
 NETCDF = (".nc", ".nc4")
 # Attributes by which CF says that what is stored is not the value.
@@ -53,7 +53,7 @@ def read_cube(path: str) -> Fields:
         fields = read_dataset(dataset)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    year = fields.year if fields.dates else year_in(PurePath(path).stem)
+    year = fields.year if fields.dates else year_in(PurePath(given_name(Path(path))).stem)
     return dataclasses.replace(fields, where=f"cube {path}", prefix=f"{path}/", year=year)
 
 

@@ -34,6 +34,14 @@ def year_in(name: str) -> int | None:
     return int(found[0]) if len(found) == 1 else None
 
 
+def given_name(path: Path) -> str:
+    """The last name of ``path`` as it was given: that of a link, not of what the link leads to.
+
+    "." and ".." are no names of their own: they stand for the real name of the folder.
+    """
+    return path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
+
+
 def is_cube(name: str, names: set[str]) -> bool:
     """Whether a folder called ``name`` that holds ``names`` is a Zarr store."""
     return name.endswith(".zarr") or not names.isdisjoint(ZARR_MARKERS)
@@ -56,7 +64,7 @@ def dates_files(names: set[str]) -> dict[str, str]:
 def read_folder(folder: Path, names: set[str]) -> Fields:
     """The arrays, days, year and georeference of a folder that holds the files ``names``."""
     fields = Fields(f"folder {folder}", {}, {}, prefix=f"{folder}/", suffix=".npy")
-    fields.year = year_in(folder.resolve().name)
+    fields.year = year_in(given_name(folder))
     for name in (*ARRAYS, SCL):
         file = f"{name}.npy"
         if file not in names:

@@ -1,8 +1,8 @@
 """What a tile may be given as: which form a source has, and the tiles that sources stand for."""
 
-import itertools
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..untrusted import local_path
 from .arrays import MemoryArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
-from .folder import is_cube, names_in, read_folder
+from .folder import given_name, is_cube, names_in, read_folder
 from .remote import is_url, read_url
 
 _log = logging.getLogger("tessera_fast")
+_ARRAY_FILES = {f"{name}.npy" for name in ARRAYS}
 
 
 def read_source(source: Any) -> Fields:
@@ -25,7 +27,7 @@ def read_source(source: Any) -> Fields:
     if is_url(source):
         return read_url(source)
     if isinstance(source, str | PathLike):
-        return _read_path(Path(source))
+        return _read_path(local_path(source, "tile"))
     # xarray is heavy, and whoever holds a Dataset has imported it: its name is enough to tell.
     if type(source).__module__.partition(".")[0] == "xarray":
         from .dataset import read_dataset
@@ -46,8 +48,26 @@ def name_of(source: Any) -> str:
     if is_url(source):
         name = str(source).rstrip("/").rpartition("/")[2]
     else:
-        name = Path(source).resolve().name
+        name = given_name(local_path(source, "tile"))
     return name.removesuffix(".zarr") if name.endswith(".zarr") else _without(name, NETCDF)
+
+
+def source_path(source: Any) -> str | None:
+    """Where ``source`` is read from: an absolute path or a URL; None for arrays.
+
+    The last name is the one that was given, and links before it are followed, so that one tile has
+    one path. A URL is without a user's name, password and signature.
+    """
+    if not isinstance(source, str | PathLike):
+        return None
+    if is_url(source):
+        scheme, _, address = str(source).partition("?")[0].partition("://")
+        host, slash, rest = address.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
+    path = local_path(source, "tile")
+    if path.name in ("", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _without(name: str, ends: Iterable[str]) -> str:
@@ -101,13 +121,22 @@ def expand(sources: Iterable[str | PathLike[str]] | str | PathLike[str]) -> Iter
     """
     paths = [sources] if isinstance(sources, str | PathLike) else sources
     for source in paths:
-        text = os.fspath(source)
-        if text.startswith("@"):
-            yield from _lines(text[1:])
-        elif is_url(text) or text.endswith(NETCDF) or not os.path.isdir(text):
-            yield text
-        else:
-            yield from _expand_folder(text)
+        yield from (path for _, path in numbered(source))
+
+
+def numbered(source: str | PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The tiles that one path stands for, see `expand`, each with its number.
+
+    In a folder everything that may be a tile by its name and kind has a number, so that the numbers
+    of the others do not depend on whether one can be read.
+    """
+    text = os.fspath(source)
+    if text.startswith("@"):
+        yield from enumerate(_lines(text[1:]))
+    elif is_url(text) or text.endswith(NETCDF) or not os.path.isdir(text):
+        yield 0, text
+    else:
+        yield from _in_folder(text)
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -121,24 +150,28 @@ def _lines(path: str) -> Iterator[str]:
     yield from (line for line in lines if line and not line.startswith("#"))
 
 
-def _expand_folder(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+def _in_folder(folder: str) -> Iterator[tuple[int, str]]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: expected a tile or a folder of tiles, got one that cannot be listed "
+            f"({error.strerror})"
+        ) from error
     names = {entry.name for entry in entries}
     # with any of its arrays it is a tile: opening it says what is missing
-    if names & {f"{name}.npy" for name in ARRAYS} or is_cube(Path(folder).name, names):
-        yield folder
+    if names & _ARRAY_FILES or is_cube(given_name(Path(folder)), names):
+        yield 0, folder
         return
-    tiles: list[str] = []
+    tiles: list[tuple[int, str]] = []
     others: list[str] = []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.name.endswith((".zarr", *NETCDF)):
-            tiles.append(entry.path)
-        elif entry.is_dir():
-            inside = os.path.exists(os.path.join(entry.path, "bands.npy"))
-            (tiles if inside else others).append(entry.path)
+    for number, entry in enumerate(filter(_may_be_tile, entries)):
+        kind = _kind(entry)
+        if kind == "tile":
+            tiles.append((number, entry.path))
+        elif kind == "folder":
+            others.append(entry.name)
     if not tiles:
         got = f"{len(others)} folders without it" if others else f"{len(names)} files"
         raise InputError(
@@ -146,7 +179,31 @@ def _expand_folder(folder: str) -> Iterator[str]:
             f"tiles, or a cube (.zarr, .nc), got {got if names else 'an empty folder'}"
         )
     if others:
-        some = ", ".join(itertools.islice((Path(p).name for p in others), 5))
         _log.warning("%s: %d folders without bands.npy are left out (%s%s)", folder, len(others),
-                     some, ", ..." if len(others) > 5 else "")  # fmt: skip
+                     ", ".join(others[:5]), ", ..." if len(others) > 5 else "")  # fmt: skip
     yield from tiles
+
+
+def _may_be_tile(entry: os.DirEntry[str]) -> bool:
+    """By name and kind alone: nothing of the entry is read, and no link is followed."""
+    if entry.name.startswith("."):
+        return False
+    is_cube_name = entry.name.endswith((".zarr", *NETCDF))
+    return is_cube_name or entry.is_symlink() or entry.is_dir(follow_symlinks=False)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """ "tile", "folder" for another folder, or "file".
+
+    What cannot be looked at counts as a tile: opening it says why.
+    """
+    if entry.name.endswith((".zarr", *NETCDF)):
+        return "tile"
+    try:
+        if not stat.S_ISDIR(os.stat(entry.path).st_mode):
+            return "file"
+        if os.path.exists(os.path.join(entry.path, "bands.npy")):
+            return "tile"
+        return "tile" if names_in(entry.path) & _ARRAY_FILES else "folder"
+    except OSError:  # a link to nothing, a folder that may not be entered, a disk that fails
+        return "tile"

@@ -18,7 +18,7 @@ from .arrays import RowArray
 from .fields import ORBITS, TileOrbit
 from .georeference import UNKNOWN, Georeference, affine, crs_name
 from .period import Period, calendar_year, choose_dates, parse_period
-from .sources import name_of, read_source
+from .sources import name_of, read_source, source_path
 from .units import convert_units
 
 FINGERPRINT_LINES = 64  # image rows hashed per array: 640 KB of a 500 x 500 tile's bands
@@ -38,6 +38,7 @@ class Tile:
     masks_label: str = "masks"  # how a message calls s2_masks
     where: str = "tile"  # how a message calls the source, e.g. "folder tiles/a"
     period: Period | None = None  # first and last day, where they were asked for
+    source: str | None = None  # the absolute path or URL that it is read from; None for arrays
 
     @property
     def height(self) -> int:
@@ -170,7 +171,7 @@ def _open(
     orbits = fields.checked_orbits(bands, allow_missing_s1)
     return Tile(
         name_of(source), bands, masks, doys, orbits, fields.year, fields.georeference,
-        fields.label("masks"), fields.where, days,
+        fields.label("masks"), fields.where, days, source_path(source),
     )  # fmt: skip
 
 
