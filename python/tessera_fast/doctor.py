@@ -21,8 +21,8 @@ from .backends.base import Plan as Running
 from .errors import TesseraError, WeightsError
 from .free_memory import available_bytes
 from .info import instruction_sets, version
-from .plan_table import size
 from .selftest import Absent, WrongAnswer
+from .sizes import size
 from .store.locks import Locks
 from .weights import hub
 

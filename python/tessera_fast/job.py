@@ -24,6 +24,7 @@ from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .spec import NAMED
 from .store import Provenance, TileKey, job_extent, zone
+from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, expand, open_tile, open_windows, period_of_year
 
 
@@ -85,6 +86,7 @@ class JobReport:
         )
 
 
+@checks_keywords(*keywords_of(open_tile))
 def embed_tiles(
     tiles: Any,
     out: str | os.PathLike[str],
@@ -131,8 +133,7 @@ def embed_tiles(
     Raises InputError for what cannot be embedded, StoreError if ``out`` holds anything made
     differently, cannot be placed or cannot be written.
     """
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    one_of("on_error", on_error, ("raise", "skip"))
     clock, meter = time.perf_counter(), EnergyMeter()
     result = JobReport(os.fspath(out))
     in_store = Path(out).suffix == ".zarr"

@@ -14,6 +14,7 @@ from .errors import InputError
 from .packing import Observations, PackedTokens, pack
 from .quantization import QuantizedEmbeddings
 from .spec import ModelSpec
+from .suggest import checks_keywords
 from .weights import Weights, load_weights
 
 
@@ -212,6 +213,7 @@ class Model:
         return f"Model({self.label}, backend={self.backend}, precision={self.precision})"
 
 
+@checks_keywords()
 def load_model(
     model: "str | os.PathLike[str] | Model" = "v2-medium",
     device: Any = None,

@@ -7,7 +7,6 @@ Tokens are counted in a sample of a tile's rows, by the packer itself, and scale
 import math
 import os
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from . import __version__, env
 from .calibration import Calibration, calibrate_rate, nominal
 from .errors import BackendUnavailable, InputError, TesseraError
 from .model import Model
+from .packages import has
 from .packing import pack
 from .plan_rows import Failure, PlanRow
 from .plan_table import Plan
@@ -22,13 +22,16 @@ from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
+from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, expand, open_tile
 from .weights import Weights
+from .weights.load import unknown_model
 
 SAMPLE_ROWS = 4  # of a tile: 0.8 % of one of 500 rows, in which tokens come within 2 % of all
 _SMALL = 1024  # pixels of a tile that is read whole
 
 
+@checks_keywords(*keywords_of(open_tile))
 def plan(
     tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     model: str | os.PathLike[str] | Model = "v2-medium",
@@ -72,7 +75,7 @@ def plan(
     sources = _sources(tiles)
     spec = _spec(model)
     width = _width(spec, dims)
-    in_store = find_spec("zarr") is not None if out is None else Path(out).suffix == ".zarr"
+    in_store = has("zarr") if out is None else Path(out).suffix == ".zarr"
     prefixes = tuple(d for d in spec.matryoshka if d < width) if in_store else ()
     stored = _bytes_per_pixel(width, prefixes, in_store, int8)
     opened = {"year": year, "allow_missing_s1": allow_missing_s1, **opening}
@@ -137,8 +140,7 @@ def _check(workers: int, rate: float | None, on_error: str, threads: int | None)
             raise InputError(f"{what}: expected a positive integer, got {value}")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise InputError(f"rate: expected px/s above 0, got {rate}")
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    one_of("on_error", on_error, ("raise", "skip"))
 
 
 def _sources(tiles: Any) -> list[str]:
@@ -172,10 +174,7 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     if name in NAMED:
         return NAMED[name]
     if Path(name).suffix not in (".pt", ".pth", ".safetensors"):
-        raise InputError(
-            f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or .safetensors "
-            f"file, got {name!r}"
-        )
+        raise unknown_model(name)
     from .weights import checkpoint
     from .weights.recognise import match
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from ..pipeline import parse_bytes
+from ..sizes import parse_bytes
 from ..spec import NAMED
 
 OK, FAILED, PARTLY, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 3, 130, 141, 143

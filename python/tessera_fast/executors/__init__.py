@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
 from ..runner import Task
+from ..suggest import one_of
 from .base import Job, Watch
 
 EXECUTORS = ("process", "local", "ray")
@@ -20,9 +21,7 @@ def run_tasks(
     resources: Mapping[str, float] | None,
 ) -> None:
     """Run ``tasks`` by the executor called so; InputError where that cannot be."""
-    if executor not in EXECUTORS:
-        names = ", ".join(EXECUTORS)
-        raise InputError(f"executor: expected one of {names}, got {executor!r}")
+    one_of("executor", executor, EXECUTORS)
     if workers is not None and (workers < 1 or (executor == "process" and workers > 1)):
         expected = "1 of the executor 'process'" if executor == "process" else "a positive number"
         raise InputError(f"workers: expected {expected}, got {workers}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import BackendUnavailable, TesseraError
+from ..packages import require
 from ..runner import Task, TileReport, TileRunner
 from ..store import Provenance, hold_output
 from .base import Job, Watch
@@ -133,11 +134,6 @@ def _get(ray: Any, reference: Any) -> Any:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise BackendUnavailable(
-            "the executor 'ray' needs Ray: pip install 'tessera_fast[ray]', or take 'local'"
-        ) from error
-    return ray
+    what = "the executor 'ray'"
+    require("ray.exceptions", what, BackendUnavailable, instead=", or take 'local'")
+    return require("ray", what, BackendUnavailable)

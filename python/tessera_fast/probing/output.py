@@ -10,11 +10,11 @@ import numpy as np
 
 from .. import __version__
 from ..errors import StoreError
+from ..packages import has
 from ..products.files import refuse_existing, whole
 from ..products.geotiff import Raster, written
 from ..quicklook import write_png
 from . import figures
-from .packages import has
 from .report import ProbeReport
 
 

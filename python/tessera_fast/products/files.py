@@ -1,27 +1,15 @@
-"""Files and folders that appear whole or not at all, and packages that a product needs."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
-
-
-def require(package: str, what: str) -> Any:
-    """The module ``package``; StoreError says which extra has it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise StoreError(
-            f"{what} needs {package.split('.')[0]}: pip install 'tessera_fast[geo]' ({error})"
-        ) from error
 
 
 def refuse_existing(paths: list[Path], overwrite: bool) -> None:

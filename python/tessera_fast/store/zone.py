@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..packages import require
 from . import disk
 from .output import COUNT_NAMES, TileKey
 
@@ -164,14 +165,8 @@ def _epsg(crs: str) -> int | None:
 
 
 def _pyproj() -> Any:
-    try:
-        import pyproj
-        import pyproj.exceptions
-    except ImportError as error:
-        raise StoreError(
-            "a .zarr store needs pyproj: pip install pyproj, or write .npy files"
-        ) from error
-    return pyproj
+    require("pyproj.exceptions", "a .zarr store", instead=", or write .npy files")
+    return require("pyproj", "a .zarr store")
 
 
 def array_names(prefixes: Sequence[int]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import WeightsError
+from ..packages import why_not
 from .checkpoint import digest
 
 
@@ -86,8 +87,8 @@ def locate(name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        advice = _advice(name, "to download it: pip install 'tessera_fast[hub]'")
-        raise WeightsError(advice) from error
+        needed = why_not("huggingface_hub", error)
+        raise WeightsError(_advice(name, f"downloading it needs {needed}")) from error
     # the base error of the client's HTTP library, which has been requests, httpx and httpx2
     http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
     try:

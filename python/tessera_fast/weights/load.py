@@ -11,6 +11,8 @@ import numpy as np
 from .. import env
 from ..errors import InputError, WeightsError
 from ..spec import DEMO, NAMED, ModelSpec
+from ..suggest import checks_keywords, closest
+from ..untrusted import shown
 from . import checkpoint, hub
 from .checkpoint import StoredTensor
 from .recognise import SPEC_KEY, match
@@ -58,10 +60,7 @@ def load_weights(
                 f"weights={os.fspath(weights)!r} goes with a model's name, got model={name!r}"
             )
         if not Path(name).exists() and Path(name).suffix not in (".pt", ".pth", ".safetensors"):
-            raise InputError(
-                f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or "
-                f".safetensors file, got {name!r}"
-            )
+            raise unknown_model(name)
         return _from_file(Path(name), None)
     spec = NAMED[name]
     if weights is None:
@@ -72,7 +71,20 @@ def load_weights(
         if not (seed.isascii() and seed.isdigit()):
             raise WeightsError(f"weights: expected untrained:<seed>, a number >= 0, got {text!r}")
         return untrained_weights(spec, int(seed))
+    if not Path(text).exists() and (near := closest(text, ("untrained",))):
+        raise WeightsError(
+            f"weights: expected the path of a checkpoint, or untrained[:<seed>], got {text!r}, "
+            f"where nothing is.{near}"
+        )
     return _from_file(Path(text), spec)
+
+
+def unknown_model(name: str) -> InputError:
+    """The error for what is neither a model's name nor a checkpoint."""
+    return InputError(
+        f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or .safetensors file, "
+        f"got {shown(name)}.{closest(name, NAMED)}"
+    )
 
 
 def untrained_weights(spec: ModelSpec, seed: int = 1) -> Weights:
@@ -111,6 +123,7 @@ def save_safetensors(
     checkpoint.write_safetensors(Path(path), weights.tensors, shapes, metadata, overwrite, dtype)
 
 
+@checks_keywords()
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
