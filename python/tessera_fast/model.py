@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
+from . import backends, env
 from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
 from .packing import Observations, PackedTokens, pack
@@ -246,6 +246,7 @@ def load_model(
         return model
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected a positive integer, got {threads}")
+    env.warn_of_unknown()
     place = None if device is None or str(device) == "auto" else str(device)
     plan = Plan(precision, place, threads)
     loaded = load_weights(model, weights)

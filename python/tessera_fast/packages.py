@@ -9,7 +9,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-import sys
 from typing import Any
 
 from .errors import StoreError, TesseraError
@@ -108,9 +107,10 @@ def _distribution(package: str) -> str:
 
 def has(package: str) -> bool:
     """True if a package is installed; it is not imported."""
-    if package in sys.modules:
-        return sys.modules[package] is not None
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a module that a program made and has put in its place
+        return True
 
 
 def version(package: str) -> str | None:

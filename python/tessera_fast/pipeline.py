@@ -19,13 +19,12 @@ from .model import Model, Prepared, load_model
 from .packing import Observations
 from .progress import Progress, progress_bar
 from .quantization import QuantizedEmbeddings
-from .sizes import parse_bytes, size
+from .sizes import binary, parse_bytes
 from .spec import MAX_SEQUENCE, ModelSpec
 from .stages import Ahead, Clock
 from .suggest import checks_keywords, one_of
 from .tile import Tile, open_tile, suspicions
 from .tile.fields import ARRAYS, SCL
-from .untrusted import shown
 
 DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
 # Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
@@ -162,8 +161,9 @@ def check_memory(model: Model, memory: int | str | None) -> None:
     threads, set_aside = _set_aside(model)
     if memory is not None and parse_bytes(memory) < set_aside:
         raise InputError(
-            f"memory: {shown(memory)} cannot hold the work of {threads} threads; give at least "
-            f"{(set_aside >> 20) + 2} MiB and what a row of the tile takes, or fewer threads"
+            f"memory: {binary(parse_bytes(memory))} cannot hold the work of {threads} threads; "
+            f"give at least {(set_aside >> 20) + 2} MiB and what a row of the tile takes, or fewer "
+            "threads"
         )
 
 
@@ -185,9 +185,8 @@ def band_rows(tile: Tile, model: Model, memory: int | str | None, processes: int
     rows = (limit - set_aside) // per_row
     if rows < 1:
         least = (set_aside + per_row + (1 << 20)) >> 20
-        given = size(limit) if memory is None else shown(memory)
         raise InputError(
-            f"memory: {given} cannot hold one row of {tile.name} ({tile.width} pixels, "
+            f"memory: {binary(limit)} cannot hold one row of {tile.name} ({tile.width} pixels, "
             f"{dates} dates) with {threads} threads; give at least {least} MiB, or fewer threads"
         )
     return int(min(rows, tile.height))

@@ -30,6 +30,14 @@ def parse_bytes(size: object, what: str = "memory") -> int:
     return int(bytes_)
 
 
+def binary(number: int) -> str:
+    """Bytes in the units that memory is given in: "64 MiB", "1000 bytes"."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if number >= factor:
+            return f"{number / factor:.4g} {unit}"
+    return f"{number} bytes"
+
+
 def count(number: float) -> str:
     """1234567 as "1.23 M"."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -33,13 +33,8 @@ def one_of(what: str, value: object, names: Iterable[str]) -> None:
     known = list(names)
     if not isinstance(value, str) or value not in known:
         near = closest(value, known)
-        raise InputError(f"{what}: expected {listed(known)}, got {shown(value)}.{near}".rstrip("."))
-
-
-def listed(names: Iterable[str]) -> str:
-    """``'a', 'b' or 'c'``"""
-    *first, last = map(repr, names)
-    return f"{', '.join(first)} or {last}" if first else last
+        message = f"{what}: expected {', '.join(known)}, got {shown(value)}"
+        raise InputError(f"{message}.{near}" if near else message)
 
 
 def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
