@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _write_no_more()
         _say(message)
+        _end_quietly()
         code = getattr(args, "failure", FAILED)
     except Terminated:
         _say(f"ended by SIGTERM; {_kept(args)}")
@@ -65,6 +66,8 @@ def _parsed(argv: Sequence[str] | None) -> Any:
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s"
     )
+    # an error of a task of zarr is raised where it is waited for: another copy helps nobody
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     env.warn_of_unknown()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name of a file need not be text of this terminal
@@ -89,6 +92,8 @@ def _explained(error: BaseException) -> str | None:
     mends = [mend for e in chain if (mend := limit_mend(str(e)))]
     if mends:
         return f"{last_line(error)}: {mends[0]}"
+    if isinstance(error, SystemError):
+        return f"{last_line(error)}: the interpreter failed, as it may where memory is short"
     if isinstance(error, OSError):
         return f"{last_line(error)}: check the disk, the rights and the limits of this process"
     if isinstance(error, ImportError) and not str(error.name).startswith(f"{__package__}."):
@@ -106,6 +111,12 @@ def _write_no_more() -> None:
     """What is left in the buffer of stdout goes nowhere, where the interpreter flushes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_quietly() -> None:
+    """Libraries that tidy up at the end meet the same limit, and would print where they did."""
+    sys.unraisablehook = lambda _: None
+    threading.excepthook = lambda _: None
 
 
 def _kept(args: Any) -> str:

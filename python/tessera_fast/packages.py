@@ -22,6 +22,8 @@ EXTRAS = {
 }  # fmt: skip
 # Names that differ between an import and an installation.
 _INSTALLED_AS = {"sklearn": "scikit-learn", "tensorrt_rtx": "tensorrt-rtx"}
+# What libraries say where there is no memory.
+_OF_MEMORY = (os.strerror(errno.ENOMEM), "failed to map segment", "can't allocate memory")
 
 
 def require(
@@ -72,7 +74,11 @@ def limit_mend(reason: str) -> str:
     """What to do where ``reason``, an error's text, tells of a limit of the process; else ""."""
     if any(os.strerror(code) in reason for code in (errno.EMFILE, errno.ENFILE)):
         return "allow more open files (ulimit -n 1024)"
-    if os.strerror(errno.ENOMEM) in reason or "failed to map segment" in reason:
+    if "new thread" in reason or os.strerror(errno.EAGAIN) in reason:
+        return "allow more threads and memory (ulimit -u, ulimit -v), or use fewer --threads"
+    if "no database context" in reason:
+        return "pyproj cannot read its database: check where it is (PROJ_DATA), and the memory"
+    if any(sign in reason for sign in _OF_MEMORY):
         return "give the process more memory (ulimit -v unlimited), or end other work"
     return ""
 
@@ -88,7 +94,7 @@ def problem(module: str, extra: str | None = None) -> str | None:
 
 def is_absent(package: str, failed: ImportError) -> bool:
     """Whether ``failed`` came because ``package`` itself is not installed."""
-    return isinstance(failed, ModuleNotFoundError) and failed.name == package and not has(package)
+    return isinstance(failed, ModuleNotFoundError) and not has(package)
 
 
 def how_to_install(package: str, extra: str | None = None) -> str:

@@ -264,7 +264,14 @@ def _coordinates(grid: Grid, bands: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def _spatial_ref(grid: Grid) -> dict[str, Any]:
-    cf = _pyproj().CRS.from_epsg(grid.epsg).to_cf()
+    pyproj = _pyproj()
+    try:
+        cf = pyproj.CRS.from_epsg(grid.epsg).to_cf()
+    except pyproj.exceptions.CRSError as error:
+        raise StoreError(
+            f"pyproj does not find EPSG:{grid.epsg} in its database ({error}); check where that is "
+            "(PROJ_DATA) and that the process has enough memory"
+        ) from error
     transform = f"{grid.x0} {PIXEL} 0.0 {grid.y0} 0.0 {-PIXEL}"  # GDAL's order
     return {**cf, "spatial_ref": cf["crs_wkt"], "GeoTransform": transform}
 
