@@ -39,7 +39,9 @@ def warn_of_unknown() -> None:
         return
     for name in sorted(os.environ):
         if name.startswith(_PREFIX) and name not in KNOWN and not name.startswith(_OF_TESTS):
-            near = closest(name, KNOWN) or f" There are {', '.join(KNOWN)}."
+            # what all names begin with makes none of them near
+            near = closest(name.removeprefix(_PREFIX), (k.removeprefix(_PREFIX) for k in KNOWN))
+            near = near.replace(" '", f" '{_PREFIX}") or f" There are {', '.join(KNOWN)}."
             _log.warning("the environment variable %s has no effect.%s", name[:100], near)
 
 

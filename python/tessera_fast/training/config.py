@@ -188,21 +188,28 @@ def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]
     if unknown:
         near = closest(unknown[0], kinds)
         raise InputError(f"{path}: expected tables {', '.join(kinds)}, got {unknown[0]!r}.{near}")
+    for name, kind in kinds.items():  # before what is missing, which a wrong name may have been for
+        _check_names(f"{path}: [{name}]", kind, content.get(name, {}))
     parts = {n: _part(f"{path}: [{n}]", kind, content.get(n, {})) for n, kind in kinds.items()}
     config = Config(path.resolve().parent, **parts)
     _check(path, config)
     return config
 
 
-def _part(where: str, kind: type[Any], table: Any) -> Any:
-    """A table as its dataclass."""
+def _check_names(where: str, kind: type[Any], table: Any) -> None:
+    """InputError for a table that is none, or has a setting that its dataclass has not."""
     if not isinstance(table, dict):
         raise InputError(f"{where}: expected a table, got {table!r}")
-    known = {item.name: item for item in fields(kind)}
+    known = [item.name for item in fields(kind)]
     for name in table:
         if name not in known:
             near = closest(name, known)
             raise InputError(f"{where}: expected one of {', '.join(known)}, got {name!r}.{near}")
+
+
+def _part(where: str, kind: type[Any], table: dict[str, Any]) -> Any:
+    """A table as its dataclass."""
+    known = {item.name: item for item in fields(kind)}
     values = {}
     for name, item in known.items():
         if name in table:
