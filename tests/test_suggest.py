@@ -5,6 +5,7 @@ import argparse
 import inspect
 import logging
 import re
+from pathlib import Path
 
 import pytest
 

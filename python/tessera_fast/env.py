@@ -15,7 +15,6 @@ huggingface_hub.
 
 import functools
 import logging
-import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -35,6 +34,8 @@ _log = logging.getLogger("tessera_fast")
 @functools.cache
 def warn_of_unknown() -> None:
     """Log a warning, once, for every variable with the package's prefix that it does not read."""
+    import multiprocessing  # here, as it changes sys.modules
+
     if multiprocessing.parent_process() is not None:  # a worker's parent has said it
         return
     for name in sorted(os.environ):

@@ -9,6 +9,7 @@ from typing import Any
 
 from .calibration import Calibration
 from .errors import InputError, StoreError
+from .files import refuse_existing
 from .plan_rows import Failure, PlanRow, need_pyarrow, parse_plan, write_plan
 from .sizes import count, duration, size
 from .untrusted import Unreadable, local_path, local_target, read_bytes
@@ -67,14 +68,13 @@ class Plan:
         """The largest ``shown`` tiles and the totals, as text of at most 100 columns."""
         return "\n".join([*_table(self, shown), *_totals(self), *_failures(self)])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a Parquet file of one row a tile, whole or not at all.
 
         Needs pyarrow (extra ``[plan]``). InputError for a path or value that no file can hold,
-        StoreError where it cannot be written.
+        StoreError where it cannot be written, or exists and ``overwrite`` is False.
         """
-        need_pyarrow()
-        target = local_target(path, "plan")
+        target = plan_target(path, overwrite)
         head = {
             "options": self.options,
             "memory": self.memory,
@@ -104,6 +104,14 @@ class Plan:
                 f"{place}: expected a plan as `tessera-fast plan -o` writes it, got a file that "
                 f"cannot be read as one ({str(error)[:300]}); plan again"
             ) from error
+
+
+def plan_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Where a plan may be written; raises what `Plan.save` does, before there is one."""
+    need_pyarrow()
+    target = local_target(path, "plan")
+    refuse_existing([target], overwrite)
+    return target
 
 
 def _table(plan: Plan, shown: int) -> list[str]:

@@ -17,7 +17,7 @@ R = TypeVar("R")
 def closest(name: object, names: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` with the nearest of ``names``, or "" where none is near.
 
-    Capitals, and whether words are joined by - or _, do not count.
+    Capitals, the dashes of an option, and whether words are joined by - or _, do not count.
     """
     known = {_plain(each): each for each in names}
     found = difflib.get_close_matches(_plain(str(name)[:_LONGEST]), known, 1)
@@ -25,7 +25,7 @@ def closest(name: object, names: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")
+    return name.lower().replace("_", "-").lstrip("-")
 
 
 def one_of(what: str, value: object, names: Iterable[str]) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, StoreError
+from ..files import refuse_existing
 from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.disk import RowFile
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords, one_of
-from .files import refuse_existing, whole
+from .files import whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, Part, parts
 from .unsharded import write_unsharded

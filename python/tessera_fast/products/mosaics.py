@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, StoreError
+from ..files import refuse_existing
 from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords, one_of
-from .files import refuse_existing
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, placed
 from .sampling import RESAMPLING, Places, bilinear_values, nearest_codes, nearest_values

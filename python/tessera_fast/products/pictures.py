@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import refuse_existing
 from ..progress import Progress, progress_bar
 from ..quicklook import PcaBasis, pca_image, side_by_side, write_png
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords
 from .basis import basis_of, load_basis, save_basis
-from .files import refuse_existing
 from .geotiff import Raster, tags, written
 from .parts import Part, clusters, parts, placed
 
