@@ -55,11 +55,11 @@ def why_not(module: str, failed: ImportError, extra: str | None = None) -> str:
         if missing != package:
             return (
                 f"{package}, which is installed, and {missing}, which {package} imports and which "
-                f"is not: pip install {_INSTALLED_AS.get(missing, missing)}"
+                f"is not: pip install {installed_as(missing)}"
             )
     reason = last_line(failed)
     mend = limit_mend(reason) or (
-        f"mend that, or install it again: pip install --force-reinstall {_distribution(package)}"
+        f"mend that, or install it again: pip install --force-reinstall {installed_as(package)}"
     )
     return f"{package}, which is installed and cannot be imported ({reason}): {mend}"
 
@@ -104,10 +104,11 @@ def how_to_install(package: str, extra: str | None = None) -> str:
 
 
 def _asked(package: str) -> str:
-    return "'zarr>=3'" if package == "zarr" else _distribution(package)
+    return "'zarr>=3'" if package == "zarr" else installed_as(package)
 
 
-def _distribution(package: str) -> str:
+def installed_as(package: str) -> str:
+    """What pip calls a package that is imported as ``package``."""
     return _INSTALLED_AS.get(package, package)
 
 
