@@ -347,14 +347,14 @@ def test_interrupt_of_the_only_tile_leaves_nothing(farm, spawn, tmp_path):
     ("arguments", "message"),
     [
         ([], "required"),
-        (["fly"], "invalid choice"),
+        (["fly"], "argument COMMAND: expected embed, plan"),
         (["embed"], "required: TILE, -o/--out"),
         (["embed", "tile"], "required: -o/--out"),
         (["embed", "-o", "x"], "required: TILE"),
         (["embed", "tile", "-o", "x", "--dims", "many"], "invalid int value: 'many'"),
         (["embed", "tile", "-o", "x", "--memory", "much"], "expected a size such as 512MiB"),
         (["embed", "tile", "-o", "x", "--threads", "0"], "expected a positive integer, got '0'"),
-        (["embed", "tile", "-o", "x", "--colour"], "unrecognized arguments: --colour"),
+        (["embed", "tile", "-o", "x", "--colour"], "there is no option '--colour'"),
         (["convert", "a.pt"], "required: destination"),
     ],
 )

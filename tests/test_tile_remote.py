@@ -1,9 +1,9 @@
 """Tiles behind URLs: byte ranges of what is asked for, and errors that name the URL."""
 
-import builtins
 import contextlib
 import importlib.util
 import re
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -198,14 +198,7 @@ def test_an_unknown_protocol():
 
 @pytest.mark.parametrize("name", ["t", "t.zarr"])
 def test_without_fsspec(monkeypatch, name):
-    found = builtins.__import__
-
-    def refuse(module, *args, **kwargs):
-        if module.startswith("fsspec"):
-            raise ImportError(module)
-        return found(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(InputError, match=r"pip install 'tessera_fast\[remote\]'"):
         open_tile(f"s3://bucket/{name}")
 

@@ -28,7 +28,7 @@ def write(tiles, tmp_path):
         ({"run": {"steps": 0}}, r"\[run\] steps: expected 1 or more, got 0"),
         ({"run": {"steps": 1.5}}, r"\[run\] steps: expected int, got 1.5"),
         ({"run": {"batch": 1}}, r"\[run\] batch: expected 2 or more, got 1"),
-        ({"run": {"precision": "fp8"}}, "expected fp32 or bf16"),
+        ({"run": {"precision": "fp8"}}, "expected fp32, bf16, got 'fp8'"),
         ({"run": {"seed": -1}}, "seed"),
         ({"run": {"threads": -1}}, r"\[run\] threads: expected 0 or more"),
         (

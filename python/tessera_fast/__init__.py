@@ -90,11 +90,16 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .suggest import closest
+
+        near = closest(name, __all__)
+        # without ``obj``: the interpreter would add a guess of its own
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(f"{message}.{near}" if near else message, name=name)
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

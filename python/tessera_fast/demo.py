@@ -2,17 +2,19 @@
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 from .errors import StoreError
+from .files import refuse_existing
 from .job import embed_tiles
 from .model import load_model
 from .pipeline import embed
 from .quicklook import pca_image, side_by_side, true_colour, write_png
 from .spec import DEMO
+from .store.reader import tiles_of
 from .synthetic import CLASSES, synthetic_classes, synthetic_tile
+from .untrusted import local_path
 
 YEAR = 2024
 LABELS = 10  # pixels of a class whose name the map is told
@@ -25,15 +27,21 @@ _COLOURS = {
 
 
 def run_demo(
-    out: str | os.PathLike[str], *, size: int = 128, seed: int = 0, threads: int | None = None
+    out: str | os.PathLike[str],
+    *,
+    size: int = 128,
+    seed: int = 0,
+    threads: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Make a tile, embed it into ``out``/demo.zarr, draw ``out``/demo.png and say what was done.
 
     The model is demo-nano, whose weights are part of the package. Its picture has the tile in true
     colour, the principal components of the embeddings, and the classes that ten labelled pixels
-    each make of them. Raises what `embed_tiles` raises.
+    each make of them. Raises what `embed_tiles` raises, and StoreError where demo.png is there and
+    not of this tile, unless ``overwrite``.
     """
-    folder = Path(out)
+    folder = local_path(out, "out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,6 +50,8 @@ def run_demo(
     tile = synthetic_tile(size, size, seed=seed, year=YEAR)
     truth = synthetic_classes(size, size, seed=seed, year=YEAR)
     made = time.perf_counter() - started
+    if tile.name not in [record.name for record in tiles_of(folder / "demo.zarr")]:
+        refuse_existing([folder / "demo.png"], overwrite)
     with load_model(DEMO.name, threads=threads) as model:
         (report,) = embed_tiles([tile], folder / "demo.zarr", model).tiles
         values = embed(tile, model)

@@ -1,7 +1,7 @@
 """`tessera-fast doctor`: what is installed, what works, and whether it computes what it should.
 
-A check yields findings: ok, absent (what to install, or why it cannot be had here) or FAILED (what
-to do). The known answers are in selftest.py.
+A check yields findings: ok, absent (an optional part that is not here: what to install, or why it
+cannot be had) or FAILED (what to do). The known answers are in selftest.py.
 """
 
 import os
@@ -20,9 +20,10 @@ from . import __version__, backends, env, selftest
 from .backends.base import Plan as Running
 from .errors import TesseraError, WeightsError
 from .free_memory import available_bytes
-from .info import instruction_sets, version
-from .plan_table import size
+from .info import instruction_sets
+from .packages import how_to_install, installed_as, version
 from .selftest import Absent, WrongAnswer
+from .sizes import size
 from .store.locks import Locks
 from .weights import hub
 
@@ -30,12 +31,9 @@ OK, ABSENT, FAILED = "ok", "absent", "FAILED"
 
 _LEAST_MEMORY = 512 << 20  # embed with a small model and one band of a few rows
 _LEAST_DISK = 1 << 30
-_EXTRAS = {
-    "torch": "torch", "triton": "gpu", "huggingface_hub": "hub", "xarray": "geo",
-    "rioxarray": "geo", "rasterio": "geo", "pystac": "geo", "fsspec": "remote", "pyarrow": "plan",
-    "ray": "ray", "onnx": "onnx", "onnxruntime": "onnx", "tensorrt_rtx": "tensorrt",
-    "scikit-learn": "probe",
-}  # fmt: skip
+_OPTIONAL = ("torch", "triton", "huggingface_hub", "xarray", "rioxarray", "rasterio", "pystac",
+             "fsspec", "pyarrow", "ray", "onnx", "onnxruntime", "tensorrt_rtx",
+             "sklearn")  # fmt: skip
 # What a package that is installed and broken raises where it is imported or used.
 _BROKEN = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
            TypeError, ValueError, TesseraError)  # fmt: skip
@@ -92,10 +90,11 @@ def _packages() -> Findings:
         elif name == "zarr" and sys.version_info < (3, 11):
             yield Finding(ABSENT, name, "needs Python 3.11; .npy output works without it")
         else:
-            yield Finding(FAILED, name, f"is required: pip install {name}")
-    for name, extra in _EXTRAS.items():
+            yield Finding(FAILED, name, f"is required: {how_to_install(name)}")
+    for module in _OPTIONAL:
+        name = installed_as(module)
         found = version(name)
-        advice = f"pip install 'tessera_fast[{extra}]'"
+        advice = how_to_install(module)
         yield Finding(OK, name, found) if found else Finding(ABSENT, name, advice)
 
 
@@ -220,7 +219,7 @@ def _released(name: str, release: hub.Release) -> str:
     if release.repo is None:
         raise Absent(f"from the authors' drive: {release.file}")
     if version("huggingface_hub") is None:
-        raise Absent("pip install 'tessera_fast[hub]', or put it into TESSERA_FAST_WEIGHTS")
+        raise Absent(f"{how_to_install('huggingface_hub')}, or put it into TESSERA_FAST_WEIGHTS")
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(release.repo, release.path_in_repo)

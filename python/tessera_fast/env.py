@@ -3,6 +3,7 @@
 TESSERA_FAST_ENGINES  folder searched for TensorRT engines before the cache is
 TESSERA_FAST_FUSED    1: the cuda back end runs a narrow model's whole network as one CUDA kernel
 TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
+TESSERA_FAST_NVTX     1: NVTX ranges around the ops of the cuda back end
 TESSERA_FAST_TENSORRT_GRAPHS  1: the tensorrt back end replays full batches as CUDA graphs
 TESSERA_FAST_THREADS  default number of threads of the cpu back end
 TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
@@ -12,10 +13,38 @@ The hub's own variables (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) are hon
 huggingface_hub.
 """
 
+import functools
+import logging
 import os
+import re
 from pathlib import Path
 
 from .errors import InputError
+from .suggest import closest
+
+_PREFIX = "TESSERA_FAST_"
+KNOWN = tuple(
+    f"{_PREFIX}{name}"
+    for name in ("ENGINES", "FUSED", "ISA", "NVTX", "TENSORRT_GRAPHS", "THREADS", "WEIGHTS")
+)
+_OF_TESTS = (f"{_PREFIX}TEST_",)
+_log = logging.getLogger("tessera_fast")
+
+
+@functools.cache
+def warn_of_unknown() -> None:
+    """Log a warning, once, for every variable with the package's prefix that it does not read."""
+    import multiprocessing  # here, as it changes sys.modules
+
+    if multiprocessing.parent_process() is not None:  # a worker's parent has said it
+        return
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in KNOWN and not name.startswith(_OF_TESTS):
+            # what all names begin with makes none of them near
+            near = closest(name.removeprefix(_PREFIX), (k.removeprefix(_PREFIX) for k in KNOWN))
+            near = near.replace(" '", f" '{_PREFIX}") or f" There are {', '.join(KNOWN)}."
+            _log.warning("the environment variable %s has no effect.%s", name[:100], near)
+
 
 MAX_THREADS = 4096  # that a caller may ask for
 
@@ -34,7 +63,7 @@ def engines_dir() -> Path | None:
 
 def fused() -> bool:
     """Whether the cuda back end is to run the fused CUDA network."""
-    return os.environ.get("TESSERA_FAST_FUSED") == "1"
+    return _switch("FUSED")
 
 
 def isa() -> str | None:
@@ -42,9 +71,22 @@ def isa() -> str | None:
     return os.environ.get("TESSERA_FAST_ISA") or None
 
 
+def nvtx() -> bool:
+    """Whether the cuda back end is to mark its ops on timelines."""
+    return _switch("NVTX")
+
+
 def tensorrt_graphs() -> bool:
     """Whether the tensorrt back end is to replay full batches as CUDA graphs."""
-    return os.environ.get("TESSERA_FAST_TENSORRT_GRAPHS") == "1"
+    return _switch("TENSORRT_GRAPHS")
+
+
+def _switch(name: str) -> bool:
+    """1 or 0; InputError for anything else."""
+    text = os.environ.get(f"{_PREFIX}{name}", "")
+    if text not in ("", "0", "1"):
+        raise InputError(f"{_PREFIX}{name}: expected 1 or 0, got {text[:100]!r}")
+    return text == "1"
 
 
 def threads() -> int:
@@ -54,8 +96,8 @@ def threads() -> int:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text!r}")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text[:100]!r}")
     return int(text)
 
 

@@ -19,6 +19,10 @@ class InputError(TesseraError, ValueError):
     """The observations given are not what the model expects; nothing was written."""
 
 
+class UnknownKeyword(InputError, TypeError):
+    """A function was called with a keyword that it does not have."""
+
+
 class WeightsError(TesseraError, ValueError):
     """A checkpoint is unsafe, truncated, mismatched or not the one that was asked for."""
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailable, InputError
 from .exports.form import PRECISIONS, Form
+from .packages import require
 from .spec import ModelSpec
+from .suggest import checks_keywords, one_of
 from .tile import open_tile
 from .weights import Weights, load_weights
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("onnx", "tensorrt")
 
 
+@checks_keywords()
 def export(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -49,16 +52,15 @@ def export(
     with another, StoreError if ``out`` exists and ``overwrite`` is False, WeightsError, and
     BackendUnavailable where a package is missing or TensorRT refuses.
     """
-    from .exports.runtime import require
+    from .exports import runtime
 
-    if format not in FORMATS:
-        raise InputError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    one_of("format", format, FORMATS)
     engines = format == "tensorrt"
     if engines and layout not in (None, "dense"):
         raise InputError(f"layout: engines take the dense layout, got {layout!r}")
     if not engines and (targets or refittable):
         raise InputError("targets, refittable: expected with format 'tensorrt' alone")
-    require("onnx")
+    runtime.require("onnx")
     loaded = load_weights(model, weights)
     form = Form(
         precision or _default_precision(loaded.spec, engines),
@@ -130,8 +132,7 @@ def _write_engines(
         )
     device = ""
     if not targets:
-        import torch
-
+        torch = require("torch", "building engines", BackendUnavailable, extra="tensorrt")
         if not torch.cuda.is_available():
             known = ", ".join(adapter.capabilities(package)) or "none"
             raise BackendUnavailable(

@@ -1,12 +1,12 @@
 """`tessera-fast info`: what is installed, what runs here, and why the rest does not."""
 
-import importlib.metadata
 import platform
 import sys
 from typing import NamedTuple
 
 from . import __version__, backends, env
 from .backends.base import Plan
+from .packages import version
 from .spec import NAMED, RELEASED
 
 _PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
@@ -29,14 +29,6 @@ def describe() -> str:
     folder = env.weights_dir()
     lines += ["", f"TESSERA_FAST_WEIGHTS  {folder or 'not set: v2 models come from the hub'}"]
     return "\n".join(lines)
-
-
-def version(name: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 class InstructionSet(NamedTuple):

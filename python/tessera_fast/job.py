@@ -27,12 +27,14 @@ from .progress import Progress, progress_bar
 from .runner import TileReport
 from .spec import NAMED
 from .store import Provenance, job_extent
-from .tile import period_of_year
+from .suggest import checks_keywords, keywords_of, one_of
+from .tile import open_tile, period_of_year
 from .untrusted import local_path, whole_number
 
 _log = logging.getLogger(__name__)
 
 
+@checks_keywords(*keywords_of(open_tile))
 def embed_tiles(
     tiles: Any,
     out: str | os.PathLike[str],
@@ -85,6 +87,7 @@ def embed_tiles(
     Raises InputError for what cannot be embedded, StoreError if ``out`` holds anything made
     differently, cannot be placed or cannot be written.
     """
+    one_of("on_error", on_error, ("raise", "skip"))
     clock, meter = time.perf_counter(), EnergyMeter()
     result = JobReport(os.fspath(out))
     work: JobTasks | None = None

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
+from . import backends, env
 from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
 from .packing import Observations, PackedTokens, pack
 from .quantization import QuantizedEmbeddings
 from .spec import ModelSpec
+from .suggest import checks_keywords
 from .weights import Weights, load_weights
 
 
@@ -212,6 +213,7 @@ class Model:
         return f"Model({self.label}, backend={self.backend}, precision={self.precision})"
 
 
+@checks_keywords()
 def load_model(
     model: "str | os.PathLike[str] | Model" = "v2-medium",
     device: Any = None,
@@ -244,6 +246,7 @@ def load_model(
         return model
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected a positive integer, got {threads}")
+    env.warn_of_unknown()
     place = None if device is None or str(device) == "auto" else str(device)
     plan = Plan(precision, place, threads)
     loaded = load_weights(model, weights)

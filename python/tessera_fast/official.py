@@ -13,10 +13,12 @@ from .errors import InputError
 from .model import Model
 from .packing import Observations, Orbit
 from .spec import MAX_DOY
+from .suggest import checks_keywords
 
 _HOST = (1, 3)  # DLPack's kDLCPU and kDLCUDAHost
 
 
+@checks_keywords()
 def encode_tile(
     model: Model,
     s2_bands: np.ndarray,
@@ -60,6 +62,7 @@ def encode_tile(
     return _encode(model, observations, arrays).reshape(*window, model.repr_dim)
 
 
+@checks_keywords()
 def encode_pixels(
     model: Model,
     s2_bands: np.ndarray,

@@ -6,7 +6,6 @@ tile. H, W rows and columns of the tile, h rows of a band, E embedding width.
 
 import logging
 import os
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -20,13 +19,14 @@ from .model import Model, Prepared, load_model
 from .packing import Observations
 from .progress import Progress, progress_bar
 from .quantization import QuantizedEmbeddings
+from .sizes import binary, parse_bytes
 from .spec import MAX_SEQUENCE, ModelSpec
 from .stages import Ahead, Clock
+from .suggest import checks_keywords, one_of
 from .tile import Tile, open_tile, suspicions
+from .tile.fields import ARRAYS, SCL
 
 DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
 # Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
 # measured), and a thread's share of allocator slack beside its workspace.
 _FIXED_BYTES = 128 << 20
@@ -161,8 +161,9 @@ def check_memory(model: Model, memory: int | str | None) -> None:
     threads, set_aside = _set_aside(model)
     if memory is not None and parse_bytes(memory) < set_aside:
         raise InputError(
-            f"memory: {parse_bytes(memory) >> 20} MiB cannot hold the work of {threads} threads; "
-            f"give at least {(set_aside >> 20) + 2} MiB, or fewer threads"
+            f"memory: {binary(parse_bytes(memory))} cannot hold the work of {threads} threads; "
+            f"give at least {(set_aside >> 20) + 2} MiB and what a row of the tile takes, or fewer "
+            "threads"
         )
 
 
@@ -185,7 +186,7 @@ def band_rows(tile: Tile, model: Model, memory: int | str | None, processes: int
     if rows < 1:
         least = (set_aside + per_row + (1 << 20)) >> 20
         raise InputError(
-            f"memory: {limit >> 20} MiB cannot hold one row of {tile.name} ({tile.width} pixels, "
+            f"memory: {binary(limit)} cannot hold one row of {tile.name} ({tile.width} pixels, "
             f"{dates} dates) with {threads} threads; give at least {least} MiB, or fewer threads"
         )
     return int(min(rows, tile.height))
@@ -217,6 +218,7 @@ def _as_image(
     return values.reshape(*shape, -1)
 
 
+@checks_keywords(*ARRAYS, SCL)
 def embed(
     tile: Any = None,
     model: str | os.PathLike[str] | Model = "v2-medium",
@@ -259,8 +261,7 @@ def embed(
     A Dataset gives a DataArray (y, x, band) with the Dataset's coordinates for float32 output.
     Raises InputError, WeightsError or BackendUnavailable; nothing is written anywhere.
     """
-    if output not in ("float32", "int8"):
-        raise InputError(f"output: expected 'float32' or 'int8', got {output!r}")
+    one_of("output", output, ("float32", "int8"))
     if (tile is None) == (not arrays):
         raise InputError(
             "embed: give either a tile (a folder, dict, Dataset or Tile) or the arrays as keywords "
@@ -299,17 +300,3 @@ def embed(
 
         return as_data_array(values, tile)
     return values
-
-
-def parse_bytes(size: int | str) -> int:
-    """``"1GiB"``, ``"500MB"`` or a number of bytes; InputError for anything else."""
-    if isinstance(size, int):
-        number, unit = float(size), ""
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
-        if match is None or match[2].upper() not in _UNITS:
-            raise InputError(f"memory: expected a size such as 512MiB or 2GB, got {size!r}")
-        number, unit = float(match[1]), match[2].upper()
-    if number <= 0:
-        raise InputError(f"memory: expected a positive size, got {size!r}")
-    return int(number * _UNITS[unit])

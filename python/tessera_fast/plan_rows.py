@@ -9,6 +9,7 @@ from typing import Any
 
 from .calibration import Calibration
 from .errors import InputError, TesseraError
+from .packages import require
 from .tile.georeference import check_crs
 from .tile.tile import OPENING
 from .untrusted import (
@@ -78,14 +79,8 @@ class Failure:
 
 def need_pyarrow() -> tuple[Any, Any]:
     """pyarrow and pyarrow.parquet; TesseraError says how to install them."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TesseraError(
-            "a plan's file is Parquet, which needs pyarrow: pip install 'tessera_fast[plan]'"
-        ) from error
-    return pyarrow, pyarrow.parquet
+    what = "a plan's file is Parquet, which"
+    return require("pyarrow", what, TesseraError), require("pyarrow.parquet", what, TesseraError)
 
 
 def write_plan(

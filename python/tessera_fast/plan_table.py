@@ -9,7 +9,9 @@ from typing import Any
 
 from .calibration import Calibration
 from .errors import InputError, StoreError
+from .files import refuse_existing
 from .plan_rows import MOST_WORKERS, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
+from .sizes import count, duration, size
 from .untrusted import Unreadable, local_path, local_target, read_bytes, whole_number
 
 _SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
@@ -68,14 +70,13 @@ class Plan:
         """The largest ``shown`` tiles and the totals, as text of at most 100 columns."""
         return "\n".join([*_table(self, shown), *_totals(self), *_failures(self)])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a Parquet file of one row a tile, whole or not at all.
 
         Needs pyarrow (extra ``[plan]``). InputError for a path or value that no file can hold,
-        StoreError where it cannot be written.
+        StoreError where it cannot be written, or exists and ``overwrite`` is False.
         """
-        need_pyarrow()
-        target = local_target(path, "plan")
+        target = plan_target(path, overwrite)
         head = {
             "options": self.options,
             "memory": self.memory,
@@ -105,6 +106,14 @@ class Plan:
                 f"{place}: expected a plan as `tessera-fast plan -o` writes it, got a file that "
                 f"cannot be read as one ({str(error)[:300]}); plan again"
             ) from error
+
+
+def plan_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Where a plan may be written; raises what `Plan.save` does, before there is one."""
+    need_pyarrow()
+    target = local_target(path, "plan")
+    refuse_existing([target], overwrite)
+    return target
 
 
 def _table(plan: Plan, shown: int) -> list[str]:
@@ -165,30 +174,3 @@ def _failures(plan: Plan) -> list[str]:
         )  # fmt: skip
     more = len(plan.failed) - _SHOWN
     return [*lines, *([f"  ... and {more:,} more"] if more > 0 else [])]
-
-
-def count(number: float) -> str:
-    """1234567 as "1.23 M"."""
-    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * factor:  # three digits are 1.00 of the unit
-            return f"{float(f'{number / factor:.3g}'):g} {unit}"
-    return f"{number:.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes as "12.3 MB"."""
-    text = count(number)
-    return f"{text}B" if " " in text else f"{text} B"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "0.25 s", "12 s", "3 min 20 s", "5 h 10 min" or "2 d 3 h"."""
-    if seconds < 59.5:
-        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    for unit, length, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
-                                      ("min", 60, "s", 1)):  # fmt: skip
-        whole = round(seconds / part) * part
-        if whole >= length:
-            rest = whole % length // part
-            return f"{whole // length} {unit}" + (f" {rest} {lower}" if rest else "")
-    return "1 min"

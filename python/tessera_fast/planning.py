@@ -7,7 +7,6 @@ Tokens are counted in a sample of a tile's rows, by the packer itself, and scale
 import math
 import os
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from .calibration import Calibration, calibrate_rate, nominal
 from .errors import BackendUnavailable, InputError, TesseraError
 from .job_sources import absolute, listed
 from .model import Model
+from .packages import has
 from .packing import pack
 from .plan_rows import MOST_WORKERS, Failure, PlanRow
 from .plan_table import Plan
@@ -25,15 +25,18 @@ from .profiling import work
 from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
+from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, open_tile
 from .untrusted import shown, whole_number
 from .weights import Weights
+from .weights.load import unknown_model
 
 SAMPLE_ROWS = 4  # of a tile: 0.8 % of one of 500 rows, in which tokens come within 2 % of all
 _SMALL = 1024  # pixels of a tile that is read whole
 _MOST_RATE = 1e15  # px/s
 
 
+@checks_keywords(*keywords_of(open_tile))
 def plan(
     tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     model: str | os.PathLike[str] | Model = "v2-medium",
@@ -79,7 +82,7 @@ def plan(
         raise InputError("plan: expected at least one tile, got none")
     spec = _spec(model)
     width = _width(spec, dims)
-    in_store = find_spec("zarr") is not None if out is None else Path(out).suffix == ".zarr"
+    in_store = has("zarr") if out is None else Path(out).suffix == ".zarr"
     prefixes = tuple(d for d in spec.matryoshka if d < width) if in_store else ()
     stored = _bytes_per_pixel(width, prefixes, in_store, int8)
     opened = {"year": year, "allow_missing_s1": allow_missing_s1, **opening}
@@ -149,8 +152,7 @@ def _check(workers: int, rate: float | None, on_error: str, threads: int | None)
         number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
         if not number or not 0 < rate <= _MOST_RATE:
             raise InputError(f"rate: expected px/s above 0, got {shown(rate)}")
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error: expected 'raise' or 'skip', got {shown(on_error)}")
+    one_of("on_error", on_error, ("raise", "skip"))
 
 
 def _checked(tiles: Any) -> list[str | os.PathLike[str]]:
@@ -176,10 +178,7 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     if name in NAMED:
         return NAMED[name]
     if Path(name).suffix not in (".pt", ".pth", ".safetensors"):
-        raise InputError(
-            f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or .safetensors "
-            f"file, got {name!r}"
-        )
+        raise unknown_model(name)
     from .weights import checkpoint
     from .weights.recognise import match
 

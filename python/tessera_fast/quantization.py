@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import InputError
+from .suggest import checks_keywords
 
 ABSMAX_FLOOR = 1e-12  # of v2; v1.x floors the scale at 1e-8 instead (spec.py)
 
@@ -17,6 +18,7 @@ class QuantizedEmbeddings(NamedTuple):
     scales: np.ndarray  # (...,) float32
 
 
+@checks_keywords()
 def quantize(
     embeddings: np.ndarray, *, absmax_floor: float = ABSMAX_FLOOR, scale_floor: float = 0.0
 ) -> QuantizedEmbeddings:
@@ -37,6 +39,7 @@ def quantize(
     return QuantizedEmbeddings(codes, np.where(no_data, np.float32(np.inf), scales))
 
 
+@checks_keywords()
 def dequantize(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """(..., E) int8 codes and (...,) float32 scales to (..., E) float32; NaN where no data.
 

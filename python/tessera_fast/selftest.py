@@ -19,8 +19,8 @@ from . import backends, env
 from .backends.base import Encoder
 from .backends.base import Plan as Running
 from .errors import TesseraError
-from .info import version
 from .model import Model
+from .packages import how_to_install, version
 from .packing import Observations, Orbit, PackedTokens, pack
 from .quantization import quantize
 from .spec import S1_BANDS, S2_BANDS, ModelSpec, variant
@@ -184,7 +184,7 @@ def check_threads() -> str:
 
 def check_xarray() -> str:
     """A Dataset with its bands in another order."""
-    _need("xarray", "geo")
+    _need("xarray")
     import xarray
 
     given = window()
@@ -205,7 +205,7 @@ def check_xarray() -> str:
 
 def check_rasterio() -> str:
     """Georeferences of tiles."""
-    _need("rasterio", "geo")
+    _need("rasterio")
     import rasterio
 
     shape, transform = (HEIGHT, WIDTH), (10.0, 0.0, 5e5, 0.0, -10.0, 3e6)
@@ -225,7 +225,7 @@ def check_rasterio() -> str:
 
 def check_store() -> str:
     """A tile through a Zarr store in a temporary folder."""
-    _need("zarr", "")
+    _need("zarr")
     values = answers()["v2-nano"][1].reshape(HEIGHT, WIDTH, -1)
     codes, scales = quantize(values)
     counts = np.where(np.isfinite(scales)[..., None], np.arange(3, 6), 0).astype(np.uint16)
@@ -249,10 +249,9 @@ def check_store() -> str:
     return "a tile is written and read back"
 
 
-def _need(package: str, extra: str) -> None:
+def _need(package: str) -> None:
     if version(package) is None:
-        name = f"'tessera_fast[{extra}]'" if extra else package
-        raise Absent(f"pip install {name}")
+        raise Absent(how_to_install(package))
 
 
 def computed() -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError
+from .suggest import closest
 from .untrusted import plain_name, shown
 
 S2_BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
@@ -361,7 +362,8 @@ NAMED = {**RELEASED, DEMO.name: DEMO}  # every name that has weights
 def released(name: str) -> ModelSpec:
     """The released model ``name``; InputError lists the names there are."""
     if name not in RELEASED:
-        raise InputError(f"model: expected one of {', '.join(RELEASED)}, got {name!r}")
+        near = closest(name, RELEASED)
+        raise InputError(f"model: expected one of {', '.join(RELEASED)}, got {name!r}.{near}")
     return RELEASED[name]
 
 

@@ -3,8 +3,9 @@
 import importlib
 import logging
 
-from ..errors import BackendUnavailable, InputError
+from ..errors import BackendUnavailable
 from ..spec import ModelSpec
+from ..suggest import one_of
 from ..weights import Weights
 from .base import Backend, Encoder, Plan
 
@@ -12,14 +13,16 @@ BEST_FIRST = ("cuda", "tensorrt", "cpu", "reference")
 # tensorrt is not known to be the best choice anywhere yet, and the reference is slow on purpose:
 # they run when they are named
 AUTOMATIC = ("cuda", "cpu")
+# every name that some back end knows; which of them it runs is its own to say
+PRECISIONS = ("auto", "fp32", "bf16", "int8", "fp16", "tf32", "fp8", "fp64")
+DEVICES, _OF_TESTS = ("auto", "cpu", "cuda"), ("interpreter", "onnxruntime")
 
 _log = logging.getLogger("tessera_fast")
 
 
 def get(name: str) -> Backend:
     """The back end ``name``; InputError lists the names there are."""
-    if name not in BEST_FIRST:
-        raise InputError(f"backend: expected auto, {', '.join(BEST_FIRST)}, got {name!r}")
+    one_of("backend", name, ("auto", *BEST_FIRST))
     backend: Backend = getattr(importlib.import_module(f".{name}", __name__), name)
     return backend
 
@@ -27,8 +30,14 @@ def get(name: str) -> Backend:
 def load(name: str, spec: ModelSpec, weights: Weights, plan: Plan) -> tuple[str, Encoder]:
     """Load a model on the named back end, or on the first automatic one that can ("auto").
 
-    Raises BackendUnavailable with every reason; a back end asked for by name runs or raises.
+    Raises InputError for a name that does not exist, else BackendUnavailable with every reason; a
+    back end asked for by name runs or raises.
     """
+    one_of("backend", name, ("auto", *BEST_FIRST))
+    one_of("precision", plan.precision, PRECISIONS)
+    kind = (plan.device or "auto").partition(":")[0]
+    if kind not in _OF_TESTS:
+        one_of("device", kind, DEVICES)
     if name != "auto":
         return name, get(name).load(spec, weights, plan)
     reasons = []

@@ -5,7 +5,6 @@ Results of a pixel may differ in the last bits with its neighbours, as torch pic
 product by its shape.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from .. import env
 from ..errors import BackendUnavailable
+from ..packages import has, how_to_install, problem, require
 from ..packing import PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
@@ -77,8 +77,8 @@ class ReferenceBackend:
 
     def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
         """None if ``load`` would run here, else the reason as a sentence."""
-        if importlib.util.find_spec("torch") is None:
-            return "torch is not installed: pip install 'tessera_fast[torch]'"
+        if not has("torch"):
+            return f"torch is not installed: {how_to_install('torch')}"
         if plan.precision != "auto" and plan.precision not in _DTYPES:
             return f"precision {plan.precision} is not one of auto, {', '.join(_DTYPES)}"
         device = plan.device or "cpu"
@@ -87,6 +87,9 @@ class ReferenceBackend:
         kind, _, index = device.partition(":")
         if kind != "cuda" or not (index or "0").isdigit():
             return f"device {device} is not cpu, cuda or cuda:N"
+        reason = problem("torch")
+        if reason is not None:
+            return reason
         import torch
 
         found = torch.cuda.device_count()
@@ -99,6 +102,7 @@ class ReferenceBackend:
         reason = self.why_not(spec, plan)
         if reason is not None:
             raise BackendUnavailable(f"back end {self.name}: {reason}")
+        require("torch", "the reference back end", BackendUnavailable)
         return ReferenceEncoder(spec, weights, plan)
 
 

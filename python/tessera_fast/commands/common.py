@@ -4,10 +4,12 @@ import argparse
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from ..pipeline import parse_bytes
+from ..exit_codes import FAILED as FAILED
+from ..exit_codes import OK as OK
+from ..exit_codes import PARTLY as PARTLY
+from ..sizes import parse_bytes
 from ..spec import NAMED
 
-OK, FAILED, PARTLY, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 3, 130, 141, 143
 # What `add_parser` of argparse is called on; the class has no public name.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -11,11 +11,16 @@ def add(commands: Commands) -> None:
     demo.add_argument("--size", type=int, default=128, help="tile side in pixels (default 128)")
     demo.add_argument("--seed", type=int, default=0, help="of the tile (default 0)")
     demo.add_argument("--threads", type=positive, help="default: all CPUs")
+    demo.add_argument(
+        "--overwrite", action="store_true", help="replace the picture of another tile"
+    )
     demo.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..demo import run_demo
 
-    run_demo(args.out, size=args.size, seed=args.seed, threads=args.threads)
+    run_demo(
+        args.out, size=args.size, seed=args.seed, threads=args.threads, overwrite=args.overwrite
+    )
     return OK

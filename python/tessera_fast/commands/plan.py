@@ -1,7 +1,6 @@
 """`tessera-fast plan`: what a job takes, before it is run."""
 
 import argparse
-from pathlib import Path
 
 from .common import (
     FAILED,
@@ -40,17 +39,18 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     plan.add_argument("--rate", type=_rate, metavar="PX_PER_S", help="instead of measuring it here")
     plan.add_argument("--no-calibrate", action="store_true", help="no estimate of time")
+    plan.add_argument("--overwrite", action="store_true", help="replace PLAN.parquet")
     plan.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..plan_rows import need_pyarrow
+    from ..plan_table import plan_target
     from ..planning import plan
     from ..products.files import check_writable
 
     if args.out:
-        need_pyarrow()  # say so before the tiles are read
-        check_writable(Path(args.out).expanduser(), make_folders=False)
+        target = plan_target(args.out, args.overwrite)  # say so before the tiles are read
+        check_writable(target, make_folders=False)
     found = plan(
         args.tiles, args.model, backend=args.backend, precision=args.precision,
         device=args.device, threads=args.threads, dims=args.dims, out=args.to, int8=args.int8,
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     if not found.rows:
         return FAILED
     if args.out:
-        found.save(args.out)
+        found.save(args.out, args.overwrite)
         print(f"\nplan -> {args.out}")
     return PARTLY if found.failed else OK
 

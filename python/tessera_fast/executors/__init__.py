@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
 from ..runner import Task
+from ..suggest import one_of
 from ..untrusted import shown, whole_number
 from .base import Job, Watch
 
@@ -17,9 +18,7 @@ def check_executor(
     executor: str, workers: int | None, retries: int, resources: Mapping[str, float] | None
 ) -> None:
     """InputError for an executor, or numbers for it, that cannot be."""
-    if executor not in EXECUTORS:
-        names = ", ".join(EXECUTORS)
-        raise InputError(f"executor: expected one of {names}, got {shown(executor)}")
+    one_of("executor", executor, EXECUTORS)
     if workers is not None:
         whole_number("workers", workers, 1, MAX_WORKERS)
         if executor == "process" and workers > 1:

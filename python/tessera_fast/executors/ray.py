@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import BackendUnavailable, TesseraError
+from ..packages import require
 from ..runner import Task, TileReport, TileRunner
 from ..store import Provenance, hold_output
 from .attempts import Attempts, Held
@@ -294,11 +295,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise BackendUnavailable(
-            "the executor 'ray' needs Ray: pip install 'tessera_fast[ray]', or take 'local'"
-        ) from error
-    return ray
+    what = "the executor 'ray'"
+    require("ray.exceptions", what, BackendUnavailable, instead=", or take 'local'")
+    return require("ray", what, BackendUnavailable)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..errors import InputError
 from ..spec import ModelSpec
+from ..suggest import one_of
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LAYOUTS = ("packed", "dense")
@@ -34,8 +34,7 @@ class Form:
     def __post_init__(self) -> None:
         for what, value, known in (("precision", self.precision, PRECISIONS),
                                    ("layout", self.layout, LAYOUTS)):  # fmt: skip
-            if value not in known:
-                raise InputError(f"{what}: expected {', '.join(known)}, got {value!r}")
+            one_of(what, value, known)
 
     @property
     def packed(self) -> bool:

@@ -1,10 +1,10 @@
 """ONNX Runtime and files of models: the only place that knows either."""
 
 import importlib.metadata
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import packages
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -13,13 +13,10 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
-def require(*packages: str) -> None:
+def require(*names: str) -> None:
     """BackendUnavailable, with what to install, unless all can be imported."""
-    missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    if missing:
-        raise BackendUnavailable(
-            f"{', '.join(missing)} is not installed: pip install 'tessera_fast[onnx]'"
-        )
+    for name in names:
+        packages.require(name, "an export", BackendUnavailable)
 
 
 def version() -> str:

@@ -12,6 +12,7 @@ from ..backends.base import Plan
 from ..errors import InputError
 from ..model import Model, load_model
 from ..spec import NAMED
+from ..suggest import one_of
 from ..tile import Tile, expand, open_tile, period_of_year
 from ..weights import load_weights, untrained_weights
 from . import raw
@@ -39,9 +40,8 @@ def all_features(
 ) -> tuple[dict[str, list[Image]], list[str]]:
     """Images of every kind of features, ours first; and notes of what could not be had."""
     baselines, tiles = asked.baselines, asked.tiles
-    unknown = [b for b in baselines if b not in BASELINES]
-    if unknown:
-        raise InputError(f"baselines: expected {', '.join(BASELINES)}, got {unknown[0]!r}")
+    for baseline in baselines:
+        one_of("baselines", baseline, BASELINES)
     kinds, notes = {title: ours.images}, []
     for name, source in asked.beside.items():
         others = open_features(source).images

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..suggest import closest
 from ..tile.remote import is_url
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
@@ -30,9 +31,11 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file}: expected a TOML file ({error})") from error
+    known = (*_PATHS, *_OTHERS)
     for name in content:
-        if name not in (*_PATHS, *_OTHERS):
-            raise InputError(f"{file}: expected {', '.join((*_PATHS, *_OTHERS))}, got {name!r}")
+        if name not in known:
+            near = closest(name, known)
+            raise InputError(f"{file}: expected {', '.join(known)}, got {name!r}.{near}")
     if "embeddings" not in content:
         raise InputError(f'{file}: expected embeddings = "...", got none')
     folder = file.resolve().parent

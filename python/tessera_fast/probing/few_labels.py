@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..packages import has
 from ..progress import Progress, progress_bar
+from ..suggest import checks_keywords, closest, one_of
+from ..untrusted import shown
 from .beside import BASELINES, RAW, Asked, all_features
 from .evaluate import Problem, evaluate, maps
 from .heads import check_head
 from .images import Features, Image, open_features
 from .labels import Labels, read_labels
-from .packages import has, require_sklearn
+from .packages import require_sklearn
 from .places import places_of
 from .report import ALL, ProbeReport
 from .spectrum import rankme
@@ -27,6 +30,7 @@ EXTENTS = ("all", "labelled", "none")
 _MAPPED = ("untrained", "statistics")  # baselines that are mapped beside the embeddings
 
 
+@checks_keywords()
 def probe(
     embeddings: Any,
     labels: Any,
@@ -90,14 +94,12 @@ def probe(
     given = read_labels(labels, images)
     if task == "auto":
         task = "regression" if given[0][0].dtype.kind == "f" else "classification"
-    if task not in ("classification", "regression"):
-        raise InputError(f"task: expected classification or regression, got {task!r}")
+    one_of("task", task, ("classification", "regression"))
     head = head or ("logistic" if task == "classification" else "ridge")
     known = check_head(head, task)
     counts = _counts(per_class)
     _check_numbers(seeds, block)
-    if extent not in EXTENTS:
-        raise InputError(f"extent: expected {', '.join(EXTENTS)}, got {extent!r}")
+    one_of("extent", extent, EXTENTS)
     values, labelled, names = _prepared(given, task, nodata, classes)
     title = name or _title(ours)
     opening = {
@@ -262,7 +264,10 @@ def _groups(
             check_fields(values, labelled)
         return split, groups_of(split, values, labelled, block, places), notes
     if isinstance(split, str) and not os.path.exists(split):
-        raise InputError(f"split: expected {', '.join(SPLITS)}, or groups, got {split!r}")
+        near = closest(split, SPLITS)
+        raise InputError(
+            f"split: expected {', '.join(SPLITS)}, or groups, got {shown(split)}.{near}"
+        )
     given = read_labels(split, images, "groups")
     known = [k & there & (g >= 0) for (g, there), k in zip(given, labelled, strict=True)]
     lost = sum(int((k & ~there).sum()) for k, there in zip(labelled, known, strict=True))

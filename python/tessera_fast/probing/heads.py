@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..suggest import one_of
 from .packages import require_sklearn
 
 CLASSIFIERS = ("logistic", "knn", "mlp", "forest")
@@ -79,8 +80,7 @@ def check_head(head: Any, task: str) -> str:
         if other(head):
             raise InputError(f"head: expected an estimator for {task}, got {head!r}")
         return type(head).__name__
-    if head not in known:
-        raise InputError(f"head: {task} has {', '.join(known)}, got {head!r}")
+    one_of(f"head of a {task}", head, known)
     return head
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..products.files import require
+from ..packages import require
 from ..products.target import Target
 from ..tile.remote import is_url
 from .images import Image

@@ -10,11 +10,12 @@ import numpy as np
 
 from .. import __version__
 from ..errors import StoreError
-from ..products.files import refuse_existing, whole
+from ..files import refuse_existing
+from ..packages import has
+from ..products.files import whole
 from ..products.geotiff import Raster, written
 from ..quicklook import write_png
 from . import figures
-from .packages import has
 from .report import ProbeReport
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError
-from ..products.files import require
+from ..packages import require
 from ..products.target import Target
 from .images import Image
 

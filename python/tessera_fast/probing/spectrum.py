@@ -7,8 +7,10 @@ import math
 import numpy as np
 
 from ..errors import InputError
+from ..suggest import checks_keywords
 
 
+@checks_keywords()
 def rankme(embeddings: np.ndarray) -> float:
     """Normalised RankMe of (..., E) embeddings, 0 to 1: about 1 if all dimensions are in use.
 

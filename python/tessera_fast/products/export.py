@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, StoreError
+from ..files import refuse_existing
+from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.disk import RowFile
 from ..store.reader import Embeddings, open_embeddings
-from .files import refuse_existing, require, whole
+from ..suggest import checks_keywords, one_of
+from .files import whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, Part, parts
 from .unsharded import write_unsharded
@@ -22,6 +25,7 @@ from .unsharded import write_unsharded
 FORMATS = ("geotiff", "cog", "npy", "zarr")
 
 
+@checks_keywords()
 def export_store(
     store: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -52,8 +56,7 @@ def export_store(
     Raises InputError for an option that does not go with the format, StoreError if a file exists
     and ``overwrite`` is False, cannot be written, or a tile has no place on a map.
     """
-    if format not in FORMATS:
-        raise InputError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    one_of("format", format, FORMATS)
     if float32 and format != "npy":
         raise InputError(f"float32: expected with format 'npy' alone, got {format!r}")
     output, folder = open_embeddings(store), Path(out).expanduser()

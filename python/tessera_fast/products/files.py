@@ -1,35 +1,16 @@
-"""Files and folders that appear whole or not at all, and packages that a product needs."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
-
-
-def require(package: str, what: str) -> Any:
-    """The module ``package``; StoreError says which extra has it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise StoreError(
-            f"{what} needs {package.split('.')[0]}: pip install 'tessera_fast[geo]' ({error})"
-        ) from error
-
-
-def refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    """StoreError if one of ``paths`` exists and may not be replaced."""
-    there = [path for path in paths if path.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise StoreError(f"{there[0]}{more}: exists; give overwrite (--overwrite) to replace it")
+from ..files import refuse_existing
 
 
 def check_writable(path: Path, *, make_folders: bool = True) -> None:

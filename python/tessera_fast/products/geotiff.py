@@ -14,8 +14,9 @@ import numpy as np
 
 from .. import __version__
 from ..errors import StoreError
+from ..packages import require
 from ..store.reader import Embeddings
-from .files import require, whole
+from .files import whole
 
 _CACHE = 32 << 20  # bytes of GDAL's block cache: a block of 256 x 256 x 128 float32
 _SIDE = 256  # pixels of a block of the file

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, StoreError
+from ..files import refuse_existing
+from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings, Layer, open_embeddings
-from .files import refuse_existing, require
+from ..suggest import checks_keywords, one_of
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, placed
 from .sampling import RESAMPLING, Places, bilinear_values, nearest_codes, nearest_values
@@ -23,6 +25,7 @@ from .target import Target, of_polygon, of_template
 NO_CODE = -128  # codes are -127..127
 
 
+@checks_keywords()
 def mosaic(
     store: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -59,12 +62,10 @@ def mosaic(
         raise InputError("mosaic: expected a polygon or a template, and not both")
     if template is not None and (crs is not None or resolution is not None):
         raise InputError("crs, resolution: a template has its own")
-    if resampling not in RESAMPLING:
-        raise InputError(f"resampling: expected {' or '.join(RESAMPLING)}, got {resampling!r}")
+    one_of("resampling", resampling, RESAMPLING)
     if quantized and resampling != "nearest":
         raise InputError("quantized: codes of neighbours cannot be blended; take nearest")
-    if format not in ("cog", "geotiff"):
-        raise InputError(f"format: expected cog or geotiff, got {format!r}")
+    one_of("format", format, ("cog", "geotiff"))
     path = Path(out).expanduser()
     files = [path, path.with_name(f"{path.stem}_scales{path.suffix}")] if quantized else [path]
     refuse_existing(files, overwrite)

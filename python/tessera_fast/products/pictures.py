@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import refuse_existing
 from ..progress import Progress, progress_bar
 from ..quicklook import PcaBasis, pca_image, side_by_side, write_png
 from ..store.reader import Embeddings, Layer, open_embeddings
+from ..suggest import checks_keywords
 from .basis import basis_of, load_basis, save_basis
-from .files import refuse_existing
 from .geotiff import Raster, tags, written
 from .parts import Part, clusters, parts, placed
 
@@ -24,6 +25,7 @@ _LEAST = 200  # pixels of a panel's width, for its caption
 _GAP = 4  # pixels between panels
 
 
+@checks_keywords()
 def picture(
     store: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,

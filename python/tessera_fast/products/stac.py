@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..packages import require
 from ..store.reader import Embeddings, Layer, open_embeddings
-from .files import require, whole
+from ..suggest import checks_keywords
+from .files import whole
 from .parts import Part, clusters, parts, placed
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
@@ -23,6 +25,7 @@ _XARRAY = "https://stac-extensions.github.io/xarray-assets/v1.0.0/schema.json"
 _EDGE_POINTS = 8  # of a footprint's edge: straight in UTM, bent in degrees
 
 
+@checks_keywords()
 def stac_items(
     store: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:

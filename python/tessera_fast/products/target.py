@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..packages import require
 from ..store.reader import Layer
-from .files import require
 from .parts import placed
 
 WGS84 = "EPSG:4326"

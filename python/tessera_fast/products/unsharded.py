@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings
-from .files import require, whole
+from .files import whole
 
 CHUNK = 128
 

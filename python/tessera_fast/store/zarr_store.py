@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..packages import require
 from . import disk, zone
 from .metadata import IDENTITY, PROVENANCE, carried_identity, open_store
 from .output import (
@@ -441,14 +442,13 @@ def _overlap(shard: Window, start: tuple[int, int], tile: Grid) -> tuple[Window,
 
 
 def _import_zarr() -> Any:
-    needed = "a .zarr store needs zarr >= 3 (Python >= 3.11): pip install 'zarr>=3', or write .npy "
-    needed += "files (an output name without .zarr)"
-    try:
-        import zarr
-    except ImportError as error:
-        raise StoreError(needed) from error
+    instead = ", or write .npy files (an output name without .zarr)"
+    zarr = require("zarr", "a .zarr store", instead=f" (Python >= 3.11){instead}")
     if int(zarr.__version__.split(".")[0]) < 3:
-        raise StoreError(f"{needed}; found zarr {zarr.__version__}")
+        raise StoreError(
+            f"a .zarr store needs zarr >= 3 (Python >= 3.11), found zarr {zarr.__version__}: "
+            f"pip install 'zarr>=3'{instead}"
+        )
     return zarr
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..packages import require
 from . import disk
 from .output import COUNT_NAMES, TileKey
 
@@ -164,14 +165,8 @@ def _epsg(crs: str) -> int | None:
 
 
 def _pyproj() -> Any:
-    try:
-        import pyproj
-        import pyproj.exceptions
-    except ImportError as error:
-        raise StoreError(
-            "a .zarr store needs pyproj: pip install pyproj, or write .npy files"
-        ) from error
-    return pyproj
+    require("pyproj.exceptions", "a .zarr store", instead=", or write .npy files")
+    return require("pyproj", "a .zarr store")
 
 
 def array_names(prefixes: Sequence[int]) -> list[str]:
@@ -269,7 +264,14 @@ def _coordinates(grid: Grid, bands: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def _spatial_ref(grid: Grid) -> dict[str, Any]:
-    cf = _pyproj().CRS.from_epsg(grid.epsg).to_cf()
+    pyproj = _pyproj()
+    try:
+        cf = pyproj.CRS.from_epsg(grid.epsg).to_cf()
+    except pyproj.exceptions.CRSError as error:
+        raise StoreError(
+            f"pyproj does not find EPSG:{grid.epsg} in its database ({error}); check where that is "
+            "(PROJ_DATA) and that the process has enough memory"
+        ) from error
     transform = f"{grid.x0} {PIXEL} 0.0 {grid.y0} 0.0 {-PIXEL}"  # GDAL's order
     return {**cf, "spatial_ref": cf["crs_wkt"], "GeoTransform": transform}
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import InputError, StoreError
+from ..packages import why_not
 from ..spec import S1_BANDS, S2_BANDS
 from ..tile import Tile, open_tile
 from ..tile.fields import DAYS, ORBITS
@@ -320,10 +321,11 @@ def _write_roi(tile: Tile, path: Path) -> None:
         return
     try:
         import rasterio
-    except ImportError:
-        _log.warning("%s is not written: its CRS or transform needs rasterio; pip install "
-                     "'tessera_fast[geo]', or pass crs= and transform= when the tile is opened",
-                     path.name)  # fmt: skip
+    except ImportError as error:
+        _log.warning(
+            "%s is not written: its CRS or transform needs %s, or pass crs= and transform= when "
+            "the tile is opened", path.name, why_not("rasterio", error),
+        )  # fmt: skip
         return
     try:
         with rasterio.open(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..packages import require
 from ..untrusted import DAMAGED, first_line, shown
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
@@ -24,12 +25,7 @@ def read_cube(path: str) -> Fields:
     Its numbers are taken as stored. Raises InputError if it cannot be opened, is packed, or xarray
     or what it needs to open the file is not installed.
     """
-    try:
-        import xarray as xr
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading a cube needs xarray; pip install 'tessera_fast[geo]'"
-        ) from error
+    xr = require("xarray", f"{path}: reading a cube", InputError)
     engine = {} if PurePath(path).suffix in NETCDF else {"engine": "zarr"}
     if engine and "://" not in path:
         check_zarr(Path(path))

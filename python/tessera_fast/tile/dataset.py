@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import InputError
+from ..packages import require
 from ..spec import S1_BANDS, S2_BANDS
 from ..untrusted import DAMAGED, first_line, shown
 from .arrays import ALL, Picks, RowArray, packable
@@ -256,14 +257,13 @@ def _may_be_crs(value: Any) -> bool:
 
 
 def _short_crs(crs: Any) -> str | None:
-    from pyproj import CRS
-    from pyproj.exceptions import CRSError
-
+    what = "the CRS of a Dataset"
+    unreadable = require("pyproj.exceptions", what, InputError).CRSError
     try:
-        parsed = CRS.from_user_input(crs)
+        parsed = require("pyproj", what, InputError).CRS.from_user_input(crs)
         code = parsed.to_epsg()
         return f"EPSG:{code}" if code else parsed.to_wkt()
-    except (CRSError, *DAMAGED) as error:
+    except (unreadable, *DAMAGED) as error:
         raise InputError(
             f"Dataset: expected a CRS that pyproj reads, got {shown(crs)} ({first_line(error)})"
         ) from error

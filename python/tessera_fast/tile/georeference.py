@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TesseraError
+from ..packages import why_not
 from ..untrusted import DAMAGED, Unreadable, first_line, read_start, shown
 from .geotiff import START_BYTES, read_plain
 
@@ -99,10 +100,10 @@ def read_roi(
     else:
         try:
             size, found = _read_any(path, data)
-        except ImportError:
+        except ImportError as error:
+            needed = why_not("rasterio", error)
             return Georeference(
-                unreadable=f"{path}: reading the CRS needs rasterio; pip install "
-                "'tessera_fast[geo]', or pass crs= and transform="
+                unreadable=f"{path}: reading the CRS needs {needed}, or pass crs= and transform="
             )
     if size != tuple(shape):
         raise InputError(

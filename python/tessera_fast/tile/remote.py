@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..packages import require
 from ..untrusted import Unreadable, npy_header_length, parse_npy_header
 from .arrays import StoredArray, scatter
 from .cube import NETCDF, read_cube
@@ -101,12 +102,7 @@ class Files:
     """The files of one folder behind a URL."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec
-        except ImportError as error:
-            raise InputError(
-                f"{url}: reading a URL needs fsspec; pip install 'tessera_fast[remote]'"
-            ) from error
+        fsspec = require("fsspec", f"{url}: reading a URL", InputError)
         self.url = url.rstrip("/")
         try:
             self._system, path = fsspec.core.url_to_fs(self.url)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..suggest import closest
 from ..untrusted import local_path
 from .arrays import MemoryArray
 from .cube import NETCDF, read_cube
@@ -101,7 +102,10 @@ def _read_mapping(arrays: Mapping[str, Any]) -> Fields:
     known = (*ARRAYS, SCL)
     unknown = sorted(str(key) for key in arrays if key not in known)
     if unknown:
-        raise InputError(f"dict: expected keys among {', '.join(known)}, got {', '.join(unknown)}")
+        near = closest(unknown[0], known)
+        raise InputError(
+            f"dict: expected keys among {', '.join(known)}, got {', '.join(unknown)}.{near}"
+        )
     given = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
     return Fields(
         "dict",

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..packing import Observations, Orbit
+from ..suggest import checks_keywords
 from .arrays import RowArray
 from .fields import ORBITS, TileOrbit
 from .georeference import UNKNOWN, Georeference, affine, crs_name
@@ -102,6 +103,7 @@ class Tile:
         return digest.hexdigest()
 
 
+@checks_keywords()
 def open_tile(
     source: Any,
     *,

@@ -9,6 +9,7 @@ import functools
 import numpy as np
 
 from ..errors import InputError
+from ..suggest import closest
 from .arrays import Convert, Converted
 from .fields import ORBITS, SCL, Fields
 
@@ -38,9 +39,10 @@ def convert_units(fields: Fields, s1_units: str | None, s2_offset: str | int) ->
     Raises InputError for units that are unknown, contradict the source or cannot be converted.
     """
     if s1_units is not None and s1_units not in S1_UNITS:
+        near = closest(s1_units, S1_UNITS)
         raise InputError(
             f"s1_units: expected {', '.join(S1_UNITS)} or None, got {s1_units!r}; power is linear "
-            "gamma0, db is 10 log10 of it"
+            f"gamma0, db is 10 log10 of it.{near}"
         )
     _masks_of_classes(fields)
     for orbit in ORBITS:
@@ -125,8 +127,10 @@ def _scaled(log20: np.ndarray) -> np.ndarray:
 
 def _remove_offset(fields: Fields, offset: str | int) -> None:
     if isinstance(offset, bool) or not (isinstance(offset, int) or offset in S2_OFFSETS):
+        near = closest(offset, S2_OFFSETS)
         raise InputError(
-            f"s2_offset: expected 'removed', 'present' or the number to subtract, got {offset!r}"
+            f"s2_offset: expected 'removed', 'present' or the number to subtract, got {offset!r}."
+            f"{near}"
         )
     if offset == "removed" or offset == 0 or "bands" not in fields.arrays:
         return

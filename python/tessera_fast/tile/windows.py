@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError
+from ..suggest import checks_keywords, keywords_of
 from .arrays import ALL, Part, RowArray
 from .tile import Tile, open_tile
 
 
+@checks_keywords(*keywords_of(open_tile))
 def open_windows(source: Any, side: int = 1024, **options: Any) -> Iterator[Tile]:
     """Cut a tile into windows of at most ``side`` x ``side`` pixels, row by row from the top left.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..spec import ModelSpec, variant
+from ..suggest import closest, one_of
 from .views import DATES
 
 
@@ -185,21 +186,30 @@ def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]
     }  # fmt: skip
     unknown = [name for name in content if name not in kinds]
     if unknown:
-        raise InputError(f"{path}: expected tables {', '.join(kinds)}, got {unknown[0]!r}")
+        near = closest(unknown[0], kinds)
+        raise InputError(f"{path}: expected tables {', '.join(kinds)}, got {unknown[0]!r}.{near}")
+    for name, kind in kinds.items():  # before what is missing, which a wrong name may have been for
+        _check_names(f"{path}: [{name}]", kind, content.get(name, {}))
     parts = {n: _part(f"{path}: [{n}]", kind, content.get(n, {})) for n, kind in kinds.items()}
     config = Config(path.resolve().parent, **parts)
     _check(path, config)
     return config
 
 
-def _part(where: str, kind: type[Any], table: Any) -> Any:
-    """A table as its dataclass."""
+def _check_names(where: str, kind: type[Any], table: Any) -> None:
+    """InputError for a table that is none, or has a setting that its dataclass has not."""
     if not isinstance(table, dict):
         raise InputError(f"{where}: expected a table, got {table!r}")
-    known = {item.name: item for item in fields(kind)}
+    known = [item.name for item in fields(kind)]
     for name in table:
         if name not in known:
-            raise InputError(f"{where}: expected one of {', '.join(known)}, got {name!r}")
+            near = closest(name, known)
+            raise InputError(f"{where}: expected one of {', '.join(known)}, got {name!r}.{near}")
+
+
+def _part(where: str, kind: type[Any], table: dict[str, Any]) -> Any:
+    """A table as its dataclass."""
+    known = {item.name: item for item in fields(kind)}
     values = {}
     for name, item in known.items():
         if name in table:
@@ -248,8 +258,7 @@ def _check(path: Path, config: Config) -> None:
             raise InputError(f"{path}: [optimizer] {name}: expected more than 0, got {number}")
     if not 0 <= optimizer.warmup < 1:
         raise InputError(f"{path}: [optimizer] warmup: expected 0 to 1, got {optimizer.warmup}")
-    if run.precision not in ("fp32", "bf16"):
-        raise InputError(f"{path}: [run] precision: expected fp32 or bf16, got {run.precision!r}")
+    one_of(f"{path}: [run] precision", run.precision, ("fp32", "bf16"))
     dates = config.data.dates
     if len(dates) > 2 or not all(0 < n <= DATES for n in dates):
         raise InputError(
@@ -279,7 +288,5 @@ def _check(path: Path, config: Config) -> None:
             f"{path}: [objective] weights: expected one for each of {len(goal.prefixes)} prefixes, "
             f"got {len(goal.weights)}"
         )
-    if isinstance(goal, DistillPart) and goal.heads not in ("auto", "none", "linear"):
-        raise InputError(
-            f"{path}: [objective] heads: expected auto, none or linear, got {goal.heads!r}"
-        )
+    if isinstance(goal, DistillPart):
+        one_of(f"{path}: [objective] heads", goal.heads, ("auto", "none", "linear"))

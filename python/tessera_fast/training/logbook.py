@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable
+from ..packages import require
 from .official_format import write_whole
 
 Row = dict[str, float]
@@ -63,11 +64,7 @@ class Logbook:
 
 
 def _board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise BackendUnavailable(
-            "[run] tensorboard: the package tensorboard is missing; pip install tensorboard, or "
-            "read log.csv"
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    what, instead = "[run] tensorboard", ", or read log.csv"
+    require("tensorboard", what, BackendUnavailable, instead=instead)
+    board = require("torch.utils.tensorboard", what, BackendUnavailable, instead=instead)
+    return board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

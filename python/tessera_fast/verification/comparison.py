@@ -12,6 +12,7 @@ from ..errors import StoreError
 from ..progress import Progress
 from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, open_embeddings
+from ..suggest import checks_keywords
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream
 from .figures import Figures
@@ -63,6 +64,7 @@ class Comparison:
         return plain(self)
 
 
+@checks_keywords()
 def verify(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
@@ -190,7 +192,7 @@ def place(pair: Pair, row: int, column: int) -> dict[str, Any]:
     out |= {"x": x, "y": y, "crs": pair.crs}
     try:
         from pyproj import Transformer
-    except ImportError:  # a folder on a machine without it: x and y have to do
+    except ImportError:  # installed or not, x and y have to do
         return out
     lon, lat = Transformer.from_crs(pair.crs, "EPSG:4326", always_xy=True).transform(x, y)
     return out | {"lon": lon, "lat": lat}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import InputError
+from ..suggest import one_of
 
 ENOUGH_CODES = 10  # codes that a share would let be further off: fewer say nothing of a share
 
@@ -61,8 +62,7 @@ def choose(name: str, precisions: tuple[str | None, str | None]) -> tuple[Gate, 
     A precision that is not known (None: another program wrote it) counts as fp32.
     """
     if name != "auto":
-        if name not in GATES:
-            raise InputError(f"gate: expected auto, {', '.join(GATES)}, got {name!r}")
+        one_of("gate", name, ("auto", *GATES))
         return GATES[name], "as asked"
     for precision in precisions:
         if precision is not None and precision not in _OF_PRECISION:

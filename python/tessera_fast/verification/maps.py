@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..packages import has, require
 from ..quicklook import side_by_side, write_png
 from .pairs import Pair
 
@@ -122,10 +122,9 @@ class _GeoTiff:
         cls, path: Path, pair: Pair, top: int, left: int, size: tuple[int, int]
     ) -> _GeoTiff | None:
         """None where rasterio is not there, the layer has no place, or nothing will come."""
-        if importlib.util.find_spec("rasterio") is None or pair.transform is None or 0 in size:
+        if not has("rasterio") or pair.transform is None or 0 in size:
             return None
-        import rasterio
-
+        rasterio = require("rasterio", "a map of differences")
         a, b, c, d, e, f = pair.transform
         transform = rasterio.Affine(
             a, b, c + a * left + b * top, d, e, f + d * left + e * top

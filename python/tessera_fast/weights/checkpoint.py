@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import InputError, StoreError, WeightsError
+from ..errors import StoreError, WeightsError
+from ..suggest import one_of
 from ..untrusted import (
     MAX_DIMS,
     MAX_SIZE,
@@ -317,8 +318,7 @@ def write_safetensors(
     ``shapes`` gives names and order, ``dtype`` is "float32" or "bfloat16". StoreError if ``path``
     exists and ``overwrite`` is False, or if it cannot be written; InputError for another dtype.
     """
-    if dtype not in _WRITERS:
-        raise InputError(f"dtype: expected {' or '.join(_WRITERS)}, got {dtype!r}")
+    one_of("dtype", dtype, _WRITERS)
     code, item, encode = _WRITERS[dtype]
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

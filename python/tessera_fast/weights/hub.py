@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..errors import WeightsError
+from ..packages import why_not
 from .checkpoint import digest
 
 # Seconds without a byte more in the cache. The client writes blocks of 10 MB: 35 kB/s are enough.
@@ -167,7 +168,7 @@ def _advised(name: str, where: str = "is not in the hub's cache") -> Iterator[No
     try:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        advice = _advice(name, "to download it: pip install 'tessera_fast[hub]'", where)
+        advice = _advice(name, f"downloading it needs {why_not('huggingface_hub', error)}", where)
         raise WeightsError(advice) from error
     # the base error of its HTTP library, which has been requests, httpx and httpx2
     http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])

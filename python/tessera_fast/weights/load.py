@@ -12,6 +12,7 @@ import numpy as np
 from .. import env
 from ..errors import InputError, WeightsError
 from ..spec import DEMO, NAMED, ModelSpec
+from ..suggest import checks_keywords, closest
 from ..untrusted import local_path, shown
 from . import checkpoint, hub
 from .checkpoint import StoredTensor
@@ -62,10 +63,7 @@ def load_weights(
             )
         path = local_path(name, "model")
         if path.suffix not in (".pt", ".pth", ".safetensors") and not path.exists():
-            raise InputError(
-                f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or "
-                f".safetensors file, got {shown(name)}"
-            )
+            raise unknown_model(name)
         return _from_file(path, None)
     spec = NAMED[name]
     if weights is None:
@@ -79,7 +77,13 @@ def load_weights(
                 f"{shown(text)}"
             )
         return untrained_weights(spec, int(given[1]))
-    return _from_file(local_path(text, "weights"), spec)
+    path = local_path(text, "weights")
+    if not path.exists() and (near := closest(text, ("untrained",))):
+        raise WeightsError(
+            f"weights: expected the path of a checkpoint, or untrained[:<seed>], got "
+            f"{shown(text)}, where nothing is.{near}"
+        )
+    return _from_file(path, spec)
 
 
 def _text(value: object, what: str) -> str:
@@ -88,6 +92,14 @@ def _text(value: object, what: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{what}: expected a name or a path, got {shown(value)}")
     return text
+
+
+def unknown_model(name: str) -> InputError:
+    """The error for what is neither a model's name nor a checkpoint."""
+    return InputError(
+        f"model: expected one of {', '.join(NAMED)}, or the path of a .pt or .safetensors file, "
+        f"got {shown(name)}.{closest(name, NAMED)}"
+    )
 
 
 def untrained_weights(spec: ModelSpec, seed: int = 1) -> Weights:
@@ -127,6 +139,7 @@ def save_safetensors(
     checkpoint.write_safetensors(destination, weights.tensors, shapes, metadata, overwrite, dtype)
 
 
+@checks_keywords()
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],

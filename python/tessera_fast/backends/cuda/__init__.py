@@ -5,11 +5,11 @@ CUDA: slowly, for tests. That needs TRITON_INTERPRET=1 and a build with TESSERA_
 """
 
 import importlib
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendUnavailable
+from ...packages import has, how_to_install, problem
 from ...spec import ModelSpec
 from ...weights import Weights
 from ..base import Plan
@@ -33,8 +33,8 @@ class CudaBackend:
         if plan.precision not in ("auto", *PRECISIONS):
             return f"the cuda back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
         for package in ("torch", "triton"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: pip install 'tessera_fast[gpu]'"
+            if not has(package):
+                return f"{package} is not installed: {how_to_install(package, 'gpu')}"
         kind, _, index = (plan.device or "cuda").partition(":")
         if plan.device == INTERPRETER:
             if not interpreted():
@@ -84,6 +84,9 @@ def _why_no_native(name: str, needs: str) -> str | None:
 def _why_no_gpu(index: int, precision: str) -> str | None:
     if _native("cuda").device_count() == 0:  # before torch, which takes a second and 200 MB
         return "no GPU is found, or its driver is too old: check with nvidia-smi"
+    reason = problem("torch", "gpu")
+    if reason is not None:
+        return reason
     import torch
 
     found = torch.cuda.device_count()

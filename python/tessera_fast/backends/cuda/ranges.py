@@ -1,6 +1,5 @@
 """Names on the timeline: NVTX ranges for Nsight, and the seconds of every op for `bench`."""
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+
+from ... import env
 
 _NOTHING = nullcontext()
 
@@ -21,7 +22,7 @@ class Ranges:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marked = os.environ.get("TESSERA_FAST_NVTX") == "1"
+        self._marked = env.nvtx()
         self._laps: list[tuple[str, Any, Any]] | None = None
 
     def __call__(self, name: str) -> AbstractContextManager[Any]:

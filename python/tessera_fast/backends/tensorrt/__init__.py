@@ -4,11 +4,11 @@ Never chosen by "auto" until a measurement shows where it beats the cuda back en
 "onnxruntime" the same batches run through the same graphs in ONNX Runtime on the CPU, for tests.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 from ...errors import BackendUnavailable
 from ...exports.form import PRECISIONS, Form
+from ...packages import has, how_to_install, problem
 from ...spec import ModelSpec
 from ...weights import Weights
 from ..base import Plan
@@ -31,11 +31,11 @@ class TensorrtBackend:
         if plan.precision not in ("auto", *PRECISIONS):
             return f"the tensorrt back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
         for needed, extra in (("onnx", "onnx"), ("torch", "tensorrt")):
-            if importlib.util.find_spec(needed) is None:
-                return f"{needed} is not installed: pip install 'tessera_fast[{extra}]'"
+            if not has(needed):
+                return f"{needed} is not installed: {how_to_install(needed, extra)}"
         if plan.device == EMULATED or _quantized(plan):
-            if importlib.util.find_spec("onnxruntime") is None:
-                return "onnxruntime is not installed: pip install 'tessera_fast[onnx]'"
+            if not has("onnxruntime"):
+                return f"onnxruntime is not installed: {how_to_install('onnxruntime')}"
             if plan.device == EMULATED:
                 return None
         kind, _, index = (plan.device or "cuda").partition(":")
@@ -74,6 +74,9 @@ def _quantized(plan: Plan) -> bool:
 
 
 def _why_no_gpu(package: adapter.Package, index: int, precision: str) -> str | None:
+    reason = problem("torch", "tensorrt")
+    if reason is not None:
+        return reason
     import torch
 
     found = torch.cuda.device_count()

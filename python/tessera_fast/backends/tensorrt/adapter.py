@@ -5,7 +5,6 @@ capabilities, and finishes the compilation on the machine that runs the engine.
 """
 
 import importlib
-import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import BackendUnavailable, InputError
+from ...packages import has
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")  # the first that is installed is taken
 _log = logging.getLogger("tessera_fast")
@@ -42,7 +42,7 @@ class Package:
 def installed(name: str | None = None) -> Package | None:
     """The package ``name``, or the first of ``PACKAGES`` that can be imported; None if none can."""
     for candidate in PACKAGES if name is None else (name,):
-        if importlib.util.find_spec(candidate) is None:
+        if not has(candidate):
             continue
         try:
             return Package(candidate, importlib.import_module(candidate))
