@@ -120,8 +120,11 @@ def test_other_years_and_tiles_are_listed_and_the_overlap_is_compared(tmp_path, 
     tiles = {HERE: sound(), west: sound(west, seed=3), key: sound(seed=9)}
     two = store(tmp_path / "two.zarr", tiles)
     found = tf.verify(one, two)
-    assert found.verdict == "equal"
+    assert found.verdict == "different"
     assert (found.matching.only_a, found.matching.only_b) == ((), ("utm31/2021",))
+    found = tf.verify(one, two, ignore_missing=True)
+    assert found.verdict == "equal"
+    assert found.overall.compared == int(np.isfinite(sound()[1]).sum())
 
 
 # ---- different

@@ -14,7 +14,7 @@ from typing import Any
 
 from .energy import EnergyMeter
 from .env import MAX_THREADS
-from .errors import InputError, StoreError, TesseraError
+from .errors import StoreError, TesseraError
 from .executors import check_executor, run_tasks
 from .executors.base import Job, Watch
 from .job_report import JobReport, check_report
@@ -111,8 +111,6 @@ def embed_tiles(
         result.end(() if work is None else list(work.pending(result.tiles)), error)
 
     with _reported(result, report_file, end):
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
         part = checked_shard(shard)
         check_executor(executor, workers, retries, resources)
         if threads is not None:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ from typing import Any
 from ..errors import InputError, StoreError
 from .common import FAILED, OK, Commands
 
+WIDEST = 100  # columns of the report in a terminal
+
 
 def add(commands: Commands) -> None:
     verify = commands.add_parser(
-        "verify", help="compare two outputs pixel by pixel, or check that one is sound"
-    )
+        "verify", help="compare two outputs pixel by pixel, or check that one is sound",
+        description="Compare two outputs pixel by pixel, or check that one is sound. What only one "
+        "of two holds (zones, years, tiles, pixels, arrays) is a difference.",
+    )  # fmt: skip
     verify.add_argument("a", metavar="A", help="a .zarr store or a folder of .npy files")
     verify.add_argument("b", metavar="B", nargs="?", help="another; without it A is checked alone")
     verify.add_argument(
@@ -28,7 +34,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     verify.add_argument(
         "--ignore-missing", action="store_true",
-        help="judge the pixels that both have, whatever one lacks",
+        help="compare the common part only: what one side lacks is no difference",
     )  # fmt: skip
     verify.set_defaults(run=_run)
 
@@ -50,10 +56,17 @@ def _run(args: argparse.Namespace) -> int:
             ignore_provenance=args.ignore_provenance, ignore_missing=args.ignore_missing,
         )  # fmt: skip
         good = result.same
-    print(result)
+    print(result.text(_columns()))
     if args.json:
         _write_json(Path(args.json), result.to_json())
     return OK if good else FAILED
+
+
+def _columns() -> int | None:
+    """Those of the terminal, 100 at most; None where the report goes to a file or a pipe."""
+    if not sys.stdout.isatty():
+        return None
+    return max(40, min(shutil.get_terminal_size().columns, WIDEST))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

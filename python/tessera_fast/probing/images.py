@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..products.files import require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
+from .packages import has
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 
@@ -72,6 +74,14 @@ def open_features(source: Any) -> Features:
     if isinstance(source, Sequence) and not isinstance(source, QuantizedEmbeddings):
         return Features([_of_array(f"tile {i}", _load(v)) for i, v in enumerate(source)], {})
     return Features([_of_array("tile", _load(source))], {})
+
+
+def is_degrees(crs: str | None) -> bool:
+    """Whether x is a longitude, which has many names: 181 is -179. False without rasterio."""
+    if crs is None or not has("rasterio"):
+        return False
+    geographic = require("rasterio.crs", "a CRS").CRS.from_user_input(crs).is_geographic
+    return bool(geographic)
 
 
 def _of_part(part: Part, name: str) -> Image:

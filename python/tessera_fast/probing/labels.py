@@ -13,10 +13,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..packages import require
+from ..products.globe import near
 from ..products.target import Target
 from ..tile.remote import is_url
 from .images import Image
 
+_MOST = 1 << 22  # pixels of a raster read at once
 Labels = tuple[np.ndarray, np.ndarray]  # (H, W) numbers, and (H, W) bool where they are known
 
 
@@ -87,6 +89,8 @@ def _sampled(path: str | Path, image: Image, what: str) -> Labels:
                 warp = require("rasterio.warp", "labels in another CRS")
                 moved = warp.transform(image.crs, raster.crs, x.ravel(), y.ravel())
                 x, y = (np.asarray(v).reshape(x.shape) for v in moved)
+            if raster.crs.is_geographic:
+                x = near(x, (raster.bounds.left + raster.bounds.right) / 2)
             a, b, c, d, e, f = tuple(~raster.transform)[:6]
             columns, rows = a * x + b * y + c, d * x + e * y + f
             return _pick(rasterio, raster, np.floor(rows), np.floor(columns))
@@ -102,9 +106,20 @@ def _pick(rasterio: Any, raster: Any, rows: np.ndarray, columns: np.ndarray) -> 
     if not known.any():
         return out, known
     r, c = rows[known].astype(np.int64), columns[known].astype(np.int64)
-    window = rasterio.windows.Window(c.min(), r.min(), np.ptp(c) + 1, np.ptp(r) + 1)
-    band = raster.read(1, window=window, masked=True)
-    picked = band[r - r.min(), c - c.min()]
-    out[known] = picked.filled(0)
-    known[known] = ~np.ma.getmaskarray(picked) & np.isfinite(picked.filled(0))
+    values, there = np.zeros(len(r), out.dtype), np.zeros(len(r), bool)
+    groups = [np.arange(len(r))]
+    while groups:
+        index = groups.pop()
+        y, x = r[index], c[index]
+        if (np.ptp(x) + 1) * (np.ptp(y) + 1) > _MOST and len(index) > 1:
+            # far apart, as on both sides of the 180th meridian: each half by itself
+            along = x if np.ptp(x) >= np.ptp(y) else y
+            west = along <= (along.min() + along.max()) / 2
+            groups += [index[west], index[~west]]
+            continue
+        window = rasterio.windows.Window(x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)
+        picked = raster.read(1, window=window, masked=True)[y - y.min(), x - x.min()]
+        values[index] = picked.filled(0)
+        there[index] = ~np.ma.getmaskarray(picked) & np.isfinite(picked.filled(0))
+    out[known], known[known] = values, there
     return out, known

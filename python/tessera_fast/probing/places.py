@@ -9,8 +9,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..packages import require
+from ..products.globe import near
 from ..products.target import Target
-from .images import Image
+from .images import Image, is_degrees
 
 _SHARE = 0.01  # of a pixel: less is rounding
 _SAMPLES = 64  # rows and columns of pixels that are looked at in another CRS
@@ -43,10 +44,12 @@ def places_of(images: Sequence[Image]) -> tuple[list[int], bool]:
     for i, k in itertools.combinations(range(len(first)), 2):
         a, b = first[i], first[k]
         if a.crs == b.crs:
-            gap = _gap(boxes[i], boxes[k]) / _side(a)
+            gap = _gap(boxes[i], _beside(boxes[k], boxes[i], is_degrees(a.crs))) / _side(a)
             touch, overlap = touch or abs(gap) <= _SHARE, gap < -_SHARE
         else:
-            overlap = _gap(globe[i], globe[k]) < 0 and _overlap_elsewhere(a, b)
+            overlap = _gap(globe[i], _beside(globe[k], globe[i], True)) < 0 and _overlap_elsewhere(
+                a, b
+            )
         if overlap:
             raise InputError(
                 f"embeddings: expected {a.name!r} and {b.name!r} to be of the same pixels or to "
@@ -59,6 +62,15 @@ def places_of(images: Sequence[Image]) -> tuple[list[int], bool]:
 def _gap(a: _Box, b: _Box) -> float:
     """Between two boxes along x or y, whichever is more; negative where they overlap."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+
+
+def _beside(box: _Box, other: _Box, degrees: bool) -> _Box:
+    """The box as near to the other as the names of its longitudes allow, if x is in degrees."""
+    if not degrees:
+        return box
+    middle = (box[0] + box[2]) / 2
+    turn = float(near(middle, (other[0] + other[2]) / 2)) - middle
+    return box[0] + turn, box[1], box[2] + turn, box[3]
 
 
 def _side(image: Image) -> float:
@@ -95,6 +107,8 @@ def _overlap_elsewhere(a: Image, b: Image) -> bool:
     at = np.ix_(rows, columns)
     x, y = (np.asarray(v) for v in warp.transform(a.crs, b.crs, x[at].ravel(), y[at].ravel()))
     p, q, r, s, t, u = b.transform
+    if is_degrees(b.crs):
+        x = near(x, r + (p * b.width + q * b.height) / 2)
     determinant = p * t - q * s
     column = (t * (x - r) - q * (y - u)) / determinant
     row = (p * (y - u) - s * (x - r)) / determinant

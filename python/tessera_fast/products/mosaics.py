@@ -18,6 +18,7 @@ from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords, one_of
 from .geotiff import Raster, band_names, checked_bands, tags, written
+from .globe import near
 from .parts import BLOCK, placed
 from .sampling import RESAMPLING, Places, bilinear_values, nearest_codes, nearest_values
 from .target import Target, of_polygon, of_template
@@ -84,7 +85,9 @@ def mosaic(
         target.crs, target.transform, target.height, target.width, len(picked),
         names=band_names(picked), tags=tags(output, layers[0].year), cog=format == "cog",
     )  # fmt: skip
-    blocks = _Blocks(target, layers, quantized, resampling == "bilinear")
+    pyproj = require("pyproj", "a mosaic")
+    degrees = {crs: pyproj.CRS(crs).is_geographic for crs in {placed(v)[0] for v in layers}}
+    blocks = _Blocks(target, layers, quantized, resampling == "bilinear", degrees)
     with ExitStack() as stack:
         # Left in reverse: the scales get their name first, the codes say that both are there.
         whole = replace(raster, dtype="int8", nodata=NO_CODE) if quantized else raster
@@ -133,6 +136,7 @@ class _Blocks:
     layers: list[Layer]
     quantized: bool
     bilinear: bool
+    degrees: dict[str, bool]  # CRS of a layer -> its units are degrees
 
     def __iter__(
         self,
@@ -158,9 +162,13 @@ class _Blocks:
             crs, _ = placed(layer)
             if crs not in moved:
                 moved[crs] = _transformed(self.target.crs, crs, x, y)
-            if not _meets(layer, *moved[crs]):
+            here = moved[crs][0], moved[crs][1]
+            if self.degrees[crs]:  # 181 and -179 are one place
+                _, (a, b, c, *_) = placed(layer)
+                here = near(here[0], c + (a * layer.width + b * layer.height) / 2), here[1]
+            if not _meets(layer, *here):
                 continue
-            places = Places(layer, *(v[wanted] for v in moved[crs]))
+            places = Places(layer, *(v[wanted] for v in here))
             for index, found, factors in self._sample(places):
                 if values is None:
                     values = np.full(

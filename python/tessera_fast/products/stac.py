@@ -17,6 +17,7 @@ from ..packages import require
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords
 from .files import whole
+from .globe import bounds, cut, joined, unwrapped
 from .parts import Part, clusters, parts, placed
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
@@ -32,7 +33,9 @@ def stac_items(
     """Describe a store in the folder ``out``: collection.json and an item a zone and year.
 
     An item's geometry is around the finished tiles (around the stored pixels where the store's
-    state is not beside it), in WGS 84; its times are those of the year or of the recorded period.
+    state is not beside it), in WGS 84; across the 180th meridian it is cut there, and the bbox has
+    its west greater than its east, as RFC 7946 asks. Times are those of the year or of the recorded
+    period.
     It has the store's geoemb: attributes, proj: and processing: fields, and the zone's Zarr group
     as its asset, by a path relative to the item.
 
@@ -51,7 +54,7 @@ def stac_items(
     items = [_item(pystac, output, those[0].layer, those) for those in held.values()]
     collection = pystac.Collection(
         id=output.path.stem, title=_title(output), description=_description(output),
-        extent=pystac.Extent.from_items(items), license="other",
+        extent=_extent(pystac, items), license="other",
         keywords=["embeddings", "TESSERA", "Sentinel-1", "Sentinel-2"],
     )  # fmt: skip
     collection.catalog_type = pystac.CatalogType.SELF_CONTAINED
@@ -69,8 +72,8 @@ def stac_items(
 
 
 def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -> Any:
-    rings = [_ring(layer, window) for window in clusters([(p.rows, p.columns) for p in held])]
-    points = np.concatenate(rings)
+    windows = clusters([(p.rows, p.columns) for p in held])
+    rings = [ring for window in windows for ring in cut(_ring(layer, window))]
     first, last = _times(layer, output.provenance.get("period"))
     crs, transform = placed(layer)
     a, _, x0, _, e, y0 = transform
@@ -85,7 +88,7 @@ def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -
     item = pystac.Item(
         id=f"{output.path.stem}_{layer.name.replace('/', '_')}",
         geometry={"type": "MultiPolygon", "coordinates": [[ring.tolist()] for ring in rings]},
-        bbox=[*points.min(axis=0).tolist(), *points.max(axis=0).tolist()],
+        bbox=bounds(rings),
         datetime=None, start_datetime=first, end_datetime=last,
         stac_extensions=[_PROJECTION, _PROCESSING, _XARRAY],
         properties={
@@ -103,8 +106,21 @@ def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -
     return item
 
 
+def _extent(pystac: Any, items: Sequence[Any]) -> Any:
+    """Around all items. pystac's own takes west for the least number, also across 180 degrees."""
+    first = min(item.common_metadata.start_datetime for item in items)
+    last = max(item.common_metadata.end_datetime for item in items)
+    return pystac.Extent(
+        pystac.SpatialExtent([joined([item.bbox for item in items])]),
+        pystac.TemporalExtent([[first, last]]),
+    )
+
+
 def _ring(layer: Layer, window: tuple[slice, slice]) -> np.ndarray:
-    """The window's outline in longitude and latitude, counterclockwise and closed, (n, 2)."""
+    """The window's outline in longitude and latitude, closed, (n, 2).
+
+    Longitudes have no step at the 180th meridian, so that they may go beyond it.
+    """
     pyproj = require("pyproj", "describing a store for STAC")
     (top, bottom), (left, right) = ((s.start, s.stop) for s in window)
     corners = [(top, left), (bottom, left), (bottom, right), (top, right), (top, left)]
@@ -115,7 +131,15 @@ def _ring(layer: Layer, window: tuple[slice, slice]) -> np.ndarray:
     crs, (a, b, c, d, e, f) = placed(layer)
     x, y = a * column + b * row + c, d * column + e * row + f
     to_wgs84 = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
-    return np.round(np.stack(to_wgs84.transform(x, y), axis=-1), 7)  # 1 cm
+    longitude, latitude = to_wgs84.transform(x, y)
+    longitude = unwrapped(longitude)
+    if not (np.ptp(longitude) < 180 and np.isfinite(latitude).all()):  # NaN: not so
+        raise StoreError(
+            f"{layer.name}, rows {top}..{bottom}, columns {left}..{right}: reaches a pole or lies "
+            "beyond it, where no outline in longitude and latitude can be drawn; UTM is for "
+            "latitudes from 80 S to 84 N"
+        )
+    return np.stack([longitude, latitude], axis=-1)
 
 
 def _times(layer: Layer, period: str | None) -> tuple[datetime, datetime]:

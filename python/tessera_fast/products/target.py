@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import InputError
 from ..packages import require
 from ..store.reader import Layer
+from .globe import HALF, near, unwrapped
 from .parts import placed
 
 WGS84 = "EPSG:4326"
@@ -98,6 +99,7 @@ def of_polygon(
     moved = _moved(rings, source, wanted)
     if moved is None:
         raise InputError(f"polygon: parts of it have no place in {wanted}; choose another crs")
+    _check_cut(rings, source, wanted)
     points = np.concatenate([np.asarray(r) for p in moved["coordinates"] for r in p])
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
     column, row = math.floor((left - x0) / step), math.floor((y0 - top) / step)
@@ -160,20 +162,51 @@ def _polygons(content: Mapping[str, Any]) -> Iterator[list[np.ndarray]]:
 
 
 def _moved(rings: list[list[np.ndarray]], source: str, target: str) -> _RINGS | None:
-    """The polygons in ``target``, with points added on long edges; None if a point has no place."""
+    """The polygons in ``target``, with points added on long edges; None if a point has no place.
+
+    Across the 180th meridian a ring may jump from 179 to -179, or go on to 181, or be cut into two
+    polygons as RFC 7946 asks: it is one place, and in degrees it gets one line of longitudes.
+    """
     pyproj = require("pyproj", "a polygon")
-    step = _STEPS[pyproj.CRS(source).is_geographic]
+    degrees = pyproj.CRS(source).is_geographic, pyproj.CRS(target).is_geographic
+    step = _STEPS[degrees[0]]
+    middle = None  # of the first ring in degrees
     transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
     out = []
     for polygon in rings:
         moved = []
         for ring in polygon:
+            if degrees[0]:
+                ring = np.stack([unwrapped(ring[:, 0]), ring[:, 1]], axis=-1)
             x, y = transformer.transform(*_dense(ring, step).T)
             if not (np.isfinite(x).all() and np.isfinite(y).all()):
                 return None
+            if degrees[1]:
+                x = unwrapped(x)
+                middle = float(near(np.mean(x), 0.0)) if middle is None else middle
+                x = x + (near(np.mean(x), middle) - np.mean(x))
             moved.append(np.stack([x, y], axis=-1).tolist())
         out.append(moved)
     return {"type": "MultiPolygon", "coordinates": out}
+
+
+def _check_cut(rings: list[list[np.ndarray]], source: str, target: str) -> None:
+    """InputError for polygons over the 180th meridian where ``target`` ends there on both sides."""
+    pyproj = require("pyproj", "a polygon")
+    place = _moved(rings, source, WGS84)
+    if place is None or pyproj.CRS(target).is_geographic:
+        return
+    points = np.concatenate([np.asarray(r) for p in place["coordinates"] for r in p])
+    if np.abs(points[:, 0]).max() <= HALF:
+        return
+    latitude = np.linspace(points[:, 1].min(), points[:, 1].max(), 9)
+    to = pyproj.Transformer.from_crs(WGS84, target, always_xy=True)
+    west, east = (to.transform(np.full(9, s * (HALF - 1e-6)), latitude) for s in (1, -1))
+    if not (np.hypot(*np.subtract(west, east)) < 1000).all():  # 0.2 m apart, or an ocean
+        raise InputError(
+            f"polygon: lies across the 180th meridian, where {target} is cut; choose another crs, "
+            "such as that of a UTM zone, or make a mosaic of each side"
+        )
 
 
 def _dense(ring: np.ndarray, step: float) -> np.ndarray:

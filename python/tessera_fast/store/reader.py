@@ -34,6 +34,7 @@ from .output import COUNT_NAMES
 from .zarr_store import _import_zarr
 
 _SCALES = "_scales"
+_PREFIX = "embeddings_d"
 
 
 class TileRecord(NamedTuple):
@@ -63,6 +64,21 @@ class Layer:
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _time: int = field(default=-1, repr=False, compare=False)  # index on a store's time axis
     _folder: Path | None = field(default=None, repr=False, compare=False)  # of a store's zone
+
+    @property
+    def rasters(self) -> frozenset[str]:
+        """Names of the arrays with pixels: embeddings, scales, prefixes, counts."""
+        return frozenset(k for k, a in self._arrays.items() if self._time < 0 or a.ndim > 2)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Widths K of the arrays embeddings_dK, which repeat the first K codes."""
+        names = (k.removeprefix(_PREFIX) for k in self.rasters if k.startswith(_PREFIX))
+        return tuple(sorted(int(k) for k in names if k.isdecimal()))
+
+    def prefix(self, width: int, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w, K) int8 of the array of ``width`` K, which is one of ``prefixes``."""
+        return self._codes(rows, columns, f"{_PREFIX}{width}")
 
     def codes(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """(h, w, E) int8 and scales (h, w) float32: finite valid, +inf or NaN no data."""
@@ -118,8 +134,8 @@ class Layer:
                 ]
         return found
 
-    def _codes(self, rows: slice, columns: slice) -> np.ndarray:
-        array = self._arrays["embeddings"]
+    def _codes(self, rows: slice, columns: slice, name: str = "embeddings") -> np.ndarray:
+        array = self._arrays[name]
         if self._time < 0:
             return np.array(array[rows, columns])
         return np.ascontiguousarray(np.moveaxis(array[self._time, :, rows, columns], 0, -1))

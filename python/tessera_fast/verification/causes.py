@@ -22,10 +22,16 @@ FEW = 0.5  # ... while it covers at most this share of the pixels compared
 
 
 def likely_causes(
-    readers: tuple[Reader, Reader], pairs: tuple[Pair, ...], found: Streamed, gate: Gate
+    readers: tuple[Reader, Reader],
+    pairs: tuple[Pair, ...],
+    found: Streamed,
+    overall: Figures,
+    gate: Gate,
 ) -> list[str]:
-    """What the differences are consistent with, the most telling first; may be empty."""
-    overall = found.overall
+    """What the differences are consistent with, the most telling first; may be empty.
+
+    ``overall``: the figures of all pairs, with the pixels that lie beyond them.
+    """
     geometry = [*_lattice(pairs), *_moved(readers, pairs, found)]
     if geometry:
         return geometry

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -61,13 +62,6 @@ class Streamed:
     # the first pixels with data on one side alone: "a" or "b", number of the pair, row, column
     windows: list[tuple[float, int, slice, slice]] = field(default_factory=list)
     # how much they differ, number of the pair, rows, columns; the worst windows first
-
-    @property
-    def overall(self) -> Figures:
-        total = Figures()
-        for layer in self.layers:
-            total.merge(layer)
-        return total
 
 
 class Reader:
@@ -193,6 +187,14 @@ def _window(
         off.flat[picked] = beyond
     if counts := _counts(readers, pair, in_a, in_b):
         _add_counts(figures, *counts, both)
+    if widths := {*pair.a.prefixes} & {*pair.b.prefixes}:
+        largest = _step(a.codes, b.codes)
+        other = np.zeros(both.shape, bool)
+        for width in widths:  # a prefix repeats codes, so it cannot differ by more than they do
+            in_first = readers[0].whole(pair.a, *in_a, partial(pair.a.prefix, width, *in_a))
+            in_second = readers[1].whole(pair.b, *in_b, partial(pair.b.prefix, width, *in_b))
+            other |= _step(in_first, in_second) > largest
+        figures.other_prefixes += int((other & both).sum())
     out.tallies[number].add(rows.start, columns.start, both, off)
     worst = np.nan_to_num(distance).sum() + int(off.sum())
     if worst > 0:
@@ -233,6 +235,12 @@ def _counts(
     a = readers[0].whole(pair.a, *in_a, lambda: pair.a.counts(*in_a))
     b = None if a is None else readers[1].whole(pair.b, *in_b, lambda: pair.b.counts(*in_b))
     return None if b is None else (a, b)
+
+
+def _step(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(h, w) int16: the largest difference of the codes (h, w, K) int8 of a pixel."""
+    steps: np.ndarray = np.abs(a.astype(np.int16) - b).max(axis=-1, initial=0)
+    return steps
 
 
 def _add_counts(figures: Figures, a: np.ndarray, b: np.ndarray, both: np.ndarray) -> None:

@@ -1,18 +1,20 @@
-"""`tf.verify`: are two outputs the same embeddings?"""
+"""`tf.verify`: are two outputs the same embeddings, or is one sound?"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..progress import Progress
 from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords
+from .alone import Alone, alone, lone_arrays
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream
 from .figures import Figures
@@ -20,6 +22,7 @@ from .gates import Gate, choose
 from .judge import Limit, judge, passes
 from .maps import Maps
 from .pairs import Matching, Pair, match
+from .selfcheck import Check, check
 
 KEEP = 20  # pixels that a comparison names
 
@@ -41,10 +44,13 @@ class Comparison:
     warnings: tuple[str, ...]  # about the provenances
     causes: tuple[str, ...]  # what a difference is consistent with
     overall: Figures
-    layers: dict[str, Figures]
+    layers: dict[str, Figures]  # also of what is on one side alone, with 0 pixels compared
     pixels: tuple[dict[str, Any], ...]  # the worst first
     lonely: tuple[dict[str, Any], ...]  # the first pixels with data on one side alone
     matching: Matching
+    alone: tuple[Alone, ...]  # layers, or parts of them, that only one side holds
+    arrays_only_a: tuple[str, ...]  # "utm31/embeddings_d16", where both are stores with a record
+    arrays_only_b: tuple[str, ...]
     maps: tuple[Path, ...]  # the files written
 
     @property
@@ -53,9 +59,13 @@ class Comparison:
         return not self.verdict.startswith("different")
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The report, in lines of ``width`` columns if given."""
         from .report import text
 
-        return text(self)
+        return text(self, width)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values, for a file."""
@@ -64,7 +74,16 @@ class Comparison:
         return plain(self)
 
 
-@checks_keywords()
+@overload
+def verify(
+    a: str | os.PathLike[str],
+    b: None = None,
+    *,
+    progress: Progress = None,
+) -> Check: ...
+
+
+@overload
 def verify(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
@@ -74,19 +93,44 @@ def verify(
     ignore_provenance: bool = False,
     ignore_missing: bool = False,
     progress: Progress = None,
-) -> Comparison:
-    """Compare the embeddings of two outputs, pixel by pixel, where both have them.
+) -> Comparison: ...
 
-    ``a``, ``b``: a Zarr store, ours or geotessera's, or a folder of .npy files. Two folders are
-    matched by the names of their tiles, everything else by zone, year and coordinates. ``gate``:
-    "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record. Counts of
-    observations have to agree where both sides have them: other counts are other inputs. ``maps``:
-    a folder for pictures of where they differ. Outputs of other models, weights or periods are
-    different whatever their numbers, unless ``ignore_provenance``; so are outputs of which one
-    lacks pixels that the other has, unless ``ignore_missing``. Reads by windows, in bounded
-    memory. Raises StoreError if an output cannot be read or nothing is common to both, InputError
-    for an unknown gate.
+
+@checks_keywords()
+def verify(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str] | None = None,
+    *,
+    gate: str = "auto",
+    maps: str | os.PathLike[str] | None = None,
+    ignore_provenance: bool = False,
+    ignore_missing: bool = False,
+    progress: Progress = None,
+) -> Comparison | Check:
+    """Compare the embeddings of two outputs, pixel by pixel, or check that one is sound.
+
+    ``a``, ``b``: a Zarr store, ours or geotessera's, or a folder of .npy files. Without ``b``, all
+    of ``a`` is read and checked by itself: the result is a `Check` with its ``problems``. Two
+    folders are matched by the names of their tiles, everything else by zone, year and coordinates.
+    ``gate``: "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record.
+    Counts of observations have to agree where both sides have them: other counts are other inputs.
+    ``maps``: a folder for pictures of where they differ. Outputs of other models, weights or
+    periods are different whatever their numbers, unless ``ignore_provenance``. What only one of
+    the two holds is a difference (zones, years, tiles, pixels, and arrays of a store), unless
+    ``ignore_missing``, which compares the common part. Reads by windows, in bounded memory. Raises
+    StoreError if an output cannot be read or nothing is common to both, InputError for an unknown
+    gate, or for an option that compares where there is no ``b``.
     """
+    if b is None:
+        asked = {
+            "gate": gate != "auto",
+            "maps": maps is not None,
+            "ignore_provenance": ignore_provenance,
+            "ignore_missing": ignore_missing,
+        }
+        if names := [name for name, given in asked.items() if given]:
+            raise InputError(f"{names[0]}: compares two outputs, got one; give a second one, b")
+        return check(a, progress=progress)
     first, second = _opened(a), _opened(b)
     recorded = first.provenance, second.provenance
     chosen, reason = choose(gate, (recorded[0].get("precision"), recorded[1].get("precision")))
@@ -94,32 +138,54 @@ def verify(
     pairs = matching.pairs
     with nullcontext() if maps is None else closing(Maps(Path(maps))) as sink:
         found = stream(first, second, pairs, chosen, keep=KEEP, sink=sink, progress=progress)
+    readers = Reader(first), Reader(second)
+    lone = alone(readers, (first, second), pairs, KEEP)
+    arrays = lone_arrays(first, second)
 
-    overall = found.overall
+    layers = {p.name: f for p, f in zip(pairs, found.layers, strict=True)}
+    for part in lone:
+        figures = layers.setdefault(part.layer, Figures())
+        figures.only_a += part.pixels * (part.side == "a")
+        figures.only_b += part.pixels * (part.side == "b")
+    overall = Figures()
+    for figures in layers.values():
+        overall.merge(figures)
     floats = not any(p.a.quantized or p.b.quantized for p in pairs)
     limits = judge(overall, chosen, floats, ignore_missing=ignore_missing)
+    if not ignore_missing:
+        limits += _missing(lone, arrays, matching)
     conflicts = [] if ignore_provenance else _conflicts(*recorded)
     shifted = any(p.lattice_shift != (0.0, 0.0) for p in pairs)
-    complete = ignore_missing or not overall.only_a + overall.only_b
     if conflicts:
         verdict = f"different: other {' and '.join(conflicts)}"
     elif shifted or not passes(limits):
         verdict = "different"
-    elif overall.identical == overall.compared and complete:
+    elif overall.identical == overall.compared:
         verdict = "equal"
     else:
         verdict = f"equal within the {chosen.name} gate"
     causes: list[str] = []
     if verdict == "different":
-        readers = Reader(first), Reader(second)
-        causes = likely_causes(readers, pairs, found, chosen)
+        causes = likely_causes(readers, pairs, found, overall, chosen)
     return Comparison(
         first, second, verdict, chosen, reason, tuple(limits), tuple(_warnings(*recorded)),
-        tuple(causes), overall,
-        {p.name: f for p, f in zip(pairs, found.layers, strict=True)},
-        tuple(_named(pairs, found)), tuple(_alone(pairs, found)), matching,
-        tuple(sink.files) if sink else (),
+        tuple(causes), overall, layers, tuple(_named(pairs, found)),
+        tuple([*_lonely(pairs, found), *_beyond(lone, first, second)][:KEEP]), matching,
+        tuple(lone), *arrays, tuple(sink.files) if sink else (),
     )  # fmt: skip
+
+
+def _missing(
+    lone: list[Alone], arrays: tuple[tuple[str, ...], tuple[str, ...]], matching: Matching
+) -> list[Limit]:
+    """What one side lacks beside pixels; only what was found."""
+    whole = sum(part.whole and part.differs for part in lone)
+    counts = {
+        "zones and years, or tiles, on one side alone": whole,
+        "arrays on one side alone": len(arrays[0]) + len(arrays[1]),
+        "tiles whose place is not known": len(matching.unplaced),
+    }
+    return [Limit(what, "0", f"{count:,}", False) for what, count in counts.items() if count]
 
 
 def _opened(path: str | os.PathLike[str]) -> Embeddings:
@@ -170,29 +236,44 @@ def _named(pairs: tuple[Pair, ...], found: Streamed) -> list[dict[str, Any]]:
     ]
 
 
-def _alone(pairs: tuple[Pair, ...], found: Streamed) -> list[dict[str, Any]]:
+def _lonely(pairs: tuple[Pair, ...], found: Streamed) -> list[dict[str, Any]]:
     return [
         {**place(pairs[number], row, column), "only_in": side.upper()}
         for side, number, row, column in found.lonely
     ]
 
 
+def _beyond(lone: list[Alone], a: Embeddings, b: Embeddings) -> list[dict[str, Any]]:
+    """The same of pixels that no pair covers; rows and columns are those of their own layer."""
+    out = []
+    for part in lone:
+        layer = (a if part.side == "a" else b).layer(part.layer)
+        for row, column in part.first:
+            at = {"layer": layer.name, "row": row, "column": column}
+            at |= _located(layer.crs, layer.transform, row, column)
+            out.append({**at, "only_in": part.side.upper()})
+    return out
+
+
 def place(pair: Pair, row: int, column: int) -> dict[str, Any]:
     """A pixel of the overlap: layer, row and column of A, and, where known, coordinates."""
-    out: dict[str, Any] = {
-        "layer": pair.name,
-        "row": row + pair.a_start[0],
-        "column": column + pair.a_start[1],
-    }
-    if pair.transform is None or pair.crs is None:
-        return out
-    a, b, c, d, e, f = pair.transform
+    out = {"layer": pair.name, "row": row + pair.a_start[0], "column": column + pair.a_start[1]}
+    return out | _located(pair.crs, pair.transform, row, column)
+
+
+def _located(
+    crs: str | None, transform: Sequence[float] | None, row: int, column: int
+) -> dict[str, Any]:
+    """Coordinates of a pixel's centre, in ``crs`` and in degrees; none where they are not known."""
+    if transform is None or crs is None:
+        return {}
+    a, b, c, d, e, f = transform
     x = c + a * (column + 0.5) + b * (row + 0.5)
     y = f + d * (column + 0.5) + e * (row + 0.5)
-    out |= {"x": x, "y": y, "crs": pair.crs}
+    out = {"x": x, "y": y, "crs": crs}
     try:
         from pyproj import Transformer
     except ImportError:  # installed or not, x and y have to do
         return out
-    lon, lat = Transformer.from_crs(pair.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
     return out | {"lon": lon, "lat": lat}

@@ -149,6 +149,7 @@ class Figures:
     counted: int = 0  # pixels whose observation counts are known on both sides
     other_counts: int = 0  # of these, where they differ
     swapped_counts: int = 0  # of these, where the two orbits' counts are exchanged
+    other_prefixes: int = 0  # pixels whose prefix arrays differ otherwise than the embeddings
     sum_distance: float = 0.0
     step: Extreme = field(default_factory=Extreme)
     deviation: Extreme = field(default_factory=Extreme)

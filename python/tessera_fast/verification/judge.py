@@ -31,6 +31,8 @@ def judge(f: Figures, gate: Gate, floats: bool, *, ignore_missing: bool = False)
     if f.counted:  # what was observed does not depend on the arithmetic
         other = f.other_counts
         out.append(Limit("pixels of other observations", "0", f"{other:,}", other == 0))
+    if other := f.other_prefixes:
+        out.append(Limit("pixels of other prefixes", "0", f"{other:,}", False))
     if gate.name == "exact":
         same = f.identical == f.compared
         out.append(Limit("identical pixels", "all", f"{f.identical:,} of {f.compared:,}", same))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..store.reader import Embeddings
 from .figures import Figures
 from .judge import cosine
+from .layout import table, wrapped
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 SHOWN = 10  # pixels, and names on one side alone
 
 
-def text(c: Comparison) -> str:
-    """The report that `tessera-fast verify A B` prints."""
-    return "\n".join(_lines(c))
+def text(c: Comparison, width: int | None = None) -> str:
+    """The report that `tessera-fast verify A B` prints, in lines of ``width`` columns if given."""
+    return wrapped(_lines(c, width), width)
 
 
-def _lines(c: Comparison) -> Iterator[str]:
+def _lines(c: Comparison, width: int | None) -> Iterator[str]:
     yield f"A: {_described(c.a)}"
     yield f"B: {_described(c.b)}"
     yield c.verdict
@@ -34,22 +35,23 @@ def _lines(c: Comparison) -> Iterator[str]:
     if c.verdict != "equal":
         gate = [(f"gate {c.gate.name}", "limit", "found", "")]
         gate += [(x.what, x.limit, x.found, "" if x.kept else "NOT KEPT") for x in c.limits]
-        yield from _table(gate)
+        yield from table(gate, width)
         yield f"  ({c.gate_reason})"
         yield ""
     layers = dict(c.layers)
     if len(layers) > 1:
         layers["all"] = c.overall
-    yield from _table([_CODES, *(_codes(name, f) for name, f in layers.items())])
+    yield from table([_CODES, *(_codes(name, f) for name, f in layers.items())], width)
     if c.verdict != "equal":
         yield ""
         compared = {name: f for name, f in layers.items() if f.compared}
-        yield from _table([_VALUES, *(_values(name, f) for name, f in compared.items())])
+        yield from table([_VALUES, *(_values(name, f) for name, f in compared.items())], width)
     if c.overall.masked:
         yield f"  {c.overall.masked:,} pixels that one side marks as water were left out"
-    for side, names in (("A", c.matching.only_a), ("B", c.matching.only_b)):
-        if names:
-            yield f"  only in {side}: {_some(names)}"
+    for side, arrays in (("a", c.arrays_only_a), ("b", c.arrays_only_b)):
+        names = [str(x) for x in c.alone if x.side == side]
+        if names or arrays:
+            yield f"  only in {side.upper()}: {_some([*names, *arrays])}"
     for reason in c.matching.unplaced:
         yield f"  not compared: {reason}"
     if not c.same:
@@ -135,15 +137,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Columns aligned: names to the left, the rest to the right."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield ("  " + "  ".join(cells)).rstrip()
-
-
 def plain(c: Comparison) -> dict[str, Any]:
     """A comparison as JSON: every number of the report, and its pixels."""
     return {
@@ -162,6 +155,12 @@ def plain(c: Comparison) -> dict[str, Any]:
         "pixels_on_one_side": list(c.lonely),
         "only_in_a": list(c.matching.only_a),
         "only_in_b": list(c.matching.only_b),
+        "alone": [
+            {"only_in": x.side.upper(), "layer": x.layer, "whole": x.whole, "pixels": x.pixels}
+            for x in c.alone
+        ],
+        "arrays_only_in_a": list(c.arrays_only_a),
+        "arrays_only_in_b": list(c.arrays_only_b),
         "not_compared": list(c.matching.unplaced),
         "maps": [str(file) for file in c.maps],
     }

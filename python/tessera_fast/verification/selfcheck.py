@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import StoreError
 from ..progress import Progress
+from .layout import wrapped
 
 SHOWN = 50  # problems that the report prints; JSON has all
 
@@ -44,6 +45,13 @@ class Check:
         self.counts[what] = self.counts.get(what, 0) + number
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The report, in lines of ``width`` columns if given."""
+        return wrapped(self._lines(), width)
+
+    def _lines(self) -> list[str]:
         n = len(self.problems)
         verdict = "sound" if self.sound else f"{n} problem{'s' if n > 1 else ''}"
         lines = [f"{self.path}: {verdict}"]
@@ -52,7 +60,7 @@ class Check:
             lines.append(f"  and {n - SHOWN:,} more (--json FILE has all)")
         looked = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
         lines.append(f"  looked at {looked or 'nothing'}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return [*lines, *(f"  note: {note}" for note in self.notes)]
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values, for a file."""
