@@ -24,7 +24,7 @@ from .progress import Progress, progress_bar
 from .runner import Task, TileReport
 from .spec import NAMED
 from .store import Provenance, TileKey, job_extent, zone
-from .tile import Tile, expand, open_tile, open_windows, period_of_year
+from .tile import Tile, expand, open_tile, open_windows, period_of_year, unplaced
 
 
 @dataclass
@@ -236,14 +236,12 @@ def tile_key(tile: Tile, *, georeferenced: bool) -> TileKey:
     known = tile.georeference
     place: dict[str, Any] = {"year": tile.year, "crs": known.crs, "transform": known.transform}
     if georeferenced:
-        place = {"crs": tile.crs, "transform": tile.transform, "year": tile.year}
-        missing = [what for what, value in place.items() if value is None]
-        if missing:
+        reason = unplaced(tile)
+        if reason is not None:
             raise StoreError(
-                f"tile {tile.name}: a Zarr store needs its {' and '.join(missing)}: the CRS and "
-                "transform come from roi.tiff, the year from --year or the folder's name. Or write "
-                ".npy files (an output name without .zarr)"
+                f"tile {tile.name}: {reason}. Or write .npy files (an output name without .zarr)"
             )
+        place = {"crs": tile.crs, "transform": tile.transform, "year": tile.year}
     key = TileKey(tile.name, tile.height, tile.width, tile.fingerprint(), **place)
     if georeferenced:
         zone.place(key)
