@@ -217,7 +217,7 @@ def test_store_without_a_place(farm, mini, run, tmp_path):
     (farm / "roi.tiff").unlink()
     result = run("embed", farm, "-o", tmp_path / "x.zarr", "--model", mini)
     assert result.code == 1
-    assert "crs and transform" in result.err and "roi.tiff" in result.err and ".npy" in result.err
+    assert "CRS and transform" in result.err and "roi.tiff" in result.err and ".npy" in result.err
     assert not (tmp_path / "x.zarr").exists()
 
 

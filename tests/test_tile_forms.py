@@ -14,14 +14,18 @@ from tile_sources import (
     W,
     arrays,
     by_variable,
+    classes_apart,
     dated,
     in_db,
     in_power,
+    masked,
+    newest_first,
     save,
     save_dates,
     scene_classes,
     stacked,
     to_memory,
+    with_fills,
     write_zarr,
 )
 
@@ -117,6 +121,55 @@ def dict_with_offset(tmp_path, data):
     return open_tile(data | {"bands": data["bands"] + np.uint16(500)}, s2_offset=500)
 
 
+def dict_newest_first(tmp_path, data):
+    return open_tile(newest_first(data))
+
+
+def folder_newest_first(tmp_path, data):
+    return open_tile(save(tmp_path / "t_2024", newest_first(data)))
+
+
+def folder_with_dates_newest_first(tmp_path, data):
+    return folder_with_dates_alone(tmp_path, newest_first(data))
+
+
+def memory_folder_newest_first(tmp_path, data):
+    return memory_folder(tmp_path, newest_first(data))
+
+
+def dataset_newest_first(tmp_path, data):
+    return open_tile(dated(newest_first(data)))
+
+
+def dict_of_masked_arrays(tmp_path, data):
+    return open_tile(masked(data))
+
+
+def masked_arrays_in_db(tmp_path, data):
+    changed = masked(data)
+    for name in NAMES:
+        changed[name] = np.ma.masked_array(
+            np.where(data[name] == 0, np.float32(9), in_db(data[name])), data[name] == 0
+        )
+    return open_tile(changed, s1_units="db")
+
+
+def dataset_with_fills(tmp_path, data):
+    return open_tile(with_fills(data, dated))
+
+
+def dataset_with_missing_values(tmp_path, data):
+    return open_tile(with_fills(data, by_variable, "missing_value"))
+
+
+def dataset_with_nodata(tmp_path, data):
+    return open_tile(with_fills(data, stacked, "nodata", fill=-1))
+
+
+def classes_on_a_time_axis_of_their_own(tmp_path, data):
+    return open_tile(classes_apart(data, np.array([3, 1, 4, 0, 2])))
+
+
 FORMS = {
     f.__name__: f
     for f in (
@@ -124,6 +177,10 @@ FORMS = {
         folder_with_classes, memory_folder, file_folder, dataset_with_classes, dataset_of_a_period,
         dict_in_db, folder_in_power, dict_in_official, dataset_that_declares_db,
         dataset_that_declares_power, dataset_with_offset, dict_with_offset,
+        dict_newest_first, folder_newest_first, folder_with_dates_newest_first,
+        memory_folder_newest_first, dataset_newest_first, dict_of_masked_arrays,
+        masked_arrays_in_db, dataset_with_fills, dataset_with_missing_values, dataset_with_nodata,
+        classes_on_a_time_axis_of_their_own,
     )
 } | {
     "dict": lambda tmp_path, data: open_tile(data),
@@ -152,7 +209,18 @@ def test_form(form, tmp_path, expected):
     check(FORMS[form](tmp_path, arrays()), expected)
 
 
+def filled(data):
+    return with_fills(data, dated)
+
+
+def backwards(data):
+    return by_variable(newest_first(data))
+
+
 CUBES = {
+    "newest first": (backwards, "c.zarr", {}),
+    "fill values": (filled, "c.zarr", {}),
+    "fill values of format 2": (filled, "c.zarr", {"zarr_format": 2}),
     "stacked": (stacked, "c.zarr", {}),
     "by variable": (by_variable, "c.zarr", {"consolidated": False}),
     "dated": (dated, "c.zarr", {}),
@@ -175,8 +243,9 @@ def test_zarr_cube(case, tmp_path, expected):
 
 
 @needs_netcdf
-def test_netcdf_cube(tmp_path, expected):
-    by_variable(arrays()).to_netcdf(tmp_path / "c.nc")
+@pytest.mark.parametrize("make", [by_variable, filled, backwards])
+def test_netcdf_cube(make, tmp_path, expected):
+    make(arrays()).to_netcdf(tmp_path / "c.nc")
     tile = open_tile(tmp_path / "c.nc")
     check(tile, expected)
     assert (tile.name, tile.year) == ("c", 2024)

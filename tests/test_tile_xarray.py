@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+import tessera_fast as tf
 from tessera_fast.errors import InputError
-from tessera_fast.tile import open_tile
-from tile_sources import H, T, W, arrays, assert_same, by_variable, flat, stacked
+from tessera_fast.tile import open_tile, unplaced
+from tile_sources import H, T, W, arrays, assert_same, by_variable, flat, save, stacked
 
 
 def test_lazy_dataset():
@@ -56,7 +57,7 @@ def test_embeddings_keep_the_place_of_the_dataset():
     x, y = 500_025 + 10.0 * np.arange(W), 95 - 10.0 * np.arange(H)
     dataset = stacked(arrays()).assign_coords(x=x, y=y).rio.write_crs("EPSG:32631")
     values = np.random.RandomState(0).standard_normal((H, W, 16)).astype(np.float32)
-    from tessera_fast.tile.dataset import as_data_array
+    from tessera_fast.tile.dataset_place import as_data_array
 
     out = as_data_array(values, dataset)
     assert out.dims == ("y", "x", "band") and out.rio.crs.to_epsg() == 32631
@@ -64,6 +65,64 @@ def test_embeddings_keep_the_place_of_the_dataset():
     np.testing.assert_array_equal(out.x, x)
     assert set(out.coords) == {"x", "y", "spatial_ref"}
     assert set(as_data_array(values, by_variable(arrays())).coords) == set()
+
+
+CRS_PLACES = {
+    "attribute of the Dataset": lambda d: d.assign_attrs({"proj:code": "EPSG:32631"}),
+    "number": lambda d: d.assign_attrs({"proj:epsg": np.int64(32631)}),
+    "attribute crs": lambda d: d.assign_attrs(crs="+init=epsg:32631"),
+    "attribute of a variable": lambda d: d.assign(
+        bands=d.bands.assign_attrs({"proj:code": "EPSG:32631"})
+    ),
+    "scalar coordinate": lambda d: d.assign_coords({"proj:code": "EPSG:32631"}),
+    "scalar coordinate of a number": lambda d: d.assign_coords(epsg=32631.0),
+    "spatial_ref without a CRS": lambda d: d.assign_coords(spatial_ref=0).assign_attrs(
+        {"proj:code": "EPSG:32631"}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CRS_PLACES)
+def test_a_crs_is_found_and_is_in_the_result(case, mini):
+    pytest.importorskip("rioxarray")
+    x, y = 500_025 + 10.0 * np.arange(W), 5_600_095 - 10.0 * np.arange(H)
+    dataset = CRS_PLACES[case](stacked(arrays()).assign_coords(x=x, y=y))
+    assert open_tile(dataset).crs == "EPSG:32631"
+    with tf.load_model(mini) as model:
+        result = tf.embed(dataset, model)
+    assert result.rio.crs.to_epsg() == 32631
+    assert tuple(result.rio.transform())[:6] == (10, 0, 500_020, 0, -10, 5_600_100)
+
+
+def test_two_crs_are_refused():
+    pytest.importorskip("rioxarray")
+    dataset = stacked(arrays()).rio.write_crs("EPSG:32631")
+    assert open_tile(dataset.assign_attrs({"proj:code": "EPSG:32631"})).crs == "EPSG:32631"
+    assert open_tile(dataset.assign_attrs({"crs": "see spatial_ref"})).crs == "EPSG:32631"
+    with pytest.raises(
+        InputError, match=r"expected one CRS, got EPSG:32631 in spatial_ref, EPSG:3"
+    ):
+        open_tile(dataset.assign_attrs({"proj:code": "EPSG:32632"}))
+
+
+def test_what_a_store_lacks_is_said_in_terms_of_the_form(tmp_path):
+    pytest.importorskip("pyproj")
+    data = arrays()
+    place = {"crs": "EPSG:32631", "transform": (10, 0, 500_000, 0, -10, 5_600_000)}
+    assert unplaced(open_tile(data, year=2024, **place)) is None
+    bare = {
+        "pass crs=, transform= and year=": data,
+        "come from roi.tiff": save(tmp_path / "t", data),
+        "spatial_ref or an attribute proj:code": stacked(data),
+    }
+    for message, source in bare.items():
+        reason = unplaced(open_tile(source))
+        assert reason is not None and message in reason
+        assert ("roi.tiff" in reason) == ("roi.tiff" in message)
+    up = {**place, "transform": (10, 0, 500_000, 0, 10, 5_600_000)}
+    for message, source in (("sortby('y'", stacked(data)), ("array[:, ::-1]", data)):
+        reason = unplaced(open_tile(source, year=2024, **up))
+        assert reason is not None and "run from south to north" in reason and message in reason
 
 
 def rename_band(dataset, dim, old, new):

@@ -106,6 +106,64 @@ def save_dates(folder: Path, data: dict[str, np.ndarray], year=2024) -> None:
             np.save(folder / f"{file}_datetime.npy", np.datetime64(f"{year}-01-01", "s") + noon)
 
 
+def newest_first(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same observations in the order in which a STAC search gives them."""
+    return {name: array[::-1] for name, array in data.items()}
+
+
+def unobserved(data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """``data`` with some Sentinel-1 of the ascending orbit not observed, and where (T, H, W, 2)."""
+    hide = np.zeros(data["sar_ascending"].shape, bool)
+    hide[::2, 1:4, 2:] = True
+    return data | {"sar_ascending": np.where(hide, np.int16(0), data["sar_ascending"])}, hide
+
+
+def masked(data: dict[str, np.ndarray], junk: int = 77) -> dict[str, np.ndarray]:
+    """``data`` as masked arrays, with ``junk`` under the masks: what is not clear, or zero."""
+    clear = data["masks"] == 1
+    out = dict(data)
+    out["masks"] = np.ma.masked_array(np.ones_like(data["masks"]), mask=~clear)
+    cloud = np.repeat(~clear[..., None], 10, axis=-1)
+    out["bands"] = np.ma.masked_array(data["bands"], mask=cloud)
+    for name in NAMES:
+        none = data[name] == 0
+        out[name] = np.ma.masked_array(
+            np.where(none, data[name].dtype.type(junk), data[name]), none
+        )
+    for name in ("doys", *(f"{n}_doy" for n in NAMES)):
+        out[name] = np.ma.masked_array(data[name], mask=False)
+    return out
+
+
+def with_fills(
+    data: dict[str, np.ndarray], make, attribute: str = "_FillValue", fill: int = -32768
+):
+    """A Dataset of ``make`` that says ``fill`` where Sentinel-1 was not observed, and 255 in masks
+    where it is not clear."""
+    filled = dict(data)
+    for name in NAMES:
+        filled[name] = np.where(data[name] == 0, np.int16(fill), data[name])
+    filled["masks"] = np.where(data["masks"] == 0, np.uint8(255), data["masks"])
+    dataset = make(filled)
+    for name in dataset.data_vars:
+        if str(name).startswith("sar") and not str(name).endswith("_doy"):
+            dataset[name].attrs[attribute] = np.int16(fill)
+        elif str(name) in ("mask", "masks"):
+            dataset[name].attrs[attribute] = np.uint8(255)
+    return dataset
+
+
+def classes_apart(data: dict[str, np.ndarray], order):
+    """`by_variable` with scene classes on a time axis of their own, in the ``order`` given."""
+    xr = pytest.importorskip("xarray")
+    dataset = by_variable(data)
+    times = dataset.time.values[order]
+    classes = xr.DataArray(
+        scene_classes(data["masks"])[order], dims=("t_scl", "y", "x"), coords={"t_scl": times}
+    )
+    return dataset.drop_vars("mask").assign(SCL=classes)
+
+
 def scene_classes(masks: np.ndarray) -> np.ndarray:
     """SCL (T, H, W) uint8 that means ``masks``, of all classes in turn."""
     clear, other = np.array([4, 5, 6, 7, 10, 11]), np.array([0, 1, 2, 3, 8, 9])

@@ -6,12 +6,14 @@ C bands; the checks are those of official.py.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import InputError
 from .official import has_form
 from .spec import MAX_DOY
+from .tile.plain import unmasked
 
 _RAW = (torch.uint16, torch.int16, torch.float32)
 
@@ -34,7 +36,9 @@ class DeviceArrays:
 
     def tensor(self, name: str, array: Any) -> Tensor:
         """A view where ``array`` lies on the device; days may come from the host."""
-        if not isinstance(array, Tensor) and hasattr(array, "__dlpack__"):
+        if isinstance(array, np.ndarray | list | tuple):
+            array = unmasked(array, name)
+        elif not isinstance(array, Tensor) and hasattr(array, "__dlpack__"):
             array = torch.from_dlpack(array)
         found = torch.as_tensor(array)
         if found.device.type == "cuda" and found.device != self._device:

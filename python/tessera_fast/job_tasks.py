@@ -23,7 +23,7 @@ from .plan_table import Plan
 from .runner import Task, TileReport
 from .store import TileKey, zone
 from .store.output import npy_files, store_key
-from .tile import Tile, open_tile, open_windows
+from .tile import Tile, open_tile, open_windows, unplaced
 from .tile.sources import source_path
 from .untrusted import MAX_NAME, plain_name, shown, whole_number
 
@@ -260,14 +260,12 @@ def tile_key(tile: Tile, *, georeferenced: bool, fingerprint: bool = True) -> Ti
     known = tile.georeference
     place: dict[str, Any] = {"year": tile.year, "crs": known.crs, "transform": known.transform}
     if georeferenced:
-        place = {"crs": tile.crs, "transform": tile.transform, "year": tile.year}
-        missing = [what for what, value in place.items() if value is None]
-        if missing:
+        reason = unplaced(tile)
+        if reason is not None:
             raise StoreError(
-                f"tile {tile.name}: a Zarr store needs its {' and '.join(missing)}: the CRS and "
-                "transform come from roi.tiff, the year from --year or the folder's name. Or write "
-                ".npy files (an output name without .zarr)"
+                f"tile {tile.name}: {reason}. Or write .npy files (an output name without .zarr)"
             )
+        place = {"crs": tile.crs, "transform": tile.transform, "year": tile.year}
     digest = tile.fingerprint() if fingerprint else ""
     key = TileKey(tile.name, tile.height, tile.width, digest, **place, source=tile.source)
     if georeferenced:

@@ -296,7 +296,7 @@ def embed(
     if output == "int8":
         return QuantizedEmbeddings(values, scales)
     if type(tile).__module__.partition(".")[0] == "xarray":
-        from .tile.dataset import as_data_array
+        from .tile.dataset_place import as_data_array
 
         return as_data_array(values, tile)
     return values

@@ -26,7 +26,7 @@ from .progress import Progress, progress_bar
 from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
 from .suggest import checks_keywords, keywords_of, one_of
-from .tile import Tile, open_tile
+from .tile import Tile, open_tile, unplaced
 from .untrusted import shown, whole_number
 from .weights import Weights
 from .weights.load import unknown_model
@@ -227,13 +227,10 @@ def _place(tile: Tile, needed: bool) -> tuple[str | None, tuple[float, ...] | No
         if needed:
             raise
         return None, None
-    place = {"CRS": crs, "transform": transform, "year": tile.year}
-    missing = [what for what, value in place.items() if value is None]
-    if needed and missing:
+    reason = unplaced(tile) if needed else None
+    if reason is not None:
         raise InputError(
-            f"{tile.where}: a Zarr store needs its {' and '.join(missing)}: the CRS and transform "
-            "come from roi.tiff, the year from --year or the folder's name. Or write .npy files "
-            "(an output name without .zarr)"
+            f"{tile.where}: {reason}. Or write .npy files (an output name without .zarr)"
         )
     if needed:
         where = {"crs": crs, "transform": cast(Any, transform), "year": tile.year}

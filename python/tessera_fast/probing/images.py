@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..products.files import require
+from ..packages import has, require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
-from .packages import has
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 

@@ -5,18 +5,16 @@ import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import DAMAGED, first_line, shown
+from ..untrusted import DAMAGED, first_line
+from .chunks import lost_chunks
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
 from .folder import given_name, year_in
+from .nodata import NoData
 
 NETCDF = (".nc", ".nc4")
-# Attributes by which CF says that what is stored is not the value.
-_PACKED = {"scale_factor": 1, "add_offset": 0}
 
 
 def read_cube(path: str) -> Fields:
@@ -42,15 +40,22 @@ def read_cube(path: str) -> Fields:
             f"{path}: expected a cube that xarray opens, got {first_line(error)}; "
             f"write it again, or install what reads it ({hint})"
         ) from error
-    _check_plain(path, dataset)
-    from .dataset import read_dataset
+    from .dataset import DatasetArray, read_dataset
 
     try:
         fields = read_dataset(dataset)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    year = fields.year if fields.dates else year_in(PurePath(given_name(Path(path))).stem)
-    return dataclasses.replace(fields, where=f"cube {path}", prefix=f"{path}/", year=year)
+    bands = fields.arrays.get("bands")
+    if engine and "://" not in path and isinstance(bands, DatasetArray):
+        lost = lost_chunks(path, bands)
+        if lost is not None:
+            beside = NoData((), (lost,), "a chunk file that is not there")
+            fields.nodata["bands"] = fields.nodata.get("bands", NoData()) | beside
+    year = year_in(PurePath(given_name(Path(path))).stem)
+    return dataclasses.replace(
+        fields, where=f"cube {path}", form="cube", prefix=f"{path}/", year=year
+    )
 
 
 def _check_chunks(dataset: Any) -> None:
@@ -58,15 +63,3 @@ def _check_chunks(dataset: Any) -> None:
         chunks = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
         if chunks:
             check_chunks(variable.shape, chunks, variable.dtype.itemsize)
-
-
-def _check_plain(path: str, dataset: Any) -> None:
-    for name, variable in dataset.data_vars.items():
-        packed = {k: shown(variable.attrs[k]) for k, none in _PACKED.items()
-                  if not np.array_equal(variable.attrs.get(k, none), none)}  # fmt: skip
-        if packed:
-            raise InputError(
-                f"{path}/{name}: expected values as they are, got packed ones "
-                f"({', '.join(f'{k} {v}' for k, v in packed.items())}); open the cube with xarray, "
-                "bring it to raw units and give the Dataset"
-            )

@@ -5,14 +5,14 @@ Two forms, stream by stream:
               (time, y, x, polarization) with a coordinate ``polarization``
   by variable B02 ... B12 (time, y, x); sar_ascending_VV, sar_ascending_VH and so on
 and in both ``masks`` (or ``mask``) or scene classes ``SCL``, and the days of year, from variables
-with the official names or from the datetime64 coordinate of the stream's time dimension, which may
-have any name. The attribute ``units`` of a Sentinel-1 variable declares what it is in.
+with the official names or from the coordinate of the stream's time dimension, which may have any
+name. The attribute ``units`` of a Sentinel-1 variable declares what it is in; fill values are
+declared by attributes, or by the encoding to which xarray moves them.
 """
 
-import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,19 @@ import numpy as np
 import xarray as xr
 
 from ..errors import InputError
-from ..packages import require
 from ..spec import S1_BANDS, S2_BANDS
-from ..untrusted import DAMAGED, first_line, shown
+from ..untrusted import DAMAGED, shown
 from .arrays import ALL, Picks, RowArray, packable
+from .dataset_place import cannot_be_read, georeference_of, read_values
+from .dates import are_dates, decoded
 from .fields import DAYS, ORBITS, SCL, Fields
-from .georeference import Georeference, affine
+from .nodata import NoData, declared
+from .plain import unmasked
 
 MASKS = ("masks", "mask")
 CLASSES = ("SCL", "scl")
+# Attributes by which CF says that what is stored is not the value.
+_PACKED = {"scale_factor": 1, "add_offset": 0}
 # Values picked at once by points: a Zarr store is told the place of each, 32 bytes.
 _POINTS = 1 << 20
 
@@ -37,23 +41,47 @@ class DatasetArray(RowArray):
     """One stream: DataArrays of (time, y, x), or one of (time, y, x, channel), in any order."""
 
     def __init__(self, parts: Sequence[xr.DataArray], time: str, channel: "Channel | None") -> None:
-        self._parts = [part.variable for part in parts]  # indexed quicker than with coordinates
+        self.variables = [part.variable for part in parts]  # quicker than with coordinates
+        self.names = [str(part.name) for part in parts]
         self._time = time
         self._channel = channel
         sizes = parts[0].sizes
         self.shape = (sizes[time], sizes["y"], sizes["x"])
         if channel is not None:
             self.shape += (sizes[channel.dim] if channel.dim else len(parts),)
-        self.dtype = np.result_type(*(p.dtype for p in parts)).newbyteorder("=")
+        self._dtypes = [_meant(variable) for variable in self.variables]
+        self.dtype = np.result_type(*self._dtypes).newbyteorder("=")
+
+    @property
+    def time(self) -> str:
+        """The name of its time dimension."""
+        return self._time
+
+    @property
+    def nodata(self) -> NoData:
+        """What its attributes declare to be no value, with fill values in the model's order."""
+        found = []
+        for name, variable, dtype in zip(self.names, self.variables, self._dtypes, strict=True):
+            try:
+                found.append(declared(variable.attrs, variable.encoding, dtype))
+            except ValueError as error:
+                raise InputError(f"{name}: {error}; correct the attribute") from error
+        why = next((nodata.why for nodata in found if nodata), "")
+        return NoData(tuple(n.fills[0] if n else () for n in found), (), why)
 
     def _read(self, index: dict[str, Any], *leading: str) -> np.ndarray:
         """The picked part with dimensions (leading, x[, channel]); read only after picking."""
         channel = self._channel
         dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
         try:
-            values = [part.isel(index).transpose(*dims).values for part in self._parts]
+            values = [
+                self._plain(k, variable.isel(index).transpose(*dims))
+                for k, variable in enumerate(self.variables)
+            ]
+        except InputError:
+            raise
         except DAMAGED as error:  # of a file, a network, a codec
-            raise _cannot_be_read(error) from error
+            raise cannot_be_read(error) from error
         if channel is None:
             return values[0]
         if not channel.dim:
@@ -62,6 +90,12 @@ class DatasetArray(RowArray):
         if channel.order == tuple(range(len(channel.order))):
             return values[0]
         return values[0][..., list(channel.order)]
+
+    def _plain(self, k: int, picked: xr.Variable) -> np.ndarray:
+        """The values of variable ``k``: ``values`` of xarray would drop masks and units."""
+        data = picked.compute().data if picked.chunks is not None else picked.data
+        values = unmasked(data, self.names[k])
+        return values if values.dtype == self._dtypes[k] else values.view(self._dtypes[k])
 
     def read(self, dates: Picks, rows: slice, columns: slice) -> np.ndarray:
         index = {self._time: dates, "y": rows, "x": columns}
@@ -81,6 +115,14 @@ class DatasetArray(RowArray):
         return np.concatenate(found).astype(self.dtype, copy=False)
 
 
+def _meant(variable: xr.Variable) -> np.dtype:
+    """The dtype of the values: CF stores unsigned integers as signed ones and says so."""
+    dtype, unsigned = variable.dtype, str(variable.attrs.get("_Unsigned", "")).lower()
+    if dtype.kind in "iu" and unsigned in ("true", "false"):
+        return np.dtype(f"{dtype.byteorder}{'u' if unsigned == 'true' else 'i'}{dtype.itemsize}")
+    return dtype
+
+
 @dataclass(frozen=True)
 class Channel:
     """How the bands of a stream are held: a dimension ``dim`` (positions of the model's bands in
@@ -97,17 +139,18 @@ def read_dataset(dataset: Any) -> Fields:
             f"tile: expected an xarray.Dataset, got xarray.{type(dataset).__name__}; name its "
             "variables, e.g. array.to_dataset(name='bands')"
         )
-    fields = Fields("Dataset", {}, {})
-    times: dict[str, str] = {}
+    fields = Fields("Dataset", {}, {}, form="Dataset")
     streams = (("bands", "band", S2_BANDS), *((o, "polarization", S1_BANDS) for o in ORBITS))
     for name, dim, members in streams:
         found = _stream(dataset, name, dim, members)
         if found is None:
             continue
-        parts, channel, times[name] = found
-        fields.arrays[name] = DatasetArray(parts, times[name], channel)
-        if times[name] in dataset.coords and dataset.coords[times[name]].dtype.kind == "M":
-            fields.dates[name] = functools.partial(_values, dataset.coords[times[name]])
+        parts, channel, time = found
+        array = _add(fields, name, parts, time, channel)
+        own_days = DAYS[name] in dataset.variables
+        if own_days:
+            fields.days[DAYS[name]] = _days(dataset[DAYS[name]], name, array)
+        _add_dates(fields, dataset, name, time, own_days)
         if name in ORBITS and (units := _units(name, parts)):
             fields.s1_units[name] = units
     for official, spellings in (("masks", MASKS), (SCL, CLASSES)):
@@ -116,13 +159,71 @@ def read_dataset(dataset: Any) -> Fields:
             raise InputError(f"Dataset: expected one of {' and '.join(there)}, got both; drop one")
         if there:
             fields.aliases[official] = there[0]
-            array = dataset[there[0]]
-            fields.arrays[official] = DatasetArray([array], _time_dim(array, there[0], ()), None)
-    for day in (DAYS[name] for name in times if DAYS[name] in dataset.variables):
-        fields.days[day] = _values(dataset[day])
-    fields.year = _year(fields.dates)
-    fields.georeference = _georeference(dataset)
+            mask = dataset[there[0]]
+            time = _time_dim(mask, there[0], ())
+            _add(fields, official, [mask], time, None)
+            bands = fields.arrays.get("bands")
+            if isinstance(bands, DatasetArray) and time != bands.time:
+                _add_dates(fields, dataset, "masks", time, False)
+    fields.georeference = georeference_of(dataset)
     return fields
+
+
+def _add(
+    fields: Fields, name: str, parts: list[xr.DataArray], time: str, channel: "Channel | None"
+) -> DatasetArray:
+    for part in parts:
+        _check_plain(part)
+    fields.arrays[name] = array = DatasetArray(parts, time, channel)
+    if nodata := array.nodata:
+        fields.nodata[name] = nodata
+    return array
+
+
+def _check_plain(part: xr.DataArray) -> None:
+    packed = {k: shown(part.attrs[k]) for k, none in _PACKED.items()
+              if not np.array_equal(part.attrs.get(k, none), none)}  # fmt: skip
+    if packed:
+        raise InputError(
+            f"{part.name}: expected values as they are, got packed ones "
+            f"({', '.join(f'{k} {v}' for k, v in packed.items())}); bring them to raw units, and "
+            "drop the attributes, also where they only tell how to make reflectance of raw units"
+        )
+
+
+def _days(variable: xr.DataArray, name: str, array: DatasetArray) -> np.ndarray:
+    if variable.ndim == 1 and variable.dims != (array.time,):
+        raise InputError(
+            f"{variable.name}: expected the dimension {array.time} of {name}, got "
+            f"{variable.dims[0]}; the days of one axis do not tell those of another"
+        )
+    return unmasked(read_values(variable), str(variable.name))
+
+
+def _add_dates(fields: Fields, dataset: xr.Dataset, stream: str, time: str, own_days: bool) -> None:
+    """The dates of a stream from the coordinate of its time dimension, if that holds dates.
+
+    Where the stream has days of its own, labels and positions are none; else they are refused.
+    """
+    if time not in dataset.coords:
+        fields.undated[stream] = f"no coordinate {time}"
+    else:
+        coordinate = dataset.coords[time]
+        try:
+            values = decoded(np.asarray(read_values(coordinate)), coordinate.attrs)
+        except ValueError as error:
+            raise InputError(f"{time}: expected dates, got {error}; correct them") from error
+        if are_dates(values) or (not own_days and values.dtype.kind in "OUSM"):
+            fields.dates[stream] = lambda: values
+            return
+        first = f", the first {values.flat[0]}" if values.size else ""
+        fields.undated[stream] = f"the coordinate {time} of {values.dtype}{first}"
+    if stream == "masks":
+        raise InputError(
+            f"{fields.label(SCL if SCL in fields.arrays else 'masks')}: expected the time axis of "
+            f"the bands, got another one with {fields.undated[stream]}; put both on one time axis, "
+            "or give both dates"
+        )
 
 
 def _stream(
@@ -136,7 +237,7 @@ def _stream(
                 f"{name}: expected a dimension '{dim}' with a coordinate of names "
                 f"({', '.join(members)}), got dimensions {array.dims}"
             )
-        names = [str(v).upper() for v in _values(array.coords[dim])]
+        names = [str(v).upper() for v in read_values(array.coords[dim])]
         _check_names(name, members, names)
         order = tuple(names.index(member) for member in members)
         time = _time_dim(array, name, (dim,))
@@ -186,17 +287,6 @@ def _time_dim(array: xr.DataArray, name: str, others: tuple[str, ...]) -> str:
     return left[0]
 
 
-def _values(array: xr.DataArray) -> np.ndarray:
-    try:
-        return array.values
-    except DAMAGED as error:
-        raise _cannot_be_read(error) from error
-
-
-def _cannot_be_read(error: Exception) -> InputError:
-    return InputError(f"Dataset: cannot be read ({first_line(error)}); check its source")
-
-
 def _units(name: str, parts: list[xr.DataArray]) -> str | None:
     found = {str(part.attrs["units"]) if "units" in part.attrs else None for part in parts}
     if len(found) > 1:
@@ -205,93 +295,3 @@ def _units(name: str, parts: list[xr.DataArray]) -> str | None:
             f"{sorted(map(str, found))}; correct it"
         )
     return found.pop()
-
-
-def _year(dates: dict[str, Callable[[], np.ndarray]]) -> int | None:
-    """The calendar year of all dates, or None."""
-    found = [read() for read in dates.values()]
-    years = {int(y) for d in found for y in d[~np.isnat(d)].astype("M8[Y]").astype(np.int64)}
-    return 1970 + years.pop() if len(years) == 1 else None
-
-
-def as_data_array(values: np.ndarray, dataset: xr.Dataset) -> xr.DataArray:
-    """Embeddings (H, W, E) as a DataArray (y, x, band) with the spatial coordinates of ``dataset``.
-
-    Coordinates over time are dropped; a CRS that ``dataset`` carries is still found by rioxarray.
-    """
-    coords = {
-        name: coord.variable
-        for name, coord in dataset.coords.items()
-        if set(coord.dims) <= {"y", "x"} and name != "band"
-    }
-    out = xr.DataArray(values, coords, dims=("y", "x", "band"), name="embeddings")
-    mapping = _grid_mapping(dataset)
-    if mapping in out.coords:
-        out.encoding["grid_mapping"] = mapping
-    return out
-
-
-def _grid_mapping(dataset: xr.Dataset) -> str:
-    """Name of the variable that holds the CRS."""
-    named = (v.attrs.get("grid_mapping", v.encoding.get("grid_mapping"))
-             for v in dataset.variables.values())  # fmt: skip
-    mappings = {name for name in named if isinstance(name, str) and name}
-    return mappings.pop() if len(mappings) == 1 else "spatial_ref"
-
-
-def _georeference(dataset: xr.Dataset) -> Georeference:
-    name = _grid_mapping(dataset)
-    attrs = dataset.variables[name].attrs if name in dataset.variables else {}
-    found = (
-        *map(attrs.get, ("crs_wkt", "spatial_ref")),
-        *map(dataset.attrs.get, ("proj:code", "crs")),
-    )
-    crs = next((value for value in found if _may_be_crs(value)), None)
-    transform = _transform_of_centres(dataset) or _transform_of_attribute(attrs)
-    return Georeference(None if crs is None else _short_crs(crs), transform)
-
-
-def _may_be_crs(value: Any) -> bool:
-    """Whether an attribute, which may be of any type, says something of a CRS."""
-    return (isinstance(value, str | int | dict) and bool(value)) or hasattr(value, "to_wkt")
-
-
-def _short_crs(crs: Any) -> str | None:
-    what = "the CRS of a Dataset"
-    unreadable = require("pyproj.exceptions", what, InputError).CRSError
-    try:
-        parsed = require("pyproj", what, InputError).CRS.from_user_input(crs)
-        code = parsed.to_epsg()
-        return f"EPSG:{code}" if code else parsed.to_wkt()
-    except (unreadable, *DAMAGED) as error:
-        raise InputError(
-            f"Dataset: expected a CRS that pyproj reads, got {shown(crs)} ({first_line(error)})"
-        ) from error
-
-
-def _transform_of_centres(dataset: xr.Dataset) -> tuple[float, ...] | None:
-    """From regular x and y coordinates. They come before the GeoTransform attribute, which xarray
-    leaves as it was when a Dataset is cropped."""
-    steps, origins = [], []
-    for dim in ("x", "y"):
-        if dim not in dataset.coords or dataset.coords[dim].dtype.kind not in "iuf":
-            return None
-        centres = _values(dataset.coords[dim]).astype(np.float64)
-        if centres.size < 2 or not np.isfinite(centres).all():
-            return None
-        step = (centres[-1] - centres[0]) / (centres.size - 1)
-        # A thousandth of a pixel: coordinates stored as float32 are no more regular than this.
-        if step == 0 or np.abs(np.diff(centres) - step).max() > abs(step) / 1000:
-            return None
-        steps.append(float(step))
-        origins.append(float(centres[0] - step / 2))
-    return steps[0], 0.0, origins[0], 0.0, steps[1], origins[1]
-
-
-def _transform_of_attribute(attrs: dict[str, Any]) -> tuple[float, ...] | None:
-    """From GDAL's GeoTransform: x0, a, b, y0, d, e."""
-    numbers = affine(str(attrs["GeoTransform"]).split()) if "GeoTransform" in attrs else None
-    if numbers is None:
-        return None
-    x0, a, b, y0, d, e = numbers
-    return a, b, x0, d, e, y0

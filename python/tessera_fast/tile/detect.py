@@ -48,14 +48,17 @@ def suspicions(tile: Tile) -> list[str]:
     Reads some lines of every array, about 1 MB at most. Sees Sentinel-2 bands in another order (not
     B08 for B8A or B03 for B04; B02 for B04 where there is bare soil), with ESA's offset, or as
     reflectance 0..1; Sentinel-1 in dB or linear power, or with VV and VH swapped; masks that are
-    inverted or nowhere clear. A tile without land tells less. Raises InputError as reading does.
+    inverted, nowhere clear, or clear where Sentinel-2 has no data; dates of several years. A tile
+    without land tells less. Raises InputError as reading does.
     """
     lines = _lines(tile.s2_bands)
     bands = _sampled(tile.s2_bands, lines)
     clear = _sampled(tile.s2_masks, lines) != 0
     # Zeros are outside the swath, NaN is what was cut away: of neither anything can be said.
-    seen = np.isfinite(bands).all(1) & (bands.max(1) != 0)
-    found = _of_sentinel2(bands[seen], clear[seen])
+    zero = (bands == 0).all(1)
+    seen = np.isfinite(bands).all(1) & ~zero
+    found = _of_years(tile) + _of_zeros(zero, clear, _sampled_days(tile, lines))
+    found += _of_sentinel2(bands[seen], clear[seen])
     for orbit in tile.orbits:
         found += _of_sentinel1(ORBITS[orbit.index], _sampled(orbit.bands, _lines(orbit.bands)))
     return found
@@ -77,6 +80,39 @@ def _sampled(array: RowArray, lines: tuple[np.ndarray, np.ndarray, slice]) -> np
     found = array.lines(*lines)
     values = found.reshape(found.shape[0] * found.shape[1], *found.shape[2:])
     return values[:: -(-len(values) // _SAMPLES)].astype(np.float32)
+
+
+def _sampled_days(tile: Tile, lines: tuple[np.ndarray, np.ndarray, slice]) -> np.ndarray:
+    """Days of year of what `_sampled` gives, (P,)."""
+    dates, _, columns = lines
+    width = len(range(tile.width)[columns])
+    values = np.repeat(tile.s2_doys[dates], width)
+    return values[:: -(-len(values) // _SAMPLES)]
+
+
+def _of_years(tile: Tile) -> list[str]:
+    if tile.period is not None or len(tile.years) < 2:
+        return []
+    return [
+        f"dates: they are of {' and '.join(map(str, tile.years))}, expected those of one year, as "
+        f"the models read days of year; choose with period={tile.years[-1]} "
+        f"(--period {tile.years[-1]}), or the first and last day"
+    ]
+
+
+def _of_zeros(zero: np.ndarray, clear: np.ndarray, days: np.ndarray) -> list[str]:
+    """0 in all bands is Sentinel-2's own value for no data; even water is not so dark."""
+    wrong = zero & clear
+    if not wrong.any():
+        return []
+    which = np.unique(days[wrong]).tolist()
+    some = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
+    share = 100 * wrong.sum() / clear.sum()
+    return [
+        f"bands: {share:.2g} % of sampled clear observations are 0 in all bands (days of year "
+        f"{some}), expected the mask to be 0 where there is no data; set it so, or restore what is "
+        "missing, such as chunks of a cube that were not copied"
+    ]
 
 
 def _of_sentinel2(bands: np.ndarray, clear: np.ndarray) -> list[str]:

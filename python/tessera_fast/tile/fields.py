@@ -7,8 +7,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..spec import MAX_DOY, S1_BANDS, S2_BANDS
-from .arrays import RowArray
+from .arrays import Part, RowArray
+from .dates import FORMS, as_dates, days_of_year
 from .georeference import UNKNOWN, Georeference
+from .nodata import NoData
 
 ORBITS = ("sar_ascending", "sar_descending")
 DAYS = {"bands": "doys", **{orbit: f"{orbit}_doy" for orbit in ORBITS}}
@@ -34,42 +36,77 @@ class Fields:
     where: str  # "folder x", "dict" or "Dataset", for messages
     arrays: dict[str, RowArray]
     days: dict[str, np.ndarray]
+    form: str = "arrays"  # "folder", "cube", "Dataset" or "arrays"
     prefix: str = ""  # messages call an array prefix + name + suffix
     suffix: str = ""
-    year: int | None = None
+    year: int | None = None  # that the source's name says
     georeference: Georeference = UNKNOWN
-    # Stream ("bands" or an orbit) -> a function that reads its real dates, (T,) datetime64.
+    # Stream ("bands", an orbit, or "masks" on a time axis of their own) -> a function that reads
+    # its real dates (T,), of any type that `as_dates` takes.
     dates: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    undated: dict[str, str] = field(default_factory=dict)  # stream -> what it has for dates
     s1_units: dict[str, str] = field(default_factory=dict)  # orbit -> what the source declares
+    nodata: dict[str, NoData] = field(default_factory=dict)  # array -> what it declares to be none
     aliases: dict[str, str] = field(default_factory=dict)  # official name -> the source's
+    # those that were read
+    _dates: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def label(self, name: str) -> str:
         """``name`` as the user knows it, e.g. "tiles/a/bands.npy"."""
         return f"{self.prefix}{self.aliases.get(name, name)}{self.suffix}"
 
+    @property
+    def streams(self) -> list[str]:
+        """Those of "bands" and the orbits that have images."""
+        return [
+            name for name in DAYS if name in self.arrays and self.arrays[name].shape[:1] != (0,)
+        ]
+
     def real_dates(self, stream: str) -> np.ndarray | None:
-        """Dates of "bands" or an orbit, (T,) datetime64, or None if the source has days only."""
+        """Dates of ``stream``, (T,) datetime64 in UTC, or None if the source has days only."""
         if stream not in self.dates:
             return None
-        dates, count = self.dates[stream](), self.arrays[stream].shape[:1]
-        if dates.dtype.kind != "M" or dates.shape != count:
-            raise InputError(
-                f"{self.label(stream)}: expected its dates to be {count} datetime64, got "
-                f"{dates.shape} {dates.dtype}; give one date for each image"
-            )
-        if np.isnat(dates).any():
-            raise InputError(
-                f"{self.label(stream)}: expected a date for each image, got NaT; drop those dates"
-            )
-        return dates
+        if stream not in self._dates:
+            count = self.arrays[stream].shape[:1]
+            expected = f"{self.label(stream)}: expected its dates to be {count} {FORMS}"
+            values = self.dates[stream]()
+            try:
+                dates = as_dates(values)
+            except ValueError as error:
+                raise InputError(f"{expected}, got {error}; correct or drop them") from error
+            if dates.shape != count:
+                raise InputError(
+                    f"{expected}, got {dates.shape} {values.dtype}; give one date for each image"
+                )
+            self._dates[stream] = dates
+        return self._dates[stream]
 
     def fill_days(self) -> None:
-        """Days of year from the real dates, where the source has no days of its own."""
-        for stream, days in DAYS.items():
-            if stream in self.arrays and days not in self.days:
-                dates = self.real_dates(stream)
-                if dates is not None:
-                    self.days[days] = days_of_year(dates)
+        """Days of year from the real dates; InputError if the source has others of its own."""
+        for stream in self.streams:
+            dates = self.real_dates(stream)
+            if dates is None:
+                continue
+            found, given = days_of_year(dates), self.days.get(DAYS[stream])
+            if given is not None and given.shape == found.shape and given.dtype.kind in "iuf":
+                wrong = np.flatnonzero(given != found)
+                if wrong.size:
+                    k = int(wrong[0])
+                    raise InputError(
+                        f"{self.label(DAYS[stream])}: expected the days of year of the dates, got "
+                        f"{given[k]} for {dates[k].astype('M8[D]')} at index {k} ({wrong.size} of "
+                        f"{len(found)} differ); correct one of them"
+                    )
+            if given is None:
+                self.days[DAYS[stream]] = found
+
+    def pick(self, stream: str, picks: np.ndarray) -> None:
+        """Keep the dates ``picks`` of a stream, in this order; the masks go with the bands."""
+        for name in (stream, "masks") if stream == "bands" else (stream,):
+            self.arrays[name] = Part(self.arrays[name], picks)
+        self.days[DAYS[stream]] = self.days[DAYS[stream]][picks]
+        if stream in self._dates:
+            self._dates[stream] = self._dates[stream][picks]
 
     def checked_s2(self) -> tuple[RowArray, RowArray, np.ndarray]:
         """Bands, masks and days (T,) int32 of Sentinel-2; InputError if they are not usable."""
@@ -93,12 +130,13 @@ class Fields:
         if masks.dtype.kind not in "biu":
             raise InputError(
                 f"{self.label('masks')}: expected uint8, bool or another integer type of 0 and 1, "
-                f"got {masks.dtype}; cast it, e.g. (masks != 0).astype(np.uint8)"
+                f"got {masks.dtype}; cast it, e.g. (masks == 1).astype(np.uint8), so that NaN is "
+                "not clear"
             )
         _check_dates(self.label("bands"), bands.shape[0])
         return bands, masks, self._checked_days("bands", bands.shape[0])
 
-    def checked_orbits(self, bands: RowArray, allow_missing: bool) -> tuple[TileOrbit, ...]:
+    def checked_orbits(self, bands: RowArray) -> tuple[TileOrbit, ...]:
         """The orbits that are there, for the pixels of ``bands``; InputError if not usable."""
         orbits = []
         for index, name in enumerate(ORBITS):
@@ -113,12 +151,6 @@ class Fields:
                     f"{sar.shape}; crop or resample to the same pixels"
                 )
             orbits.append(TileOrbit(index, sar, self._checked_days(name, sar.shape[0])))
-        if not orbits and not allow_missing:
-            raise InputError(
-                f"{self.label(ORBITS[0])}, {ORBITS[1]}{self.suffix}: expected at least one "
-                f"Sentinel-1 orbit, got none in the {self.where}; to embed from Sentinel-2 alone "
-                "pass allow_missing_s1=True (--allow-missing-s1)"
-            )
         dtypes = [orbit.bands.dtype for orbit in orbits]
         if len(set(dtypes)) > 1:
             raise InputError(
@@ -130,6 +162,14 @@ class Fields:
             sum(len(orbit.doys) for orbit in orbits),
         )
         return tuple(orbits)
+
+    def no_sentinel1(self) -> InputError:
+        """The error of a tile without an orbit, where that was not allowed."""
+        return InputError(
+            f"{self.label(ORBITS[0])}, {ORBITS[1]}{self.suffix}: expected at least one "
+            f"Sentinel-1 orbit, got none in the {self.where}; to embed from Sentinel-2 alone "
+            "pass allow_missing_s1=True (--allow-missing-s1)"
+        )
 
     def _required(self, name: str, meaning: str) -> RowArray:
         if name not in self.arrays:
@@ -152,7 +192,11 @@ class Fields:
         """Days of year of the array ``of`` as (T,) int32."""
         label = self.label(DAYS[of])
         if DAYS[of] not in self.days:
-            raise InputError(f"{label}: missing in the {self.where}; needed: days of year (T,)")
+            got = f", got {self.undated[of]}" if of in self.undated else ""
+            raise InputError(
+                f"{label}: missing in the {self.where}; needed: days of year (T,), or dates "
+                f"({FORMS}){got}"
+            )
         days = self.days[DAYS[of]]
         if days.shape != (dates,):
             raise InputError(
@@ -184,11 +228,6 @@ class Fields:
                 f"{have}{self.suffix} is there; give both, or neither for an absent orbit"
             )
         return empty[orbit]
-
-
-def days_of_year(dates: np.ndarray) -> np.ndarray:
-    """1..366 of each of ``dates`` (T,) datetime64, int64."""
-    return (dates.astype("M8[D]") - dates.astype("M8[Y]").astype("M8[D]")).astype(np.int64) + 1
 
 
 def _check_dates(label: str, dates: int) -> None:

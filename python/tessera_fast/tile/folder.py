@@ -63,7 +63,7 @@ def dates_files(names: set[str]) -> dict[str, str]:
 
 def read_folder(folder: Path, names: set[str]) -> Fields:
     """The arrays, days, year and georeference of a folder that holds the files ``names``."""
-    fields = Fields(f"folder {folder}", {}, {}, prefix=f"{folder}/", suffix=".npy")
+    fields = Fields(f"folder {folder}", {}, {}, form="folder", prefix=f"{folder}/", suffix=".npy")
     fields.year = year_in(given_name(folder))
     for name in (*ARRAYS, SCL):
         file = f"{name}.npy"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import Part
-from .fields import DAYS, ORBITS, Fields, days_of_year
+from .dates import years_of
+from .fields import Fields
 
 Period = tuple[datetime.date, datetime.date]  # both days are part of it
 MOST_DAYS = 366
@@ -86,12 +86,10 @@ def choose_dates(fields: Fields, period: Period, year: int | None) -> None:
     ``year`` is the tile's, which a source without real dates is taken to be of. Raises InputError
     where dates are needed and missing, and where no Sentinel-2 date is left.
     """
-    streams = [name for name in ("bands", *ORBITS) if name in fields.arrays]
-    dates = {name: d for name in streams if (d := fields.real_dates(name)) is not None}
-    undated = [fields.label(name) for name in streams if name not in dates]
+    undated = undated_streams(fields)
     if not undated:
-        for name, found in dates.items():
-            _choose(fields, name, found, period)
+        for name in fields.streams:
+            _choose(fields, name, period)
     elif year is None or calendar_year(period) != year:
         own = "an unknown year" if year is None else f"year {year}"
         raise InputError(
@@ -102,26 +100,70 @@ def choose_dates(fields: Fields, period: Period, year: int | None) -> None:
         _warn(period)
 
 
-def _choose(fields: Fields, name: str, dates: np.ndarray, period: Period) -> None:
-    label, days = fields.label(name), dates.astype("M8[D]")
-    given = fields.days[DAYS[name]]
-    wrong = np.flatnonzero(given != days_of_year(dates))
-    if wrong.size:
-        k = int(wrong[0])
+def choose_year(fields: Fields, year: int | None, known: tuple[int, ...]) -> int | None:
+    """The calendar year of ``fields``, whose real dates it must be where they are known.
+
+    ``known`` are the years of its real dates, ``year`` is the one asked for, of which dates are
+    kept where there are others too. None if nothing tells the year, or the dates are of several.
+    Raises InputError where the year asked for, or the one in the source's name, is not that of the
+    dates.
+    """
+    wanted = fields.year if year is None else year
+    if not known or known == (wanted,):
+        return wanted
+    if wanted is None:
+        return known[0] if len(known) == 1 else None
+    text = " and ".join(map(str, known))
+    if year is None:
         raise InputError(
-            f"{fields.label(DAYS[name])}: expected the days of year of the dates, got {given[k]} "
-            f"for {days[k]} at index {k}; correct one of them"
+            f"{fields.where}: expected dates of {wanted}, the year in its name, got dates of "
+            f"{text}; rename it, or say what you mean by {_said(known)}"
         )
+    undated = undated_streams(fields)
+    if year not in known or undated:
+        only = f", and days of year only for {', '.join(undated)}" if undated else ""
+        raise InputError(
+            f"{fields.where}: expected dates of {year}, the year asked for, got dates of {text}"
+            f"{only}; say what you mean by {_said(known)}"
+        )
+    choose_dates(fields, parse_period(year), year)
+    return year
+
+
+def years(fields: Fields) -> tuple[int, ...]:
+    """The calendar years of all real dates, in order; none if there are only days of year."""
+    found: set[int] = set()
+    for stream in fields.streams:
+        dates = fields.real_dates(stream)
+        if dates is not None:
+            ends = {int(years_of(dates.min())), int(years_of(dates.max()))}
+            found |= ends if len(ends) == 1 else set(years_of(dates).tolist())
+    return tuple(sorted(found))
+
+
+def undated_streams(fields: Fields) -> list[str]:
+    """The streams without real dates, as messages call them."""
+    return [fields.label(name) for name in fields.streams if fields.real_dates(name) is None]
+
+
+def _said(known: tuple[int, ...]) -> str:
+    """The options that choose among the years ``known``."""
+    period = f"period={known[-1]} (--period {known[-1]})"
+    return f"year={known[0]} (--year {known[0]}) or {period}" if len(known) == 1 else period
+
+
+def _choose(fields: Fields, name: str, period: Period) -> None:
+    dates = fields.real_dates(name)
+    assert dates is not None  # choose_dates has looked
+    days = dates.astype("M8[D]")
     picks = np.flatnonzero((days >= np.datetime64(period[0])) & (days <= np.datetime64(period[1])))
     if not picks.size and name == "bands":
         raise InputError(
-            f"{label}: expected Sentinel-2 dates from {period[0]} to {period[1]}, got none of "
-            f"{len(days)} from {days.min()} to {days.max()}; give another period"
+            f"{fields.label(name)}: expected Sentinel-2 dates from {period[0]} to {period[1]}, got "
+            f"none of {len(days)} from {days.min()} to {days.max()}; give another period"
         )
-    fields.arrays[name] = Part(fields.arrays[name], picks)
-    fields.days[DAYS[name]] = given[picks]
-    if name == "bands":
-        fields.arrays["masks"] = Part(fields.arrays["masks"], picks)
+    if picks.size < days.size:
+        fields.pick(name, picks)
 
 
 @functools.lru_cache

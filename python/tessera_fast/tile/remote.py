@@ -174,7 +174,8 @@ def read_url(url: str) -> Fields:
 
 
 def _read_folder(files: Files, found: dict[str, bytes]) -> Fields:
-    fields = Fields(f"folder {files.url}", {}, {}, prefix=f"{files.url}/", suffix=".npy")
+    where = f"folder {files.url}"
+    fields = Fields(where, {}, {}, form="folder", prefix=f"{files.url}/", suffix=".npy")
     fields.year = year_in(files.url.rpartition("/")[2])
     arrays = {
         name: RemoteNpyArray(files, f"{name}.npy", found[f"{name}.npy"])

@@ -8,15 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError
 from ..suggest import closest
 from ..untrusted import local_path
-from .arrays import MemoryArray
+from .arrays import MemoryArray, RowArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
 from .folder import given_name, is_cube, names_in, read_folder
+from .nodata import NoData, declared
+from .plain import plain, unmasked
 from .remote import is_url, read_url
 
 _log = logging.getLogger("tessera_fast")
@@ -106,12 +106,36 @@ def _read_mapping(arrays: Mapping[str, Any]) -> Fields:
         raise InputError(
             f"dict: expected keys among {', '.join(known)}, got {', '.join(unknown)}.{near}"
         )
-    given = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
-    return Fields(
-        "dict",
-        {name: MemoryArray(a) for name, a in given.items() if name not in DAYS.values()},
-        {name: a for name, a in given.items() if name in DAYS.values()},
-    )
+    fields = Fields("dict", {}, {}, form="arrays")
+    for name, value in arrays.items():
+        if value is None:
+            continue
+        if name in DAYS.values():
+            fields.days[name] = unmasked(value, name)
+            continue
+        array, mask = plain(value, name)
+        fields.arrays[name] = MemoryArray(array)
+        beside: tuple[RowArray, ...] = () if mask is None else (MemoryArray(mask),)
+        nodata = NoData((), beside, "masked values" if beside else "")
+        if hasattr(value, "attrs"):
+            nodata |= _declared(name, value, array.dtype)
+        if nodata:
+            fields.nodata[name] = nodata
+    return fields
+
+
+def _declared(name: str, value: Any, dtype: Any) -> NoData:
+    """What a DataArray, or a variable of h5py, says of the values it is given for."""
+    if getattr(value, "coords", None):
+        raise InputError(
+            f"{name}: expected a plain array, got a {type(value).__name__} with coordinates "
+            f"({', '.join(map(str, value.coords))}), which would be ignored; give an "
+            f"xarray.Dataset, or {name}.values"
+        )
+    try:
+        return declared(value.attrs, getattr(value, "encoding", {}), dtype)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}; correct the attribute") from error
 
 
 def expand(sources: Iterable[str | PathLike[str]] | str | PathLike[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ sar_ascending_doy.npy, sar_descending.npy, sar_descending_doy.npy and roi.tiff. 
 
 import hashlib
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 from ..errors import InputError
 from ..packing import Observations, Orbit
 from ..suggest import checks_keywords
+from ..untrusted import shown
 from .arrays import RowArray
 from .fields import ORBITS, TileOrbit
 from .georeference import UNKNOWN, Georeference, affine, crs_name
-from .period import Period, calendar_year, choose_dates, parse_period
+from .period import Period, calendar_year, parse_period
+from .seam import settle
 from .sources import name_of, read_source, source_path
-from .units import convert_units
 
 FINGERPRINT_LINES = 64  # image rows hashed per array: 640 KB of a 500 x 500 tile's bands
 
@@ -40,6 +42,8 @@ class Tile:
     where: str = "tile"  # how a message calls the source, e.g. "folder tiles/a"
     period: Period | None = None  # first and last day, where they were asked for
     source: str | None = None  # the absolute path or URL that it is read from; None for arrays
+    years: tuple[int, ...] = ()  # of the real dates; empty if there are only days of year
+    form: str = "arrays"  # "folder", "cube", "Dataset" or "arrays": how a mend is said
 
     @property
     def height(self) -> int:
@@ -120,9 +124,11 @@ def open_tile(
 
     ``source``: path of a folder in the official layout or of a Zarr or netCDF cube, a URL of such a
     folder or Zarr cube, a dict of arrays under the official names, an xarray.Dataset with named
-    bands, or a Tile. ``year``, ``crs`` and ``transform`` (a, b, c, d, e, f of the pixel corners)
-    override what the source says; the year is otherwise the only 19xx or 20xx number in the
-    folder's name, or the calendar year of the Dataset's dates.
+    bands, or a Tile. ``crs`` and ``transform`` (a, b, c, d, e, f of the pixel corners) override
+    what the source says. ``year`` says which year the tile is of. Where the source has real dates,
+    those of this year are kept; without ``year`` it is the calendar year of the dates, else the
+    only 19xx or 20xx number in the name of the folder or cube. A year that the dates contradict is
+    refused. Every stream is put in the order of its dates.
 
     ``s1_units``: what Sentinel-1 is in, "official" (the int16 scale, the default), "db" or "power"
     (linear gamma0), if the source does not declare it. ``s2_offset``: "removed", "present" (1000
@@ -131,10 +137,20 @@ def open_tile(
     first and last day; the tile's year is then that of the first day.
     Raises InputError for whatever the model could not read as it was meant.
     """
+    year = None if year is None else _whole(year)
     if isinstance(source, Tile):
         tile = _as_opened(source, s1_units, s2_offset, period, year)
     else:
-        tile = _open(source, allow_missing_s1, s1_units, s2_offset, period, year)
+        fields = read_source(source)
+        found = settle(
+            fields, year=year, period=period, s1_units=s1_units, s2_offset=s2_offset,
+            allow_missing_s1=allow_missing_s1,
+        )  # fmt: skip
+        tile = Tile(
+            name_of(source), found.bands, found.masks, found.doys, found.orbits, found.year,
+            fields.georeference, fields.label("masks"), fields.where, found.period,
+            source_path(source), found.years, fields.form,
+        )  # fmt: skip
     georeference = Georeference(crs_name(crs), affine(transform))
     changes: dict[str, Any] = {"name": name, "year": year}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -147,40 +163,23 @@ def open_tile(
 OPENING = ("year", "crs", "transform", "allow_missing_s1", "s1_units", "s2_offset", "period")
 
 
-def _open(
-    source: Any,
-    allow_missing_s1: bool,
-    s1_units: str | None,
-    s2_offset: str | int,
-    period: Any,
-    year: int | None,
-) -> Tile:
-    fields = read_source(source)
-    fields.fill_days()
-    convert_units(fields, s1_units, s2_offset)
-    days = None
-    if period is not None:
-        days = parse_period(period)
-        fields.checked_orbits(fields.checked_s2()[0], True)
-        choose_dates(fields, days, fields.year if year is None else year)
-        if year not in (None, days[0].year):
-            raise InputError(
-                f"year: expected {days[0].year}, in which the period begins, got {year}; leave "
-                "one of them out"
-            )
-        fields.year = days[0].year
-    bands, masks, doys = fields.checked_s2()
-    orbits = fields.checked_orbits(bands, allow_missing_s1)
-    return Tile(
-        name_of(source), bands, masks, doys, orbits, fields.year, fields.georeference,
-        fields.label("masks"), fields.where, days, source_path(source),
-    )  # fmt: skip
+def _whole(year: Any) -> int:
+    try:
+        return operator.index(year)
+    except TypeError as error:
+        raise InputError(f"year: expected a number such as 2024, got {shown(year)}") from error
 
 
 def _as_opened(
     tile: Tile, s1_units: str | None, s2_offset: str | int, period: Any, year: int | None
 ) -> Tile:
     """A Tile is in official units and has the dates it was opened with."""
+    known = (tile.period[0].year,) if tile.period else tile.years
+    if year is not None and known and known != (year,):
+        raise InputError(
+            f"year: expected {' and '.join(map(str, known))}, of which the opened Tile is, got "
+            f"{year}; open the tile from its source with this year, or with a period"
+        )
     if s1_units not in (None, "official") or s2_offset not in ("removed", 0):
         raise InputError(
             "tile: expected s1_units and s2_offset where the tile is opened from its source, got "

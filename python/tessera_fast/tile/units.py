@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..suggest import closest
 from .arrays import Convert, Converted
 from .fields import ORBITS, SCL, Fields
+from .nodata import NoData, without_mask_fills, without_orbit_fills
 
 # No data, saturated, dark area, cloud shadow, cloud of medium and of high probability. Clear are
 # vegetation 4, bare 5, water 6, unclassified 7, thin cirrus 10 and snow 11.
@@ -34,9 +35,10 @@ S2_OFFSETS = ("removed", "present")
 
 
 def convert_units(fields: Fields, s1_units: str | None, s2_offset: str | int) -> None:
-    """Replace arrays of ``fields`` that are not in official units by views that are.
+    """Replace Sentinel-1 and -2 of ``fields`` by views in official units, where they are not.
 
-    Raises InputError for units that are unknown, contradict the source or cannot be converted.
+    Values of Sentinel-1 that are declared to be none become 0, not observed. Raises InputError for
+    units that are unknown, contradict the source or cannot be converted.
     """
     if s1_units is not None and s1_units not in S1_UNITS:
         near = closest(s1_units, S1_UNITS)
@@ -44,25 +46,35 @@ def convert_units(fields: Fields, s1_units: str | None, s2_offset: str | int) ->
             f"s1_units: expected {', '.join(S1_UNITS)} or None, got {s1_units!r}; power is linear "
             f"gamma0, db is 10 log10 of it.{near}"
         )
-    _masks_of_classes(fields)
     for orbit in ORBITS:
         if orbit in fields.arrays:
             _convert_orbit(fields, orbit, s1_units)
     _remove_offset(fields, s2_offset)
 
 
-def _masks_of_classes(fields: Fields) -> None:
+def masks_of(fields: Fields) -> None:
+    """Make masks of scene classes where those are given; what has no value is not clear."""
     if SCL not in fields.arrays:
+        if "masks" in fields.arrays:
+            fields.arrays["masks"] = without_mask_fills(
+                fields.arrays["masks"], fields.nodata.get("masks", NoData()), (1,),
+                fields.label("masks"),
+            )  # fmt: skip
         return
     label, source = fields.label(SCL), fields.arrays.pop(SCL)
     if "masks" in fields.arrays:
         raise InputError(
             f"{label}: expected masks or scene classes, got both in the {fields.where}; drop one"
         )
+    clear_classes = [c for c in range(CLASSES) if c not in NOT_CLEAR]
+    nodata = fields.nodata.get(SCL, NoData())
+    source = without_mask_fills(source, nodata, clear_classes, label)
     if source.dtype.kind not in "iu":
+        what = "a mask of true and false: give it as masks" if source.dtype.kind == "b" else (
+            "cast it, e.g. scl.astype(np.uint8), with 0 where there is NaN"
+        )  # fmt: skip
         raise InputError(
-            f"{label}: expected whole classes 0..{CLASSES - 1}, got {source.dtype}; cast it, e.g. "
-            "scl.astype(np.uint8)"
+            f"{label}: expected whole classes 0..{CLASSES - 1}, got {source.dtype}; {what}"
         )
     fields.aliases["masks"] = fields.aliases.get(SCL, SCL)
 
@@ -97,7 +109,9 @@ def _convert_orbit(fields: Fields, orbit: str, wanted: str | None) -> None:
             f"{text!r}; correct one of them"
         )
     units = wanted or declared or "official"
+    nodata = fields.nodata.get(orbit, NoData())
     if units == "official":
+        fields.arrays[orbit] = without_orbit_fills(source, nodata, units)
         return
     if source.dtype.kind != "f":
         raise InputError(
@@ -105,6 +119,7 @@ def _convert_orbit(fields: Fields, orbit: str, wanted: str | None) -> None:
             "the official scale (s1_units='official')"
         )
     to_official: Convert = _of_decibel if units == "db" else _of_power
+    source = without_orbit_fills(source, nodata, units)
     fields.arrays[orbit] = Converted(source, np.dtype(np.int16), to_official)
 
 
