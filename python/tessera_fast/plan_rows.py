@@ -12,10 +12,10 @@ from .errors import InputError, TesseraError
 from .tile.georeference import check_crs
 from .tile.tile import OPENING
 from .untrusted import (
-    DAMAGED,
     MAX_PATH,
     MAX_SIZE,
     Unreadable,
+    damaged,
     first_line,
     parse_json,
     plain_name,
@@ -146,7 +146,7 @@ def _read_parquet(arrow: Any, parquet: Any, data: bytes) -> tuple[Any, Iterator[
             for i in range(about.num_row_groups)
             for j in range(about.num_columns)
         }
-    except (arrow.ArrowException, *DAMAGED) as error:
+    except damaged() as error:
         raise Unreadable(first_line(error)) from error
     if schema.names != names or _KEY not in (schema.metadata or {}):
         raise Unreadable("a Parquet file of other columns")
@@ -169,7 +169,7 @@ def _records(arrow: Any, file: Any) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except Unreadable:
         raise
-    except (arrow.ArrowException, *DAMAGED) as error:
+    except damaged() as error:
         raise Unreadable(first_line(error)) from error
 
 

@@ -16,6 +16,7 @@ import re
 import reprlib
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from io import BufferedReader
@@ -42,12 +43,24 @@ class Unreadable(ValueError):
     """The bytes are not what they should be; the message says what was found."""
 
 
-# What libraries that parse for us (zarr, xarray, rasterio, pyarrow) raise for damaged bytes when
-# they do not notice the damage themselves. For one call of such a library, never for our own code.
-DAMAGED: tuple[type[Exception], ...] = (
+_DAMAGED: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
-    AssertionError, RuntimeError, MemoryError, ImportError, zlib.error, struct.error,
+    AssertionError, RuntimeError, SystemError, MemoryError, ImportError, zlib.error, struct.error,
 )  # fmt: skip
+_DAMAGED_OF = {
+    "pyarrow": "ArrowException",
+    "rasterio.errors": "RasterioError",
+    "rasterio._err": "CPLE_BaseError",
+}
+
+
+def damaged() -> tuple[type[Exception], ...]:
+    """What zarr, xarray, rasterio, pyarrow, ... raise for damaged bytes that they do not notice.
+
+    For one call of such a library, never for code of ours: ``except damaged() as error``.
+    """
+    loaded = [(sys.modules[m], name) for m, name in _DAMAGED_OF.items() if m in sys.modules]
+    return (*_DAMAGED, *(getattr(m, name) for m, name in loaded if hasattr(m, name)))
 
 
 # ---- values in messages
@@ -98,7 +111,8 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What a library said of damaged bytes, short enough for a message of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {printable(lines[0])[:160]}" if lines else type(error).__name__
+    kind = "" if isinstance(error, Unreadable) else type(error).__name__
+    return ": ".join(filter(None, (kind, printable(lines[0])[:160] if lines else "")))
 
 
 # ---- files

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import DAMAGED, first_line, shown
+from ..untrusted import damaged, first_line, shown
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
 from .folder import year_in
@@ -40,7 +40,7 @@ def read_cube(path: str) -> Fields:
                 path, chunks=None, cache=False, mask_and_scale=False, **engine
             )  # fmt: skip
             _check_chunks(dataset)
-    except DAMAGED as error:
+    except damaged() as error:
         hint = "pip install netCDF4 or h5netcdf" if not engine else "and zarr is needed"
         raise InputError(
             f"{path}: expected a cube that xarray opens, got {first_line(error)}; "

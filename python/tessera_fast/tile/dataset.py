@@ -21,7 +21,7 @@ import xarray as xr
 
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
-from ..untrusted import DAMAGED, first_line, shown
+from ..untrusted import damaged, first_line, shown
 from .arrays import ALL, Picks, RowArray, packable
 from .fields import DAYS, ORBITS, SCL, Fields
 from .georeference import Georeference, affine
@@ -51,7 +51,7 @@ class DatasetArray(RowArray):
         dims = [*leading, "x", *([channel.dim] if channel and channel.dim else [])]
         try:
             values = [part.isel(index).transpose(*dims).values for part in self._parts]
-        except DAMAGED as error:  # of a file, a network, a codec
+        except damaged() as error:  # of a file, a network, a codec
             raise _cannot_be_read(error) from error
         if channel is None:
             return values[0]
@@ -95,6 +95,10 @@ def read_dataset(dataset: Any) -> Fields:
         raise InputError(
             f"tile: expected an xarray.Dataset, got xarray.{type(dataset).__name__}; name its "
             "variables, e.g. array.to_dataset(name='bands')"
+        )
+    if unnamed := [d for d in dataset.dims if not isinstance(d, str)]:
+        raise InputError(
+            f"Dataset: expected names of dimensions, got {shown(unnamed)}; rename them"
         )
     fields = Fields("Dataset", {}, {})
     times: dict[str, str] = {}
@@ -188,7 +192,7 @@ def _time_dim(array: xr.DataArray, name: str, others: tuple[str, ...]) -> str:
 def _values(array: xr.DataArray) -> np.ndarray:
     try:
         return array.values
-    except DAMAGED as error:
+    except damaged() as error:
         raise _cannot_be_read(error) from error
 
 
@@ -257,13 +261,12 @@ def _may_be_crs(value: Any) -> bool:
 
 def _short_crs(crs: Any) -> str | None:
     from pyproj import CRS
-    from pyproj.exceptions import CRSError
 
     try:
         parsed = CRS.from_user_input(crs)
         code = parsed.to_epsg()
         return f"EPSG:{code}" if code else parsed.to_wkt()
-    except (CRSError, *DAMAGED) as error:
+    except damaged() as error:
         raise InputError(
             f"Dataset: expected a CRS that pyproj reads, got {shown(crs)} ({first_line(error)})"
         ) from error
