@@ -18,7 +18,7 @@ from tessera_fast.errors import InputError
 @pytest.mark.parametrize("name", fuzz_files.FORMATS)
 def test_damaged_files(name, tmp_path):
     make_mutant, read = fuzz_files.FORMATS[name](tmp_path)
-    print(name, fuzz.run(1, fuzz.count(400), make_mutant, read))
+    print(name, fuzz.run(1, fuzz.count(250), make_mutant, read))
 
 
 # ---- the engine sees what it is there for
