@@ -39,7 +39,7 @@ for _name in ("weights/checkpoint.py", "weights/recognise.py"):
 
 
 def dotted(node: ast.expr) -> str:
-    """"np.lib.format.read_magic" of such an expression, "" of another; of a method its name."""
+    """ "np.lib.format.read_magic" of such an expression, "" of another; of a method its name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import Calibration
+from .damage import damaged, first_line
 from .errors import InputError, TesseraError
 from .tile.georeference import check_crs
 from .tile.tile import OPENING
@@ -15,8 +16,6 @@ from .untrusted import (
     MAX_PATH,
     MAX_SIZE,
     Unreadable,
-    damaged,
-    first_line,
     parse_json,
     plain_name,
     printable,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import InputError
-from ..untrusted import damaged, first_line, shown
+from ..untrusted import shown
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
 from .folder import year_in

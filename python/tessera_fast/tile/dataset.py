@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
-from ..untrusted import damaged, first_line, shown
+from ..untrusted import shown
 from .arrays import ALL, Picks, RowArray, packable
 from .fields import DAYS, ORBITS, SCL, Fields
 from .georeference import Georeference, affine

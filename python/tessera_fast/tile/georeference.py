@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..damage import damaged, first_line
 from ..errors import InputError, TesseraError
-from ..untrusted import Unreadable, damaged, first_line, read_start, shown
+from ..untrusted import Unreadable, read_start, shown
 from .geotiff import START_BYTES, read_plain
 
 
