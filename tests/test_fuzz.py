@@ -1,6 +1,6 @@
 """Damaged files give an error of the package, quickly and in little memory; see fuzz.py.
 
-A few hundred mutations of each format run with the suite; TESSERA_FUZZ=20000 asks for more.
+Some hundred mutations of each format run with the suite; TESSERA_FUZZ=20000 asks for more.
 """
 
 import json
@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 import fuzz
+import fuzz_files
 from tessera_fast.errors import InputError
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about what is damaged
+@pytest.mark.parametrize("name", fuzz_files.FORMATS)
+def test_damaged_files(name, tmp_path):
+    make_mutant, read = fuzz_files.FORMATS[name](tmp_path)
+    print(name, fuzz.run(1, fuzz.count(250), make_mutant, read))
+
 
 # ---- the engine sees what it is there for
 

@@ -15,8 +15,7 @@ import os
 import re
 import reprlib
 import stat
-import struct
-import zlib
+import sys
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from .errors import InputError
 
 MAX_JSON = 16 << 20  # bytes: metadata of a store with a hundred zones takes 2 MB
+MAX_TOML = 1 << 20  # bytes: what a person writes
 MAX_DIMS = 8  # of an array; no file of this package's world has more than 5
 MAX_SIZE = 2**63 - 1  # bytes and elements that an offset can count
 MAX_NAME = 240  # bytes: file systems take 255, with the endings that files get
@@ -41,14 +41,6 @@ T = TypeVar("T")
 
 class Unreadable(ValueError):
     """The bytes are not what they should be; the message says what was found."""
-
-
-# What libraries that parse for us (zarr, xarray, rasterio, pyarrow) raise for damaged bytes when
-# they do not notice the damage themselves. For one call of such a library, never for our own code.
-DAMAGED: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
-    AssertionError, RuntimeError, MemoryError, ImportError, zlib.error, struct.error,
-)  # fmt: skip
 
 
 # ---- values in messages
@@ -94,12 +86,6 @@ def shown(value: object) -> str:
 def printable(text: str) -> str:
     """``text`` with escapes for what is no UTF-8, as names of files may be."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def first_line(error: BaseException) -> str:
-    """What a library said of damaged bytes, short enough for a message of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {printable(lines[0])[:160]}" if lines else type(error).__name__
 
 
 def named(name: str) -> str:
@@ -209,6 +195,20 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("a number is too large")
     return number
+
+
+def read_toml(path: str | os.PathLike[str], limit: int = MAX_TOML) -> dict[str, Any]:
+    """The table in a TOML file of at most ``limit`` bytes; errors as in `read_bytes`."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(read_bytes(path, limit).decode("utf-8"))
+    except RecursionError:
+        raise Unreadable("TOML that is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        raise Unreadable(f"no valid TOML ({str(error)[:100]})") from None
 
 
 # ---- values of a record
@@ -404,3 +404,15 @@ def _parse_npy_header(start: bytes) -> NpyHeader:
     if math.prod(n for n in shape if n) * dtype.itemsize > MAX_SIZE - _MAX_NPY_HEADER:
         raise Unreadable(f"shape {shown(shape)}, more than any file holds")
     return NpyHeader(shape, dtype, fortran and len(shape) > 1, len(start))
+
+
+def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of a .npy file, which is read where it is used. Unreadable, OSError."""
+    file, size = open_file(path)
+    with file:
+        start = file.read(1024)
+        header = parse_npy_header(start + file.read(max(0, npy_header_length(start) - len(start))))
+        if size < header.size:
+            raise Unreadable(f"{size} bytes, {header.size} are needed")
+        order: Any = "F" if header.fortran else "C"
+        return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)

@@ -5,9 +5,9 @@ import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import DAMAGED, first_line
 from .chunks import lost_chunks
 from .cube_metadata import check_chunks, check_zarr
 from .fields import Fields
@@ -34,7 +34,7 @@ def read_cube(path: str) -> Fields:
                 path, chunks=None, cache=False, mask_and_scale=False, **engine
             )  # fmt: skip
             _check_chunks(dataset)
-    except DAMAGED as error:
+    except damaged() as error:
         hint = "pip install netCDF4 or h5netcdf" if not engine else "and zarr is needed"
         raise InputError(
             f"{path}: expected a cube that xarray opens, got {first_line(error)}; "

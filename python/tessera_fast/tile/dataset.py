@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..damage import damaged
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
-from ..untrusted import DAMAGED, shown
+from ..untrusted import shown
 from .arrays import ALL, Picks, RowArray, packable
 from .dataset_place import cannot_be_read, georeference_of, read_values
 from .dates import are_dates, decoded
@@ -80,7 +81,7 @@ class DatasetArray(RowArray):
             ]
         except InputError:
             raise
-        except DAMAGED as error:  # of a file, a network, a codec
+        except damaged() as error:  # of a file, a network, a codec
             raise cannot_be_read(error) from error
         if channel is None:
             return values[0]
@@ -138,6 +139,10 @@ def read_dataset(dataset: Any) -> Fields:
         raise InputError(
             f"tile: expected an xarray.Dataset, got xarray.{type(dataset).__name__}; name its "
             "variables, e.g. array.to_dataset(name='bands')"
+        )
+    if unnamed := [d for d in dataset.dims if not isinstance(d, str)]:
+        raise InputError(
+            f"Dataset: expected names of dimensions, got {shown(unnamed)}; rename them"
         )
     fields = Fields("Dataset", {}, {}, form="Dataset")
     streams = (("bands", "band", S2_BANDS), *((o, "polarization", S1_BANDS) for o in ORBITS))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import DAMAGED, first_line, shown
+from ..untrusted import shown
 from .georeference import Georeference, affine
 
 # Attributes and scalar coordinates that name a CRS: those of STAC's projection extension, and what
@@ -22,7 +23,7 @@ def read_values(array: xr.DataArray) -> np.ndarray:
     """The values of a small variable; InputError where its source cannot be read."""
     try:
         return array.values
-    except DAMAGED as error:
+    except damaged() as error:
         raise cannot_be_read(error) from error
 
 
@@ -144,7 +145,7 @@ def _short_name(crs: Any) -> str:
             parsed = CRS.from_cf(crs) if cf else CRS.from_user_input(crs)
             code = parsed.to_epsg()
             return f"EPSG:{code}" if code else str(parsed.to_wkt())
-    except (unreadable, *DAMAGED) as error:
+    except (unreadable, *damaged()) as error:
         raise InputError(
             f"Dataset: expected a CRS that pyproj reads, got {shown(crs)} ({first_line(error)})"
         ) from error

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..untrusted import DAMAGED, first_line, shown
+from ..damage import damaged, first_line
+from ..untrusted import shown
 
 FORMS = "datetime64, datetime, cftime or ISO 8601 text such as 2024-05-03T10:30:31Z"
 _YEARS = 1900, 2099  # others are no dates of a satellite, but a wrong epoch or a fill value
@@ -74,7 +75,7 @@ def decoded(values: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
     known = {key: attrs[key] for key in ("units", "calendar") if key in attrs}
     try:
         return np.asarray(xr.decode_cf(xr.Dataset({"t": ("t", values, known)}))["t"].values)
-    except DAMAGED as error:
+    except damaged() as error:
         text = f"units {shown(attrs['units'])} that cannot be read ({first_line(error)})"
         raise ValueError(text) from error
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..damage import damaged, first_line
 from ..errors import InputError, TesseraError
 from ..packages import why_not
-from ..untrusted import DAMAGED, Unreadable, first_line, read_start, shown
+from ..untrusted import Unreadable, read_start, shown
 from .geotiff import START_BYTES, read_plain
 
 
@@ -74,11 +75,10 @@ def crs_name(crs: Any) -> str | None:
 def check_crs(text: str) -> None:
     """InputError unless ``text`` is a CRS that pyproj reads."""
     from pyproj import CRS
-    from pyproj.exceptions import CRSError
 
     try:
         CRS.from_user_input(text)
-    except (CRSError, *DAMAGED) as error:
+    except damaged() as error:
         raise InputError(
             f"crs: expected one that pyproj reads, such as EPSG:32631, got {shown(text)} "
             f"({first_line(error)})"
@@ -133,7 +133,7 @@ def _read_any(path: Path | str, data: bytes | None) -> tuple[tuple[int, ...], Ge
             crs, transform, size = roi.crs, roi.transform, roi.shape
             code = crs.to_epsg() if crs else None
             name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
-    except (rasterio.errors.RasterioError, *DAMAGED) as error:
+    except damaged() as error:
         raise InputError(
             f"{path}: expected a GeoTIFF, got {first_line(error)}; write it again or remove it"
         ) from error

@@ -1,0 +1,95 @@
+"""Bytes that anybody may have written are parsed in untrusted.py and nowhere else."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "python" / "tessera_fast"
+
+# Calls that parse bytes without limits, or run what they find.
+PARSERS = {
+    "json.load", "json.loads", "np.load", "numpy.load", "np.fromfile", "ast.literal_eval",
+    "literal_eval", "eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler",
+    "marshal.loads", "shelve.open", "torch.load", "tomllib.load", "tomllib.loads", "tomli.loads",
+    "np.lib.format.read_magic", "np.lib.format.read_array", "np.lib.format.read_array_header_1_0",
+    "np.lib.format.read_array_header_2_0", "np.lib.format.open_memmap",
+}  # fmt: skip
+# What hands out the text or bytes of a file without a limit.
+UNBOUNDED = {"read_text", "read_bytes"}
+
+# file -> (calls that it may make, why)
+ALLOWED: dict[str, tuple[set[str], str]] = {
+    "untrusted.py": (
+        {"json.loads", "ast.literal_eval", "tomllib.loads"}, "the one place that parses",
+    ),
+    "selftest.py": ({"json.loads", "read_text"}, "a file of the package itself"),
+    "free_memory.py": ({"read_text"}, "the kernel's own files"),
+    "energy.py": ({"read_text"}, "the kernel's own files"),
+    "executors/domains.py": ({"read_text"}, "the kernel's own files"),
+}  # fmt: skip
+# Readers that another change brings to untrusted.py: the state of an output, and checkpoints.
+STATE = "the state's readers"
+for _name in ("store/npy_folder.py", "store/reader.py", "store/shards.py", "store/state.py",
+              "store/zarr_store.py", "verification/folder_check.py", "verification/places.py",
+              "verification/state_check.py", "verification/store_check.py"):  # fmt: skip
+    ALLOWED[_name] = ({"json.loads", "np.load", "read_text", "read_bytes"}, STATE)
+for _name in ("weights/checkpoint.py", "weights/recognise.py"):
+    ALLOWED[_name] = ({"json.loads"}, "the checkpoints' readers")
+
+
+def dotted(node: ast.expr) -> str:
+    """ "np.lib.format.read_magic" of such an expression, "" of another; of a method its name."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def parsers(text: str) -> set[str]:
+    """Calls of PARSERS, and methods of UNBOUNDED, in a module."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            if (name := dotted(node.func)) in PARSERS:
+                found.add(name)
+            if isinstance(node.func, ast.Attribute) and node.func.attr in UNBOUNDED:
+                found.add(node.func.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & (PARSERS | {"json.load", "numpy.load"})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import json\nx = json.loads(path.read_text())", {"json.loads", "read_text"}),
+        ("x = np.load(file, allow_pickle=False)", {"np.load"}),
+        ("from json import loads", {"json.loads"}),
+        ("np.lib.format.read_magic(file)", {"np.lib.format.read_magic"}),
+        ("x = ast.literal_eval(text)", {"ast.literal_eval"}),
+        ("(folder / 'a').read_bytes()", {"read_bytes"}),
+        ("x = parse_json(read_bytes(path, 10))\njson.dumps(x)", set()),
+    ],
+)
+def test_the_guard_sees(text, expected):
+    assert parsers(text) == expected
+
+
+def test_nothing_else_parses():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        found = parsers(path.read_text(encoding="utf-8"))
+        more = found - ALLOWED.get(name, (set(), ""))[0]
+        assert not more, f"{name} calls {sorted(more)}: read it with untrusted.py"
+
+
+def test_every_exception_is_needed():
+    for name, (calls, reason) in ALLOWED.items():
+        assert reason
+        path = PACKAGE / name
+        assert path.is_file(), f"{name} is gone: take it out of ALLOWED"
+        if name.split("/")[0] not in ("store", "verification", "weights"):
+            assert calls <= parsers(path.read_text(encoding="utf-8")), name
