@@ -4,7 +4,8 @@ TESSERA_FAST_ENGINES  folder searched for TensorRT engines before the cache is
 TESSERA_FAST_FUSED    1: the cuda back end runs a narrow model's whole network as one CUDA kernel
 TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
 TESSERA_FAST_TENSORRT_GRAPHS  1: the tensorrt back end replays full batches as CUDA graphs
-TESSERA_FAST_THREADS  default number of threads of the cpu back end
+TESSERA_FAST_THREADS  default number of threads of the cpu back end; else the CPUs that affinity and
+                      control groups leave to this process (cpus.py)
 TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
                       without network works from files copied there
 XDG_CACHE_HOME        where the cache of engines lies: tessera_fast/engines below it
@@ -13,9 +14,14 @@ huggingface_hub.
 """
 
 import os
+from numbers import Integral
 from pathlib import Path
 
+from .cpus import available_cpus
 from .errors import InputError
+from .untrusted import shown
+
+MAX_THREADS = 4096  # csrc/core/parallel.h: more than any machine has
 
 
 def engine_cache() -> Path:
@@ -45,16 +51,27 @@ def tensorrt_graphs() -> bool:
     return os.environ.get("TESSERA_FAST_TENSORRT_GRAPHS") == "1"
 
 
-def threads() -> int:
-    """Threads to use by default: TESSERA_FAST_THREADS, else the CPUs this process may use."""
+def threads(asked: int | None = None) -> int:
+    """Threads to use: ``asked``, else TESSERA_FAST_THREADS, else the CPUs this process may use.
+
+    Raises InputError unless it is a whole number from 1 to 4,096.
+    """
+    if asked is not None:
+        return _count("threads", asked, asked)
     text = os.environ.get("TESSERA_FAST_THREADS")
-    if not text:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text!r}")
-    return int(text)
+    if text:
+        plain = text.isascii() and text.isdigit() and len(text) < 10
+        return _count("TESSERA_FAST_THREADS", int(text) if plain else None, text)
+    return min(available_cpus(), MAX_THREADS)
+
+
+def _count(what: str, number: object, got: object) -> int:
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not whole or not 1 <= number <= MAX_THREADS:  # type: ignore[operator]
+        raise InputError(
+            f"{what}: expected a positive integer up to {MAX_THREADS:,}, got {shown(got)}"
+        )
+    return int(number)  # type: ignore[call-overload]
 
 
 def weights_dir() -> Path | None:

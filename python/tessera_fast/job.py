@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import env
 from .energy import EnergyMeter
 from .errors import InputError, StoreError, TesseraError
 from .executors import run_tasks
@@ -161,6 +162,8 @@ def embed_tiles(
     )  # fmt: skip
     extent = job_extent(out, [task.key for task in tasks], int8=int8)
     place = None if device is None else str(device)
+    if threads is not None:
+        threads = env.threads(threads)
     job = Job(
         os.path.abspath(os.path.expanduser(out)), _anywhere(model), _anywhere(weights), backend,
         precision, place, threads, settings, int8 or in_store, options, extent,

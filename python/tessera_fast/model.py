@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
+from . import backends, env
 from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
 from .packing import Observations, PackedTokens, pack
@@ -230,7 +230,8 @@ def load_model(
     path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
     embeddings mean nothing. ``device``: None or "auto" for the best there is, "cpu", "cuda",
     "cuda:1" or a torch.device, as the official loader takes. ``threads``: of the cpu back end;
-    default TESSERA_FAST_THREADS or all CPUs.
+    default TESSERA_FAST_THREADS, or the CPUs
+    that affinity and control groups leave to this process.
 
     Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and
     BackendUnavailable where the back end, precision or device asked for cannot run here.
@@ -242,8 +243,8 @@ def load_model(
                 "or threads; pass those to load_model"
             )
         return model
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected a positive integer, got {threads}")
+    if threads is not None:
+        threads = env.threads(threads)
     place = None if device is None or str(device) == "auto" else str(device)
     plan = Plan(precision, place, threads)
     loaded = load_weights(model, weights)

@@ -131,9 +131,10 @@ def plan(
 
 
 def _check(workers: int, rate: float | None, on_error: str, threads: int | None) -> None:
-    for what, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            raise InputError(f"{what}: expected a positive integer, got {value}")
+    if workers < 1:
+        raise InputError(f"workers: expected a positive integer, got {workers}")
+    if threads is not None:
+        env.threads(threads)
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise InputError(f"rate: expected px/s above 0, got {rate}")
     if on_error not in ("raise", "skip"):
@@ -266,7 +267,7 @@ def _memory(tile: Tile, spec: ModelSpec, threads: int | None) -> tuple[int, int]
     """The least working memory that embeds ``tile``, and what is used where none is set."""
     from .pipeline import band_rows
 
-    model = _sizes_only(spec, threads or env.threads())
+    model = _sizes_only(spec, env.threads(threads))
     rows = band_rows(tile, model, None)
 
     def enough_for(rows: int) -> int:

@@ -112,7 +112,7 @@ class CpuBackend:
         reason = self.why_not(spec, plan)
         if reason:
             raise BackendUnavailable(reason)
-        threads = plan.threads or env.threads()
+        threads = env.threads(plan.threads)
         return CpuEncoder(spec, weights, threads, env.isa() or "", plan.precision)
 
 

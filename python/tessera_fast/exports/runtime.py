@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import env
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -40,6 +41,5 @@ def session(path: Path, threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = env.threads(threads)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
