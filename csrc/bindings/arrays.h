@@ -29,6 +29,16 @@ inline py::array array_of(const py::handle& object, const std::string& name) {
   return py::reinterpret_borrow<py::array>(object);
 }
 
+template <class T>
+T value_of(const py::handle& object, const std::string& name) {
+  try {
+    return object.cast<T>();
+  } catch (const py::cast_error&) {
+    throw InputError(name + ": expected another type, got " +
+                     std::string(py::str(py::type::of(object))));
+  }
+}
+
 // Whether all elements are aligned for their type, whatever the array's flag says.
 inline bool is_aligned(const py::array& a) {
   const auto item = static_cast<uintptr_t>(a.itemsize());

@@ -1,4 +1,6 @@
 // tessera_fast._cpu.Encoder and quantize: a loaded model and its int8 output.
+#include <memory>
+
 #include "bindings/arrays.h"
 #include "bindings/modules.h"
 #include "cpu/encoder.h"
@@ -15,11 +17,7 @@ constexpr int kMaxWidth = 1 << 16, kMaxHidden = 1 << 20, kMaxLayers = 1000, kMax
 template <class T>
 T field(const py::dict& config, const char* name) {
   if (!config.contains(name)) throw InputError(std::string("config: expected '") + name + "'");
-  try {
-    return config[name].cast<T>();
-  } catch (const py::cast_error&) {
-    throw InputError(std::string("config: '") + name + "' is of another type than expected");
-  }
+  return value_of<T>(config[name], name);
 }
 
 int size_field(const py::dict& config, const char* name, int least, int most) {
@@ -97,7 +95,7 @@ class Tokens {
              offsets_.data(),
              step_offsets_.empty() ? nullptr : steps_.data(),
              step_offsets_.empty() ? nullptr : step_offsets_.data(),
-             py::cast<bool>(t.attr("standardized"))};
+             value_of<bool>(t.attr("standardized"), "standardized")};
     check(!view_.standardized || view_.element == 2, "bands: standardized values must be float32");
   }
 
@@ -189,6 +187,9 @@ class PyEncoder {
   static Encoder make(const ModelConfig& config, const py::object& positions,
                       const py::object& tensors, const std::string& isa,
                       const std::string& precision) {
+    if (!PyMapping_Check(tensors.ptr()))
+      throw InputError("tensors: expected a mapping of names to arrays, got " +
+                       std::string(py::str(py::type::of(tensors))));
     const KernelTable& table = select_isa(isa);
     const auto pe = expect<float>(positions, "positions", {367, config.d_model});
     py::object held;  // the tensor last handed out: a source may draw or map them on access
@@ -241,11 +242,18 @@ py::list list_isas() {
 }  // namespace
 
 void define_encoder(py::module_& m) {
-  py::class_<PyEncoder>(m, "Encoder")
-      .def(py::init<const py::dict&, const py::object&, const py::object&, const std::string&,
-                    const std::string&>(),
-           py::arg("config"), py::arg("positions"), py::arg("tensors"), py::arg("isa"),
-           py::arg("precision"))
+  py::class_<PyEncoder> encoder(m, "Encoder", py::is_final());
+  // Encoder.__new__ alone, as copy.copy calls it, would make an object without an encoder in it.
+  reinterpret_cast<PyTypeObject*>(encoder.ptr())->tp_new = nullptr;
+  m.def(
+      "load_encoder",
+      [](const py::dict& config, const py::object& positions, const py::object& tensors,
+         const std::string& isa, const std::string& precision) {
+        return std::make_unique<PyEncoder>(config, positions, tensors, isa, precision);
+      },
+      py::arg("config"), py::arg("positions"), py::arg("tensors"), py::arg("isa"),
+      py::arg("precision"));
+  encoder
       .def("encode", &PyEncoder::encode, py::arg("s2"), py::arg("s1"), py::arg("out"),
            py::arg("threads"), py::arg("progress") = py::none(), py::arg("profile") = false)
       .def_property_readonly("isa", &PyEncoder::isa);

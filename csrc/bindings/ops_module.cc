@@ -128,7 +128,8 @@ py::tuple convert(const std::string& isa, const py::array& x, const std::string&
   const int bytes = 4 * cpu::words_of(to, int(in.D), table);
   py::array_t<uint8_t> stored({in.M, py::ssize_t(bytes)});
   for (py::ssize_t r = 0; r < in.M; ++r)
-    std::memcpy(stored.mutable_data(r, 0), static_cast<const char*>(m.data) + r * m.ld * 4, bytes);
+    std::memcpy(stored.mutable_data() + r * bytes, static_cast<const char*>(m.data) + r * m.ld * 4,
+                bytes);
   if (!m.scale) return py::make_tuple(stored, py::none());
   return py::make_tuple(stored, py::array_t<float>(in.M, m.scale));
 }

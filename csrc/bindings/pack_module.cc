@@ -134,7 +134,7 @@ py::tuple pack(const py::tuple& s2, const py::list& orbits, const std::string& s
     check(bands.ndim() == 4 && bands.shape(1) == window.rows && bands.shape(2) == window.columns,
           "Sentinel-1: the window differs from Sentinel-2's");
     radar.push_back(series(bands, py::none(), array_of(orbit[1], "doys"), Observed::kNonZero,
-                           orbit[2].cast<int>()));
+                           value_of<int>(orbit[2], "orbit")));
     check(radar.back().element == radar[0].element, "Sentinel-1: the orbits' dtypes differ");
     check(radar.back().channels == 2, "Sentinel-1: expected the 2 bands VV, VH");
     radar_dtype = bands.dtype();

@@ -26,15 +26,15 @@ def isas() -> list[tuple[str, bool, str, bool]]: ...
 def select_isa(name: str) -> str: ...
 def native_bf16(name: str) -> bool: ...
 
-class Encoder:
-    def __init__(
-        self,
-        config: dict[str, Any],
-        positions: np.ndarray,
-        tensors: Mapping[str, np.ndarray],
-        isa: str,
-        precision: str,
-    ) -> None: ...
+def load_encoder(
+    config: dict[str, Any],
+    positions: np.ndarray,
+    tensors: Mapping[str, np.ndarray],
+    isa: str,
+    precision: str,
+) -> Encoder: ...
+
+class Encoder:  # made by load_encoder alone
     def encode(
         self,
         s2: Any,
