@@ -252,6 +252,15 @@ def test_a_value_that_is_not_read_may_be_anything(packer):
     check(packer, window, SPECS["v2-nano"])
 
 
+def test_a_day_that_changed_after_its_check_stays_in_the_table(packer):
+    window = random_window(3, (2, 3), (9, 6, 4))
+    days = np.int32([-(2**31), -1, 0, 1, 366, 367, 65_535, 65_536, 2**31 - 1])
+    s2, _, _ = packer(SPECS["v1.1-mpc"]).pack(replace(window, s2_masks=None, s2_doys=days))
+    assert s2.doy.cpu().reshape(-1, 9).unique(dim=0).tolist() == [
+        [0, 0, 0, 1, 366, 366, 366, 366, 366]
+    ]
+
+
 def test_arguments_that_are_refused(packer):
     window, spec = random_window(1), SPECS["v1.0"]
     check_error(packer, window, spec, seed=-1)

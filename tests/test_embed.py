@@ -233,7 +233,7 @@ def test_a_loaded_model_goes_without_other_options(tile, model):
             "backend: expected auto, cuda, tensorrt, cpu, reference, got",
         ),
         ({"device": "cuda"}, tf.BackendUnavailable, "runs on device 'cpu', not 'cuda'"),
-        ({"threads": 0}, tf.InputError, "threads: expected a positive integer, got 0"),
+        ({"threads": 0}, tf.InputError, "threads: expected a whole number from 1 to 4,096, got 0"),
         ({"output": "int4"}, tf.InputError, "output: expected float32, int8, got 'int4'"),
         ({"repeats": 2}, tf.InputError, "repeats: expected 1, .* got 2 with v2-mini"),
         ({"repeats": 0}, tf.InputError, "repeats: expected 1, .* got 0"),

@@ -14,8 +14,12 @@ void copy_strides(const py::array& a, ptrdiff_t* out) {
   for (int i = 0; i < 3; ++i) out[i] = a.strides(i);
 }
 
+constexpr int kMaxBands = 64;                  // of a date: 10 and 2 so far
+constexpr int64_t kMaxRow = int64_t{1} << 40;  // of a tile
+constexpr int64_t kMaxPixels = int64_t{1} << 31;
+
 // bands (T, H, W, C), mask (T, H, W) uint8 or None, doy (T, H, W) int32, all of any strides except
-// that a pixel's bands are contiguous.
+// that elements are aligned and a pixel's bands contiguous.
 Series series(const py::array& bands, const py::object& mask, const py::array& doy,
               Observed observed, int orbit) {
   Series s{};
@@ -27,20 +31,21 @@ Series series(const py::array& bands, const py::object& mask, const py::array& d
     s.element = Element::kF32;
   else
     throw InputError("bands: expected uint16, int16 or float32, got " + describe(bands));
-  check(bands.ndim() == 4 && bands.strides(3) == bands.itemsize(),
-        "bands: expected (T, H, W, C) with contiguous bands");
-  check(py::isinstance<py::array_t<int32_t>>(doy) && doy.ndim() == 3,
-        "doys: expected (T, H, W) int32");
+  check(bands.ndim() == 4 && bands.strides(3) == bands.itemsize() && is_aligned(bands),
+        "bands: expected (T, H, W, C) with contiguous, aligned bands");
+  check(py::isinstance<py::array_t<int32_t>>(doy) && doy.ndim() == 3 && is_aligned(doy),
+        "doys: expected (T, H, W) int32, aligned");
+  check(orbit == 0 || orbit == 1, "orbit: expected 0 (ascending) or 1 (descending)");
   s.bands = static_cast<const char*>(bands.data());
   copy_strides(bands, s.bands_stride);
-  s.channels = static_cast<int>(bands.shape(3));
-  s.dates = static_cast<int>(bands.shape(0));
+  s.channels = size_of(bands.shape(3), "bands: channels", 1, kMaxBands);
+  s.dates = size_of(bands.shape(0), "bands: dates", 0, kMaxDates);
   s.doy = static_cast<const char*>(doy.data());
   copy_strides(doy, s.doy_stride);
   s.observed = observed;
   s.orbit = static_cast<uint8_t>(orbit);
   if (!mask.is_none()) {
-    const auto m = mask.cast<py::array>();
+    const auto m = array_of(mask, "masks");
     check(py::isinstance<py::array_t<uint8_t>>(m) && m.ndim() == 3,
           "masks: expected (T, H, W) uint8");
     s.mask = static_cast<const uint8_t*>(m.data());
@@ -106,22 +111,30 @@ Sampling sampling_of(const std::string& name) {
 // s2: (bands, mask or None, doy); orbits: [(bands, doy, index)]. Returns the two streams and the
 // observed dates [P, 1 + orbits] uint16.
 py::tuple pack(const py::tuple& s2, const py::list& orbits, const std::string& sampling,
-               bool want_steps, bool binary_masks, int64_t row0, uint64_t seed, int threads) {
-  const auto s2_bands = s2[0].cast<py::array>();
-  const Series optical = series(s2_bands, s2[1], s2[2].cast<py::array>(), Observed::kAlways, 0);
-  const Window window{
-      s2_bands.shape(1), s2_bands.shape(2),        row0, sampling_of(sampling), seed,
-      binary_masks,      threads < 1 ? 1 : threads};
+               bool want_steps, bool binary_masks, int64_t row0, uint64_t seed, int64_t threads) {
+  check(s2.size() == 3, "s2: expected (bands, mask, doy)");
+  check(orbits.size() <= 2, "orbits: expected at most two");
+  check(row0 >= 0 && row0 <= kMaxRow, "row0: expected 0..2^40");
+  const py::array s2_bands = array_of(s2[0], "bands");
+  const Series optical = series(s2_bands, s2[1], array_of(s2[2], "doys"), Observed::kAlways, 0);
+  check(s2_bands.shape(1) <= kMaxPixels && s2_bands.shape(2) <= kMaxPixels &&
+            s2_bands.shape(1) * s2_bands.shape(2) <= kMaxPixels,
+        "bands: expected a window of at most 2^31 pixels; pack fewer rows at a time");
+  const Window window{s2_bands.shape(1), s2_bands.shape(2),  row0, sampling_of(sampling), seed,
+                      binary_masks,      threads_of(threads)};
   std::vector<Series> radar;
   const bool floats = optical.element == Element::kF32;  // the dtype of no orbit at all
   py::dtype radar_dtype = floats ? py::dtype::of<float>() : py::dtype::of<int16_t>();
-  for (const py::handle& item : orbits) {
-    const auto orbit = item.cast<py::tuple>();
-    const auto bands = orbit[0].cast<py::array>();
+  const py::tuple held(orbits);  // a list may be emptied while the GIL is released
+  for (const py::handle& item : held) {
+    check(py::isinstance<py::tuple>(item) && py::len(item) == 3,
+          "orbits: expected tuples (bands, doy, index)");
+    const auto orbit = py::reinterpret_borrow<py::tuple>(item);
+    const py::array bands = array_of(orbit[0], "bands");
     check(bands.ndim() == 4 && bands.shape(1) == window.rows && bands.shape(2) == window.columns,
           "Sentinel-1: the window differs from Sentinel-2's");
-    radar.push_back(series(bands, py::none(), orbit[1].cast<py::array>(), Observed::kNonZero,
-                           orbit[2].cast<int>()));
+    radar.push_back(series(bands, py::none(), array_of(orbit[1], "doys"), Observed::kNonZero,
+                           value_of<int>(orbit[2], "orbit")));
     check(radar.back().element == radar[0].element, "Sentinel-1: the orbits' dtypes differ");
     check(radar.back().channels == 2, "Sentinel-1: expected the 2 bands VV, VH");
     radar_dtype = bands.dtype();

@@ -14,6 +14,8 @@
 
 namespace tessera {
 
+constexpr int kMaxThreads = 4096;  // more than any machine has: a larger number is a mistake
+
 // Calls body(item, worker) once for every item in [0, items), worker in [0, threads).
 // `poll`, if given, is called in the calling thread about ten times a second with the number of
 // finished items; what it throws (Ctrl-C) stops the workers after their current item.

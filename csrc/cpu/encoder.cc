@@ -74,7 +74,7 @@ void Encoder::encode(const TokensView& s2, const TokensView& s1, int64_t P, floa
   check(E >= 1 && E <= model_.config.out_dim, "out: more columns than the model has dimensions");
   const TokensView tokens[] = {s2, s1};
   for (const TokensView& t : tokens)
-    check(model_.config.pooling == Pooling::kSoftmax || (t.steps && t.step_offsets),
+    check(model_.config.pooling == Pooling::kSoftmax || t.step_offsets != nullptr,
           "steps: a recurrent pooling needs the padded sequence");
   Sizes sizes;
   const std::vector<Group> work = groups(s2, s1, P, threads, &sizes);

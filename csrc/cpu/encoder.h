@@ -23,8 +23,8 @@ struct TokensView {
   const uint8_t* orbit;
   const uint16_t* multiplicity;
   const int64_t* offsets;       // [P + 1]
-  const int32_t* steps;         // [S] or null
-  const int64_t* step_offsets;  // [P + 1] or null
+  const int32_t* steps;         // [S]
+  const int64_t* step_offsets;  // [P + 1], or null: no steps
   bool standardized;
 };
 

@@ -11,6 +11,8 @@ namespace tessera::cpu {
 
 namespace {
 
+constexpr int kFusionHeads = 4;
+
 uint16_t to_bf16(float value) {  // to nearest even
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -37,9 +39,13 @@ void Linear::set_rows(int first, int count, const float* weight, float scale) {
     const float* row = weight + size_t(r) * K_;
     float step = 0;
     if (element_ == Element::kInt8) {
-      for (int k = 0; k < K_; ++k) step = std::max(step, std::abs(row[k] * scale) / 127);
-      scale_.data()[n] = step;
-      if (!(step > 0)) continue;  // a row of zeros: codes 0
+      float invalid = 0;  // NaN if a value is not finite
+      for (int k = 0; k < K_; ++k) {
+        step = std::max(step, std::abs(row[k] * scale) / 127);
+        invalid += row[k] * scale - row[k] * scale;
+      }
+      scale_.data()[n] = step + invalid;
+      if (!(step > 0) || invalid != 0) continue;  // codes 0: of a row of zeros, or times NaN
     }
     int32_t sum = 0;
     for (int k = 0; k < K_; ++k) {
@@ -52,7 +58,8 @@ void Linear::set_rows(int first, int count, const float* weight, float scale) {
         const uint16_t half = to_bf16(w);
         std::memcpy(out + k % 2 * 2, &half, 2);
       } else {
-        const int code = static_cast<int>(std::nearbyint(w / step));
+        const float rounded = std::nearbyint(w / step);
+        const int code = std::abs(rounded) <= 127 ? static_cast<int>(rounded) : 0;
         sum += code;
         const int8_t byte = static_cast<int8_t>(code);
         const int16_t half = static_cast<int16_t>(code);
@@ -99,8 +106,10 @@ class Builder {
 
   Linear linear(const std::string& name, Element element, int K, int N,
                 Sign input = Sign::kAny) const {
-    Linear l(table_, element, K, N, input);
-    append(l, name + ".weight", name + ".bias", 0, N, K);
+    const float* weight = source_(name + ".weight", {N, K});
+    Linear l(table_, element, K, N, input);  // after the check of the size that it takes
+    l.set_rows(0, N, weight, 1);
+    l.set_bias(0, N, source_(name + ".bias", {N, 1}), 1);
     return l;
   }
 
@@ -209,15 +218,17 @@ Model build_model(const KernelTable& table, ModelConfig config, Precision precis
   m.precision = precision;
   const ModelConfig& c = m.config;
   check(c.d_model % c.num_heads == 0, "d_model must be a multiple of num_heads");
+  check(!c.fusion_layers || c.d_model % kFusionHeads == 0,
+        "fusion: d_model must be a multiple of 4");
   const int D = c.d_model;
   const Builder build(table, c, precision, source);
   m.streams[0] = build.stream("s2_backbone", c.s2_bands, c.s2_mean.data(), c.s2_std.data());
   m.streams[1] = build.stream("s1_backbone", c.s1_bands, c.s1_mean.data(), c.s1_std.data());
   if (c.fusion_layers) {
     m.modality_embed = build.vector("fusion_modality_embed", 2 * D);
-    for (int i = 0; i < c.fusion_layers; ++i)  // always 4 heads, ff 2 D, QK-norm
+    for (int i = 0; i < c.fusion_layers; ++i)  // always ff 2 D, QK-norm
       m.fusion.push_back(
-          build.layer("fusion_transformer.layers." + std::to_string(i), 2 * D, 4, true));
+          build.layer("fusion_transformer.layers." + std::to_string(i), 2 * D, kFusionHeads, true));
   }
   if (c.mlp_reducer) {
     m.reduce1 = build.linear("dim_reducer.0", precision.accurate, 2 * D, 4 * D);

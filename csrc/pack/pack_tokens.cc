@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "core/borrowed.h"
 #include "core/check.h"
 #include "core/parallel.h"
 
@@ -22,11 +23,8 @@ const char* at(const char* base, const ptrdiff_t* stride, int64_t t, int64_t row
 
 template <class T>
 bool any_non_zero(const char* bands, int channels) {
-  T value;
-  for (int c = 0; c < channels; ++c) {
-    std::memcpy(&value, bands + c * sizeof(T), sizeof(T));
-    if (value != 0) return true;
-  }
+  for (int c = 0; c < channels; ++c)
+    if (borrowed<T>(bands + c * sizeof(T)) != 0) return true;
   return false;
 }
 
@@ -45,13 +43,19 @@ std::string place(const Window& window, int64_t t, int64_t row, int64_t column) 
          std::to_string(column);
 }
 
+const char* name_of(int stream) {
+  return stream ? "Sentinel-1" : "Sentinel-2";
+}
+
 }  // namespace
 
 StreamPacker::StreamPacker(std::vector<Series> series, int stream, const Window& window,
                            const uint8_t* skip)
     : series_(std::move(series)), stream_(stream), window_(window), skip_(skip) {
-  for (const Series& s : series_) dates_ += s.dates;
-  check(dates_ <= 65535, "expected at most 65,535 dates in a stream");
+  for (const Series& s : series_) {
+    check(s.dates <= kMaxDates - dates_, "expected at most 65,535 dates in a stream");
+    dates_ += s.dates;
+  }
 }
 
 // valid [dates, columns]: 1 where the date is observed at this row's pixel.
@@ -61,7 +65,7 @@ void StreamPacker::observe_row(int64_t row, uint8_t* valid) const {
       for (int64_t w = 0; w < window_.columns; ++w) {
         if (s.observed == Observed::kMasked) {
           const char* base = reinterpret_cast<const char*>(s.mask);
-          const auto clear = static_cast<uint8_t>(*at(base, s.mask_stride, t, row, w));
+          const auto clear = borrowed<uint8_t>(at(base, s.mask_stride, t, row, w));
           if (clear > 1 && window_.binary_masks)
             throw InputError("masks: expected only 0 (cloud) and 1 (clear), got " +
                              std::to_string(clear) + " at " + place(window_, t, row, w) +
@@ -151,45 +155,69 @@ Counts StreamPacker::count(const std::vector<uint16_t*>& observed) const {
   return counts;
 }
 
+// The bands of one date at a pixel, copied before they are checked.
+void StreamPacker::copy_bands(const Series& s, int64_t t, const Pixel& p, char* out) const {
+  const char* bands = at(s.bands, s.bands_stride, t, p.row, p.column);
+  if (s.element != Element::kF32) {
+    copy_borrowed(bands, s.channels, reinterpret_cast<uint16_t*>(out));
+    return;
+  }
+  float* values = reinterpret_cast<float*>(out);
+  copy_borrowed(bands, s.channels, values);
+  for (int c = 0; c < s.channels; ++c)
+    if (!std::isfinite(values[c]))
+      throw InputError(
+          name_of(stream_) +
+          std::string(" bands: expected finite values where a date is observed, "
+                      "got NaN or infinity at ") +
+          place(window_, t, p.row, p.column) + ", band " + std::to_string(c) +
+          (stream_ ? "; write 0 where nothing was observed" : "; set the mask to 0 there"));
+}
+
+uint16_t StreamPacker::day(const Series& s, int64_t t, const Pixel& p) const {
+  const auto doy = borrowed<int32_t>(at(s.doy, s.doy_stride, t, p.row, p.column));
+  if (doy < 1 || doy > kMaxDoy)
+    throw InputError(name_of(stream_) + std::string(" days: expected 1..366, got ") +
+                     std::to_string(doy) + " at " + place(window_, t, p.row, p.column));
+  return static_cast<uint16_t>(doy);
+}
+
+// What `count` said of this pixel is the room that `fill` has: it must say so again.
+void StreamPacker::check_unchanged(bool ok, const Pixel& p) const {
+  if (!ok)
+    throw InputError(name_of(stream_) +
+                     std::string(": the arrays changed while they were packed, at row ") +
+                     std::to_string(window_.row0 + p.row) + ", column " + std::to_string(p.column) +
+                     "; pass arrays that no other thread writes during the call");
+}
+
 void StreamPacker::fill(const Tokens& out) const {
   if (series_.empty()) return;
   const size_t size = element_size(series_[0].element) * series_[0].channels;
   for_each_pixel([&](const Pixel& p) {
     int64_t token = out.offsets[p.index];
+    const int64_t end = out.offsets[p.index + 1];
     size_t i = 0;                            // series of date t
     int first = 0;                           // position of that series' first date
     thread_local std::vector<int32_t> kept;  // [n] rank -> index among the pixel's tokens
     kept.resize(p.n);
     for (int rank = 0; rank < p.n; ++rank) {
       if (p.multiplicity[rank] == 0) continue;
+      check_unchanged(token < end, p);
       while (p.dates[rank] >= first + series_[i].dates) first += series_[i++].dates;
       const Series& s = series_[i];
       const int64_t t = p.dates[rank] - first;
-      const char* bands = at(s.bands, s.bands_stride, t, p.row, p.column);
-      if (s.element == Element::kF32) {
-        for (int c = 0; c < s.channels; ++c) {
-          float value;
-          std::memcpy(&value, bands + 4 * c, 4);
-          if (!std::isfinite(value))
-            throw InputError(
-                (stream_ ? "Sentinel-1" : "Sentinel-2") +
-                std::string(" bands: expected finite values where a date is observed, "
-                            "got NaN or infinity at ") +
-                place(window_, t, p.row, p.column) + ", band " + std::to_string(c) +
-                (stream_ ? "; write 0 where nothing was observed" : "; set the mask to 0 there"));
-        }
-      }
-      std::memcpy(out.bands + token * size, bands, size);
-      int32_t doy;
-      std::memcpy(&doy, at(s.doy, s.doy_stride, t, p.row, p.column), 4);
-      out.doy[token] = static_cast<uint16_t>(doy);
+      copy_bands(s, t, p, out.bands + token * size);
+      out.doy[token] = day(s, t, p);
       out.orbit[token] = s.orbit;
       out.multiplicity[token] = p.multiplicity[rank];
       kept[rank] = static_cast<int32_t>(token++ - out.offsets[p.index]);
     }
+    check_unchanged(token == end, p);
     if (out.steps) {
-      int32_t* steps = out.steps + out.step_offsets[p.index];
-      for (int k = 0; k < p.length; ++k) steps[k] = kept[p.ranks[k]];
+      const int64_t start = out.step_offsets[p.index];
+      check_unchanged(out.step_offsets[p.index + 1] - start == p.length, p);
+      for (int k = 0; k < p.length; ++k) out.steps[start + k] = kept[p.ranks[k]];
     }
   });
 }

@@ -1,6 +1,8 @@
 // Raw series of a window of pixels -> packed tokens, in two passes: count (so that the caller can
 // allocate exactly), then fill. Reads the window's own bytes, of any strides, and copies only what
-// is kept: a tile of any size is packed row band by row band. Legend: docs/data_flow.md.
+// is kept: a tile of any size is packed row band by row band. The caller may write the arrays at
+// the same time (core/borrowed.h): then `fill` may throw, or give other values, and stays within
+// its room. Legend: docs/data_flow.md.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +16,10 @@ namespace tessera::pack {
 enum class Element { kU16, kI16, kF32 };
 enum class Observed { kMasked, kNonZero, kAlways };  // where a date counts as observed
 
-// One list of dates of the window: Sentinel-2, or one Sentinel-1 orbit.
+constexpr int kMaxDates = 65535;  // of a stream: counts are uint16
+constexpr int kMaxDoy = 366;      // tables of the day of year end there
+
+// One list of dates of the window: Sentinel-2, or one Sentinel-1 orbit. Elements are aligned.
 struct Series {
   const char* bands;  // [dates, rows, columns, channels], the channels of a pixel contiguous
   ptrdiff_t bands_stride[3];  // bytes
@@ -60,6 +65,7 @@ class StreamPacker {
 
   // observed: one array [P] per series (or null), the valid dates before any cut.
   Counts count(const std::vector<uint16_t*>& observed) const;
+  // InputError for values that are not finite, days beyond 366, and arrays that changed since.
   void fill(const Tokens& out) const;
 
  private:
@@ -68,6 +74,9 @@ class StreamPacker {
   void for_each_pixel(const Body& body) const;
   void observe_row(int64_t row, uint8_t* valid) const;
   int sequence(int n, int64_t row, int64_t column, int32_t* ranks) const;
+  void copy_bands(const Series& s, int64_t t, const Pixel& p, char* out) const;
+  uint16_t day(const Series& s, int64_t t, const Pixel& p) const;
+  void check_unchanged(bool ok, const Pixel& p) const;
 
   std::vector<Series> series_;
   int stream_, dates_ = 0;

@@ -26,6 +26,9 @@ using pack::kDraws;
 using pack::kMaxSequence;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+// Days are checked before they come here, in memory that the caller may have written since; they
+// choose a row of a table.
+constexpr int kMaxDoy = 366;
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 // Words of 4 bytes of a date at a pixel: 5 and 10 of Sentinel-2, 1 and 2 of Sentinel-1.
@@ -91,9 +94,13 @@ __device__ unsigned evidence(const Series& s, int64_t at) {
 
 __device__ void report_mask(const PackInput& in, int p, int t) {
   const Series& s = in.series[0];
-  while (s.mask[static_cast<int64_t>(t) * in.pixels + p] <= 1) ++t;
+  unsigned value = 0;
+  for (; t < s.dates; ++t) {  // to the end, should another stream have changed the mask
+    value = s.mask[static_cast<int64_t>(t) * in.pixels + p];
+    if (value > 1) break;
+  }
+  if (value <= 1) return;
   const unsigned long long date = static_cast<int64_t>(p / in.columns) * s.dates + t;
-  const unsigned value = s.mask[static_cast<int64_t>(t) * in.pixels + p];
   atomicMin(&in.errors[0], (date * in.columns + p % in.columns) * 256 + value);
 }
 
@@ -262,8 +269,8 @@ __global__ void __launch_bounds__(kThreads)
       if (multiplicity > 0) {
         const int slot = __popc(kept & before), t = first + lane;
         kept_lanes[warp][slot] = static_cast<uint8_t>(lane);
-        out.doy[token + slot] = static_cast<uint16_t>(
-            s.doy[s.doy_per_pixel ? static_cast<int64_t>(t) * in.pixels + p : t]);
+        const int day = s.doy[s.doy_per_pixel ? static_cast<int64_t>(t) * in.pixels + p : t];
+        out.doy[token + slot] = static_cast<uint16_t>(min(max(day, 0), kMaxDoy));
         out.orbit[token + slot] = s.orbit;
         out.multiplicity[token + slot] = static_cast<uint16_t>(multiplicity);
       }

@@ -25,16 +25,15 @@ def quantize(
 def isas() -> list[tuple[str, bool, str, bool]]: ...
 def select_isa(name: str) -> str: ...
 def native_bf16(name: str) -> bool: ...
+def load_encoder(
+    config: dict[str, Any],
+    positions: np.ndarray,
+    tensors: Mapping[str, np.ndarray],
+    isa: str,
+    precision: str,
+) -> Encoder: ...
 
-class Encoder:
-    def __init__(
-        self,
-        config: dict[str, Any],
-        positions: np.ndarray,
-        tensors: Mapping[str, np.ndarray],
-        isa: str,
-        precision: str,
-    ) -> None: ...
+class Encoder:  # made by load_encoder alone
     def encode(
         self,
         s2: Any,

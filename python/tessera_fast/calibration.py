@@ -90,7 +90,7 @@ def calibrate_rate(
         loaded = made_up_model(model, backend, Running(precision, place, threads))
     try:
         picks = sorted({round(i * (len(rows) - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)})
-        used = loaded.plan.threads or env.threads()
+        used = env.threads(loaded.plan.threads)
         tiles = [open_tile(rows[i].source, **opening) for i in picks]
         per_flop = _seconds_per_flop(loaded, tiles, used, seconds)
     finally:

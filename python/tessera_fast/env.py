@@ -5,7 +5,8 @@ TESSERA_FAST_FUSED    1: the cuda back end runs a narrow model's whole network a
 TESSERA_FAST_ISA      run the cpu back end on this instruction set, or raise if it cannot run
 TESSERA_FAST_NVTX     1: NVTX ranges around the ops of the cuda back end
 TESSERA_FAST_TENSORRT_GRAPHS  1: the tensorrt back end replays full batches as CUDA graphs
-TESSERA_FAST_THREADS  default number of threads of the cpu back end
+TESSERA_FAST_THREADS  default number of threads of the cpu back end; else the CPUs that affinity and
+                      control groups leave to this process (cpus.py)
 TESSERA_FAST_WEIGHTS  folder searched for checkpoints before the hub is asked; with it, a machine
                       without network works from files copied there
 XDG_CACHE_HOME        where the cache of engines lies: tessera_fast/engines below it
@@ -16,11 +17,12 @@ huggingface_hub.
 import functools
 import logging
 import os
-import re
 from pathlib import Path
 
+from .cpus import available_cpus
 from .errors import InputError
 from .suggest import closest
+from .untrusted import whole_number
 
 _PREFIX = "TESSERA_FAST_"
 KNOWN = tuple(
@@ -46,7 +48,7 @@ def warn_of_unknown() -> None:
             _log.warning("the environment variable %s has no effect.%s", name[:100], near)
 
 
-MAX_THREADS = 4096  # that a caller may ask for
+MAX_THREADS = 4096  # csrc/core/parallel.h: more than any machine has
 
 
 def engine_cache() -> Path:
@@ -89,16 +91,18 @@ def _switch(name: str) -> bool:
     return text == "1"
 
 
-def threads() -> int:
-    """Threads to use by default: TESSERA_FAST_THREADS, else the CPUs this process may use."""
+def threads(asked: int | None = None) -> int:
+    """Threads to use: ``asked``, else TESSERA_FAST_THREADS, else the CPUs this process may use.
+
+    Raises InputError unless it is a whole number from 1 to 4,096.
+    """
+    if asked is not None:
+        return whole_number("threads", asked, 1, MAX_THREADS)
     text = os.environ.get("TESSERA_FAST_THREADS")
-    if not text:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise InputError(f"TESSERA_FAST_THREADS: expected a positive integer, got {text[:100]!r}")
-    return int(text)
+    if text:
+        plain = text.isascii() and text.isdigit() and len(text) < 10
+        return whole_number("TESSERA_FAST_THREADS", int(text) if plain else text, 1, MAX_THREADS)
+    return min(available_cpus(), MAX_THREADS)
 
 
 def weights_dir() -> Path | None:

@@ -1,23 +1,21 @@
 """How much memory this process may still take: of the machine, and of its control groups.
 
 A container or a batch job is ended at its control group's limit, whatever the machine has free.
-Version 2 of control groups has one tree; version 1 a tree for memory alone. A limit may stand at
-any level between the process's own group and the root, and a container often sees but its own
-group, mounted as the root: levels that are not there are passed over.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_ROOT = Path("/")
+from .control_groups import ROOT, folders, text
+
 # limits, usage and the prefix of memory.stat's rows that count a group's whole subtree
 _Files = tuple[tuple[str, ...], str, str]
 _V2: _Files = (("memory.max", "memory.high"), "memory.current", "")
 _V1: _Files = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
 
 
-def available_bytes(root: Path = _ROOT) -> int | None:
+def available_bytes(root: Path = ROOT) -> int | None:
     """Bytes that this process may still take without swapping or being ended; None if unknown.
 
     The least of what the machine has available and what every control group above the process
@@ -31,31 +29,20 @@ def _machine(root: Path) -> int | None:
     kilobytes = _table(root / "proc/meminfo").get("MemAvailable:")
     if kilobytes is not None:
         return kilobytes << 10
-    if root == _ROOT and "SC_AVPHYS_PAGES" in os.sysconf_names:
+    if root == ROOT and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def _groups(root: Path) -> Iterator[int | None]:
-    """What is left in every group from the process's own to the root, of either version."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, files = root / "sys/fs/cgroup", _V2
-        elif "memory" in controllers.split(","):
-            mount, files = root / "sys/fs/cgroup/memory", _V1
-        else:
-            continue
-        own = mount / path.lstrip("/")
-        for folder in (own, *own.parents):
-            yield _left(folder, *files)
-            if folder == mount:
-                break
+    """What is left in every group from the process's own to the root."""
+    for version, folder in folders("memory", root):
+        yield _left(folder, *(_V2 if version == 2 else _V1))
 
 
 def _left(folder: Path, limits: tuple[str, ...], usage: str, prefix: str) -> int | None:
-    found = [int(t) for name in limits if (t := _text(folder / name).strip()).isdigit()]
-    used = _text(folder / usage).strip()
+    found = [int(t) for name in limits if (t := text(folder / name).strip()).isdigit()]
+    used = text(folder / usage).strip()
     if not found or not used.isdigit():
         return None  # "max", or no such group here
     stat = _table(folder / "memory.stat")
@@ -65,13 +52,5 @@ def _left(folder: Path, limits: tuple[str, ...], usage: str, prefix: str) -> int
 
 def _table(path: Path) -> dict[str, int]:
     """First word -> number of every row "word number ..."."""
-    rows = (line.split() for line in _text(path).splitlines())
+    rows = (line.split() for line in text(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _text(path: Path) -> str:
-    """What a file of /proc or /sys says; nothing where it is absent or not ours to read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

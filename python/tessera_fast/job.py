@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import env
 from .energy import EnergyMeter
-from .env import MAX_THREADS
 from .errors import StoreError, TesseraError
 from .executors import check_executor, run_tasks
 from .executors.base import Job, Watch
@@ -29,7 +29,7 @@ from .spec import NAMED
 from .store import Provenance, job_extent
 from .suggest import checks_keywords, keywords_of, one_of
 from .tile import open_tile, period_of_year
-from .untrusted import local_path, whole_number
+from .untrusted import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def embed_tiles(
         part = checked_shard(shard)
         check_executor(executor, workers, retries, resources)
         if threads is not None:
-            whole_number("threads", threads, 1, MAX_THREADS)
+            env.threads(threads)
         target = local_path(out, "out").absolute()
         in_store = target.suffix == ".zarr"
         if isinstance(tiles, Plan):

@@ -232,7 +232,8 @@ def load_model(
     path, or ``"untrained"`` (``"untrained:<seed>"``) for seeded random ones, with which
     embeddings mean nothing. ``device``: None or "auto" for the best there is, "cpu", "cuda",
     "cuda:1" or a torch.device, as the official loader takes. ``threads``: of the cpu back end;
-    default TESSERA_FAST_THREADS or all CPUs.
+    default TESSERA_FAST_THREADS, or the CPUs
+    that affinity and control groups leave to this process.
 
     Raises WeightsError for a checkpoint that is absent, unsafe, truncated or mismatched, and
     BackendUnavailable where the back end, precision or device asked for cannot run here.
@@ -244,8 +245,8 @@ def load_model(
                 "or threads; pass those to load_model"
             )
         return model
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected a positive integer, got {threads}")
+    if threads is not None:
+        threads = env.threads(threads)
     env.warn_of_unknown()
     place = None if device is None or str(device) == "auto" else str(device)
     plan = Plan(precision, place, threads)

@@ -100,16 +100,18 @@ def pack(
     Sentinel-1, before any cut. ``row0`` is the window's first row in its tile and ``seed`` the seed
     of v1.0's random draws, which depend on (seed, row, column) alone. ``binary_masks`` refuses mask
     values beyond 0 and 1. Raises InputError for such masks, for values that are not finite, for
-    more than 65,535 dates in a stream and where v1.0 has no Sentinel-1 date to draw from.
+    days beyond 1..366 and more than 65,535 dates in a stream, where v1.0 has no Sentinel-1 date to
+    draw from, and for arrays that another thread changed during the call, where it is noticed.
     """
     from . import _cpu
 
     orbits = radar_series(observations, spec, seed)
-    s2 = observations.s2_bands
-    s2_parts = (s2, observations.s2_masks, days_of(observations.s2_doys, s2))
+    s2, masks = _aligned(observations.s2_bands), observations.s2_masks
+    s2_parts = (s2, masks, _aligned(days_of(observations.s2_doys, s2)))
+    orbits = [(_aligned(bands), _aligned(days), index) for bands, days, index in orbits]
     optical, radar, observed = _cpu.pack(
         s2_parts, orbits, spec.sampling, spec.needs_steps, binary_masks, row0, seed,
-        threads or env.threads(),
+        env.threads(threads),
     )  # fmt: skip
     counts = np.zeros((len(observed), 3), np.uint16)
     counts[:, 0] = observed[:, 0]
@@ -155,6 +157,11 @@ def days_of(doys: np.ndarray, bands: np.ndarray) -> np.ndarray:
     if days.ndim == 1:
         days = days[:, None, None]
     return np.broadcast_to(days, bands.shape[:3])
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """The native packer reads aligned elements; a view of packed records may not be."""
+    return array if array.flags.aligned else array.copy()
 
 
 def _check_dates(what: str, dates: int) -> None:

@@ -147,7 +147,7 @@ def plan(
 def _check(workers: int, rate: float | None, on_error: str, threads: int | None) -> None:
     whole_number("workers", workers, 1, MOST_WORKERS)
     if threads is not None:
-        whole_number("threads", threads, 1, env.MAX_THREADS)
+        env.threads(threads)
     if rate is not None:
         number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
         if not number or not 0 < rate <= _MOST_RATE:
@@ -267,7 +267,7 @@ def _memory(tile: Tile, spec: ModelSpec, threads: int | None) -> tuple[int, int]
     """The least working memory that embeds ``tile``, and what is used where none is set."""
     from .pipeline import band_rows
 
-    model = _sizes_only(spec, threads or env.threads())
+    model = _sizes_only(spec, env.threads(threads))
     rows = band_rows(tile, model, None)
 
     def enough_for(rows: int) -> int:

@@ -52,7 +52,7 @@ class CpuEncoder:
             "s1_mean": np.array(spec.statistics.s1_mean, np.float32),
             "s1_std": np.array(spec.statistics.s1_std, np.float32),
         }
-        self._engine: Any = _cpu.Encoder(
+        self._engine: Any = _cpu.load_encoder(
             config, positional_table(spec.d_model), weights.tensors, isa, precision
         )
         self.precision = precision
@@ -112,7 +112,7 @@ class CpuBackend:
         reason = self.why_not(spec, plan)
         if reason:
             raise BackendUnavailable(reason)
-        threads = plan.threads or env.threads()
+        threads = env.threads(plan.threads)
         return CpuEncoder(spec, weights, threads, env.isa() or "", plan.precision)
 
 

@@ -37,7 +37,7 @@ class ReferenceEncoder:
         self.provenance: dict[str, Any] = {"torch": torch.__version__}
         self._spec = spec
         self._dtype = getattr(torch, _DTYPES[self.precision])
-        self._threads = plan.threads or env.threads()
+        self._threads = env.threads(plan.threads)
         self._tensors: dict[str, Tensor] = to_tensors(
             weights.tensors, self._dtype, plan.device or "cpu"
         )

@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import packages
+from .. import env, packages
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -37,6 +37,5 @@ def session(path: Path, threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = env.threads(threads)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

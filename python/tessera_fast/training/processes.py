@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import env
 from ..errors import BackendUnavailable, InputError
 
 
@@ -58,7 +59,7 @@ def joined(device: str, threads: int) -> Iterator[Place]:
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"[run] device: {device!r} cannot be used: {error}") from error
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(threads or min(before, env.threads()))  # torch knows no quotas
     if count > 1:
         torch.distributed.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
     try:
