@@ -2,10 +2,12 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -354,3 +356,36 @@ def test_a_name_that_no_file_can_have(tmp_path, name):
             with pytest.raises(StoreError, match="a" * 300):
                 out.begin(long)
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+    import sys
+    sys.path.insert(0, sys.argv[2])
+    import fake_tiles as t
+    from tessera_fast.store.output import open_output
+    out = open_output(sys.argv[1], [t.tile()], t.PROVENANCE)
+    with out._state.layout(change=True):
+        print("held", flush=True)
+        input()
+"""
+
+
+def test_it_is_said_who_is_waited_for(tmp_path, monkeypatch, caplog):
+    """Also that it is stopped: it then keeps what it has locked until it goes on."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    path = tmp_path / "x.zarr"
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        state = threading.Thread(target=lambda: write(path, {tile(): fake(tile())}))
+        state.start()
+        for _ in range(200):
+            if "waiting for a lock" in caplog.text:
+                break
+            time.sleep(0.05)
+        os.kill(holder.pid, signal.SIGCONT)
+        holder.communicate(b"\n")
+        state.join(30)
+    assert f"process {holder.pid} (" in caplog.text and "which is stopped" in caplog.text
+    check(path, tile(), fake(tile()))

@@ -226,7 +226,7 @@ class TileRunner:
             else:
                 yield from self._begun(task, opened, finished, held)
         if held:
-            _log.warning("waiting for %d tiles of another process", len(held))
+            _log.warning("waiting for %d tiles of %s", len(held), self.output.holders())
         while held:
             time.sleep(_POLL)
             yield None

@@ -112,7 +112,7 @@ class Locks:
 
 
 def _say_who(path: Path) -> None:
-    _log.warning("waiting for %s", holders(path))
+    _log.warning("%s: waiting for a lock of %s", path, holders(path))
 
 
 def holders(path: Path) -> str:
@@ -131,7 +131,7 @@ def holders(path: Path) -> str:
                 state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
                 stopped = ", which is stopped" if state in "Tt" else ""
                 found.append(f"process {folder.name} ({command.strip()[:120]}){stopped}")
-    return f"{' and '.join(found) or 'a process of another machine or user'}, which holds {path}"
+    return " or ".join(found) or "a process of another machine or another user"
 
 
 def _offset(name: str) -> int:

@@ -93,6 +93,9 @@ class NpyFolder:
         kept = list(self._files(tile))
         return SpooledTile(tile, self._provenance, self._state, tile.name, kept, self._publish)
 
+    def holders(self) -> str:
+        return self._state.holders()
+
     def close(self) -> None:
         self._state.close()
         remove_empty(self.path)

@@ -128,6 +128,9 @@ class Output(Protocol):
         side by side; commits follow one another.
         """
 
+    def holders(self) -> str:
+        """The other processes that have the output open, as text for a person who waits."""
+
     def close(self) -> None:
         """Let go of the output. Tiles that were begun and not committed leave nothing."""
 

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from ..errors import StoreError
 from . import disk
-from .locks import LAYOUT, PRESENCE, Locks
+from .locks import LAYOUT, PRESENCE, Locks, holders
 from .records import (
     FORMAT,
     ShardRecord,
@@ -167,6 +167,10 @@ class BuildState:
                 f"{self.folder}: expected a file system with locks (fcntl), which several "
                 "processes need, got one without; let one process write there, without workers"
             )
+
+    def holders(self) -> str:
+        """The other processes that have this state open, as text for a person who waits."""
+        return holders(self.folder / "lock")
 
     def claim(self, key: str) -> bool:
         """Make a tile this process's own; False if another process has it."""

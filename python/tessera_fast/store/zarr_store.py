@@ -165,6 +165,9 @@ class ZarrOutput:
         kept = ("embeddings", "scales", "counts")
         return SpooledTile(tile, self._provenance, self._state, key, kept, self._publish)
 
+    def holders(self) -> str:
+        return self._state.holders()
+
     def close(self) -> None:
         self._state.close()
 
