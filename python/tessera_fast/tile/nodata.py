@@ -68,7 +68,7 @@ def declared(attrs: Mapping[str, Any], encoding: Mapping[str, Any], dtype: np.dt
                 found.setdefault(meant, f"{name} {number:g}")
     if found and dtype.kind == "f":
         found.setdefault(math.nan, "NaN")
-    kept = tuple(n for n in found if math.isnan(n) or _fits(n, dtype))
+    kept = tuple(n for n in found if _fits(n, dtype))
     why = ", ".join(found[n] for n in kept if found[n] != "NaN")
     return NoData((kept,), (), why) if kept else NoData()
 
@@ -267,8 +267,8 @@ def _whole(label: str, values: np.ndarray, dates: np.ndarray) -> np.ndarray:
 
 def guarded_bands(source: RowArray, nodata: NoData, masks: RowArray, label: str) -> RowArray:
     """Sentinel-2 that raises InputError where no data is clear."""
-    if not nodata:
-        return source
+    if not nodata.masks and all(map(math.isnan, nodata.numbers)):
+        return source  # the packer refuses NaN
     if 0 in nodata.numbers and source.dtype.kind == "f":  # xarray made NaN of 0
         source = Filled(source, replace(nodata, fills=((math.nan,),), masks=()), 0)
     return Guarded(source, nodata, masks, label)
