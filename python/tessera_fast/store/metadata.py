@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..damage import damaged, first_line
 from ..errors import StoreError
 from ..untrusted import MAX_DIMS, MAX_JSON, MAX_SIZE, Unreadable, read_json, shown, take
 from .records import checked_identity
 
 IDENTITY = "tessera_fast:identity"  # root attributes of a store
 PROVENANCE = "tessera_fast:provenance"
-UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # what damage raises
 _MAX_ROOT = 4 * MAX_JSON  # with the metadata of all arrays once more
 _MAX_LINE = 1 << 22  # values of a coordinate, which is read whole
 _MAX_CHUNK = 1 << 31  # values of a chunk or shard: geotessera's have 4096 x 4096 x 128
@@ -54,10 +55,19 @@ def open_store(zarr: Any, path: Path) -> Any:
     StoreError where the metadata of a group or array is damaged, or asks for too much memory.
     """
     check_metadata(path)
-    try:
+    with decoding(path / "zarr.json"):
         return zarr.open_group(str(path), mode="r", use_consolidated=False)
-    except UNREADABLE as error:
-        raise _unreadable(path / "zarr.json", error) from error
+
+
+@contextmanager
+def decoding(where: Path) -> Iterator[None]:
+    """Around calls of zarr: what it raises for damaged metadata is a StoreError that names it."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except damaged() as error:
+        raise _unreadable(where, error) from error
 
 
 def check_metadata(path: Path) -> None:
@@ -112,6 +122,6 @@ def _metadata_files(path: Path) -> Iterator[Path]:
 
 def _unreadable(where: Path, error: Exception) -> StoreError:
     return StoreError(
-        f"{where}: expected the metadata of a Zarr v3 store, got {type(error).__name__}: {error}. "
-        "Restore the file from a copy, or write to another store"
+        f"{where}: expected the metadata of a Zarr v3 store, got {first_line(error)}. Restore the "
+        "file from a copy, or write to another store"
     )

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import StoreError
 from ..untrusted import (
     Unreadable,
@@ -28,7 +30,7 @@ from ..untrusted import (
     take_or_none,
     take_whole,
 )
-from .metadata import PROVENANCE, UNREADABLE, check_metadata
+from .metadata import PROVENANCE, check_metadata
 from .npy_folder import STATE
 from .output import COUNT_NAMES
 from .zarr_store import _import_zarr
@@ -138,11 +140,25 @@ class Layer:
         array = self._arrays[name]
         if self._time < 0:
             return np.array(array[rows, columns])
-        return np.ascontiguousarray(np.moveaxis(array[self._time, :, rows, columns], 0, -1))
+        with self._decoding(name):
+            codes = array[self._time, :, rows, columns]
+        return np.ascontiguousarray(np.moveaxis(codes, 0, -1))
 
     def _read(self, name: str, rows: slice, columns: slice) -> np.ndarray:
         index = (rows, columns) if self._time < 0 else (self._time, rows, columns)
-        return np.array(self._arrays[name][index])
+        with self._decoding(name):
+            return np.array(self._arrays[name][index])
+
+    @contextmanager
+    def _decoding(self, name: str) -> Iterator[None]:
+        """StoreError for what zarr raises where a shard is damaged."""
+        try:
+            yield
+        except damaged() as error:
+            raise StoreError(
+                f"{self._folder or self.name}: {name} cannot be decoded ({first_line(error)}); "
+                "`tessera-fast verify` of the output names what is damaged"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -221,11 +237,11 @@ def _open_store(path: Path) -> Embeddings:
             layers += _zone_layers(path, name, root[name])
     except Unreadable as error:
         raise StoreError(f"{path}: expected a store of embeddings, got {error}") from error
-    except UNREADABLE as error:
-        if isinstance(error, StoreError):
-            raise
+    except StoreError:
+        raise
+    except damaged() as error:
         raise StoreError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); restore it from a copy"
+            f"{path}: cannot be read ({first_line(error)}); restore it from a copy"
         ) from error
     provenance = attributes.get(PROVENANCE, {})
     if not isinstance(provenance, dict):

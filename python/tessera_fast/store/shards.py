@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import StoreError
 from ..untrusted import Unreadable, read_bytes
-from .metadata import UNREADABLE
 from .output import COUNT_NAMES
 from .zone import shard_path
 
@@ -68,7 +68,7 @@ class Shards:
                 continue
             try:
                 pixels[name] = array[(t, ..., *part)]
-            except UNREADABLE as error:
+            except damaged() as error:
                 raise _damaged(file, error) from error
         return pixels
 
@@ -99,7 +99,7 @@ class Shards:
         had = name in self.read_files
         try:
             self._arrays[name][(t, ..., *part)] = values
-        except UNREADABLE as error:  # of the chunks that were there
+        except damaged() as error:  # of the chunks that were there
             raise _damaged(self.file(name, t, shard), error) from error
         if had and key not in self._files:  # not left out, as the one that is there would stay
             self._whole[name][(t, ..., *part)] = values
@@ -118,7 +118,7 @@ def _blank(array: Any, part: Window) -> np.ndarray:
 def _damaged(file: Path, error: Exception) -> StoreError:
     return StoreError(
         f"{file}: expected a shard of this store, got one that cannot be decoded "
-        f"({type(error).__name__}: {error}). Restore it from a copy; or remove it and run again: "
+        f"({first_line(error)}). Restore it from a copy; or remove it and run again: "
         "the tiles that lie in it are then made again"
     )
 

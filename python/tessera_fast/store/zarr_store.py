@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import StoreError
 from ..packages import require
 from . import disk, zone
-from .metadata import IDENTITY, PROVENANCE, carried_identity, open_store
+from .metadata import IDENTITY, PROVENANCE, carried_identity, decoding, open_store
 from .output import (
     COUNT_NAMES,
     Provenance,
@@ -199,7 +199,11 @@ class ZarrOutput:
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if seen == self._seen:
             return
-        root = self._root()
+        with decoding(self.path):
+            self._read_zones(self._root())
+        self._shards, self._seen = {}, seen
+
+    def _read_zones(self, root: Any) -> None:
         recorded = root.attrs.get(PROVENANCE)
         if not isinstance(recorded, dict):
             raise StoreError(
@@ -215,7 +219,7 @@ class ZarrOutput:
             )
         numbers = [int(name[3:]) for name in root.group_keys() if re.fullmatch(r"utm\d\d", name)]
         self._zones = {n: zone.read_grid(root[f"utm{n:02d}"], n) for n in numbers}
-        self._shards, self._seen, self._identity = {}, seen, identity
+        self._identity = identity
 
     def _accept(self, place: Grid) -> None:
         """Add a tile to the job; StoreError if it is off the zone's lattice."""
@@ -328,9 +332,10 @@ class ZarrOutput:
         grid = self._zones[tile.zone]
         if tile.zone not in self._shards:
             folder = self.path / grid.group
-            self._shards[tile.zone] = Shards(
-                self._zarr, self._root()[grid.group], folder, self._arrays
-            )
+            with decoding(folder):
+                self._shards[tile.zone] = Shards(
+                    self._zarr, self._root()[grid.group], folder, self._arrays
+                )
         store = self._shards[tile.zone]
         t = grid.years.index(tile.years[0])
         row, col = grid.offset(tile)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..packages import require
+from ..untrusted import shown, take_numbers
 from . import disk
 from .output import COUNT_NAMES, TileKey
 
@@ -218,8 +219,14 @@ def read_grid(group: Any, zone: int) -> Grid:
             f"{group.store_path}: expected {SHARD} pixel shards in EPSG:{32600 + zone}, got "
             f"{shards} in {group.attrs.get('proj:code')}; write to another store"
         )
-    _, _, x0, _, _, y0 = group.attrs["spatial:transform"]
-    h, w = group.attrs["spatial:shape"]
+    attributes = dict(group.attrs)
+    _, _, x0, _, _, y0 = take_numbers(attributes, "spatial:transform", 6)
+    h, w = group["embeddings"].shape[-2:]
+    if attributes.get("spatial:shape") != [h, w]:
+        raise StoreError(
+            f"{group.store_path}: expected spatial:shape {[h, w]}, that of the arrays, got "
+            f"{shown(attributes.get('spatial:shape'))}; write to another store"
+        )
     return Grid(zone, x0, y0, h, w, tuple(int(y) for y in group["time"][:]))
 
 

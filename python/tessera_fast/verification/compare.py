@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..damage import damaged
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..quantization import quantize
 from ..spec import NAMED
-from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, Layer
 from .figures import Differences, Figures, Pixels, measure
 from .gates import Gate
@@ -95,7 +95,7 @@ class Reader:
         """What ``read`` returns; StoreError where the files are damaged."""
         try:
             return read()
-        except UNREADABLE as error:
+        except damaged() as error:
             raise StoreError(
                 f"{self._path}, {layer.name}, rows {rows.start}..{rows.stop}, columns "
                 f"{columns.start}..{columns.stop}: cannot be read ({type(error).__name__}: "

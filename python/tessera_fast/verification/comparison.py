@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from ..damage import damaged
 from ..errors import InputError, StoreError
 from ..progress import Progress
-from ..store.metadata import UNREADABLE
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords
 from .alone import Alone, alone, lone_arrays
@@ -193,7 +193,7 @@ def _opened(path: str | os.PathLike[str]) -> Embeddings:
         return open_embeddings(path)
     except StoreError:
         raise
-    except UNREADABLE as error:
+    except damaged() as error:
         raise StoreError(
             f"{path}: cannot be opened ({type(error).__name__}: {error}); `tessera-fast verify "
             f"{path}` names what is damaged"

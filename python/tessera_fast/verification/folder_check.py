@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged
 from ..progress import Progress, progress_bar
-from ..store.metadata import UNREADABLE
 from ..untrusted import Unreadable, read_json
 from .places import SCALES, markers, state_folder
 from .selfcheck import Check
@@ -63,7 +63,7 @@ def _record(out: Check) -> dict[str, Any] | None:
 def _opened(out: Check, file: Path, again: str) -> np.ndarray | None:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE as error:
+    except damaged() as error:
         out.problem(file, f"cannot be read ({file.stat().st_size:,} bytes, {type(error).__name__}: "
                     f"{error})", again)  # fmt: skip
         return None

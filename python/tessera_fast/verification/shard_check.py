@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..store.metadata import UNREADABLE
+from ..damage import damaged
 from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
 from .selfcheck import Check
@@ -169,7 +169,7 @@ class Shards:
             return None
         try:
             return self._arrays[key][window.time, ..., window.rows, window.columns]
-        except UNREADABLE as error:
+        except damaged() as error:
             self._bad.update(files)
             sizes = " and ".join(f"{file.stat().st_size:,}" for file in files)
             self._out.problem(

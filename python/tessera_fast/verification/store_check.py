@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
-from ..store.metadata import PROVENANCE, UNREADABLE, check_metadata
+from ..store.metadata import PROVENANCE, check_metadata
 from ..store.output import COUNT_NAMES
 from ..store.zarr_store import _import_zarr
 from ..store.zone import PIXEL, Grid
@@ -29,7 +30,7 @@ def check_store(out: Check, progress: Progress) -> None:
         check_metadata(out.path)
         root = zarr.open_group(str(out.path), mode="r", use_consolidated=False)
         names = sorted(root.group_keys())
-    except UNREADABLE as error:
+    except damaged() as error:
         out.problem(
             out.path / "zarr.json",
             f"cannot be read ({_told(error)})",
@@ -103,7 +104,7 @@ def _zone(out: Check, root: Any, name: str, attributes: dict[str, Any]) -> dict[
         group = root[name]
         arrays = {k: group[k] for k in group.array_keys()}
         lines = {k: arrays[k][:] for k in ("time", "x", "y") if k in arrays}
-    except UNREADABLE as error:
+    except damaged() as error:
         out.problem(where, f"cannot be read ({_told(error)})", ANEW)
         return None
     depths = {d["array"]: d["dimensions"] for d in attributes.get("geoemb:depths", ())}
