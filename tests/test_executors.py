@@ -21,6 +21,7 @@ from test_kill import command, finish, start, workers
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
 pytest.importorskip("rasterio", reason="tiles for a store need a roi.tiff")
+IN_STATE = {"done", "identity.json", "lock", "shards"}  # of a store where nothing is unfinished
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_a_tile_that_kills_its_worker(death, tiles, mini, tmp_path):
     assert f"tile {fatal}: its worker ended with {cause}" in done.stderr
     assert len(list(out.glob("*.npy"))) == 8
     assert {p.name for p in (out / ".tessera_fast").iterdir()} == {
-        "done", "lock", "provenance.json"
+        "done", "identity.json", "lock", "provenance.json"
     }  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def test_full_disk(name, size, tiles, mini, tmp_path):
         state = mount / name / ".tessera_fast" if name == "x" else mount / f"{name}.state"
         assert ended.returncode == (3 if (state / "done").exists() else 1)
         left = {p.name for p in state.iterdir()} if state.exists() else set()
-        assert left <= {"done", "lock", "provenance.json"}
+        assert left <= {"done", "identity.json", "lock", "provenance.json", "shards"}
         subprocess.run(["mount", "-o", "remount,size=100m", str(mount)], check=True)
         assert "tiles embedded" in finish(arguments)
         finish(command(tiles, tmp_path / "whole" / name, mini))
@@ -198,7 +199,7 @@ def test_an_interrupt_while_workers_start(wait, tiles, mini, tmp_path):
         pytest.skip("the job was done before the signal came")
     assert process.returncode == 130 and "Traceback" not in text, text
     state = tmp_path / "out" / "x.zarr.state"
-    assert not state.exists() or {p.name for p in state.iterdir()} == {"done", "lock"}
+    assert not state.exists() or {p.name for p in state.iterdir()} == IN_STATE
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -218,21 +219,21 @@ def test_a_signal_leaves_nothing_behind(number, options, tiles, mini, tmp_path):
         pytest.skip("the job was done before the signal came")
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], text
     assert "finished tiles are kept" in text and "Traceback" not in text
-    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {"done", "lock"}
+    assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == IN_STATE
     assert not [pid for pid in own if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"executor": "slurm"}, "executor: expected one of process, local, ray, got 'slurm'"),
+        ({"executor": "slurm"}, "executor: expected process, local, ray, got 'slurm'"),
         ({"executor": "process", "workers": 2}, "workers: expected 1 of the executor 'process'"),
         (
             {"executor": "local", "workers": 0},
             "workers: expected a whole number from 1 to 4",
         ),
         ({"shard": (2, 2)}, "shard: expected (i, n) with 0 <= i < n"),
-        ({"on_error": "ignore"}, "on_error: expected 'raise' or 'skip'"),
+        ({"on_error": "ignore"}, "on_error: expected raise, skip"),
         ({"executor": "local", "resources": {"num_gpus": 1}}, "'local' has none to ask for"),
     ],
 )

@@ -41,5 +41,5 @@ def _listed(folder: Path) -> list[Path]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except OSError:  # not for us to read
+    except (OSError, ValueError):  # not for us to read, or no number
         return None

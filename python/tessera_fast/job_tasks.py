@@ -25,7 +25,7 @@ from .store import TileKey, zone
 from .store.output import npy_files, store_key
 from .tile import Tile, open_tile, open_windows, unplaced
 from .tile.sources import source_path
-from .untrusted import MAX_NAME, plain_name, shown, whole_number
+from .untrusted import MAX_NAME, plain_name, printable, shown, whole_number
 
 _MAX_WINDOW = 1_000_000  # pixels a side
 _log = logging.getLogger(__name__)
@@ -161,10 +161,11 @@ class JobTasks:
         self._extent[grid.zone] = grid if known is None else zone.union([known, grid])
 
     def _check_names(self, key: TileKey) -> None:
-        if not all(map(plain_name, self._files(key))):
+        files = self._files(key)
+        if not all(map(plain_name, files)) or printable(key.name) != key.name:
             raise InputError(
-                f"tile {shown(key.name)}: expected a name that a file can have, of at most "
-                f"{MAX_NAME} bytes with the ending; rename the input"
+                f"tile {shown(key.name)}: expected a name in UTF-8 that a file can have, of at "
+                f"most {MAX_NAME} bytes with the ending; rename the input"
             )
 
     def _not_opened(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..suggest import closest
-from ..untrusted import local_path
+from ..untrusted import local_path, printable
 from .arrays import MemoryArray, RowArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
@@ -57,7 +57,8 @@ def source_path(source: Any) -> str | None:
     """Where ``source`` is read from: an absolute path or a URL; None for arrays.
 
     The last name is the one that was given, and links before it are followed, so that one tile has
-    one path. A URL is without a user's name, password and signature.
+    one path. A URL is without a user's name, password and signature. Letters that are no UTF-8 are
+    escaped, for it is text to be kept and compared, not to be opened.
     """
     if not isinstance(source, str | PathLike):
         return None
@@ -67,8 +68,8 @@ def source_path(source: Any) -> str | None:
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
     path = local_path(source, "tile")
     if path.name in ("", ".."):
-        return os.path.realpath(path)
-    return os.path.join(os.path.realpath(path.parent), path.name)
+        return printable(os.path.realpath(path))
+    return printable(os.path.join(os.path.realpath(path.parent), path.name))
 
 
 def _without(name: str, ends: Iterable[str]) -> str:
