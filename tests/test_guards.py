@@ -352,7 +352,8 @@ def test_no_tolerance_outside_the_oracle(path):
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_are_short(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 400
+    python = path.suffix in (".py", ".pyi") and "kernels" not in path.parts
+    assert len(lines) <= (500 if python else 400)
     assert not [n for n, line in enumerate(lines, 1) if len(line) > 100]
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from .cpus import available_cpus
 from .errors import InputError
+from .given import whole_number
 from .suggest import closest
-from .untrusted import whole_number
 
 _PREFIX = "TESSERA_FAST_"
 KNOWN = tuple(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, StoreError, TesseraError
+from .given import whole_number
 from .job_sources import Source, listed
 from .plan_rows import MOST_WORKERS, PlanRow
 from .plan_table import Plan
@@ -25,7 +26,7 @@ from .store import TileKey, zone
 from .store.output import npy_files, store_key
 from .tile import Tile, open_tile, open_windows, unplaced
 from .tile.sources import source_path
-from .untrusted import MAX_NAME, plain_name, printable, shown, whole_number
+from .untrusted import MAX_NAME, plain_name, printable, shown
 
 _MAX_WINDOW = 1_000_000  # pixels a side
 _log = logging.getLogger(__name__)

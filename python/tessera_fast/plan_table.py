@@ -10,9 +10,10 @@ from typing import Any
 from .calibration import Calibration
 from .errors import InputError, StoreError
 from .files import refuse_existing
+from .given import whole_number
 from .plan_rows import MOST_WORKERS, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
 from .sizes import count, duration, size
-from .untrusted import Unreadable, local_path, local_target, read_bytes, whole_number
+from .untrusted import Unreadable, local_path, local_target, read_bytes
 
 _SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
 _MOST_BYTES = 1 << 30  # of a plan's file: about ten million tiles

@@ -15,6 +15,7 @@ import numpy as np
 from . import __version__, env
 from .calibration import Calibration, calibrate_rate, nominal
 from .errors import BackendUnavailable, InputError, TesseraError
+from .given import whole_number
 from .job_sources import absolute, listed
 from .model import Model
 from .packages import has
@@ -27,7 +28,7 @@ from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
 from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, open_tile, unplaced
-from .untrusted import shown, whole_number
+from .untrusted import shown
 from .weights import Weights
 from .weights.load import unknown_model
 

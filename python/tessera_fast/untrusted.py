@@ -259,19 +259,6 @@ def take_numbers(record: Mapping[str, Any], name: str, count: int) -> tuple[floa
     return tuple(take({name: value}, name, float) for value in values)
 
 
-def whole_number(what: str, value: object, least: int, most: int) -> int:
-    """A whole number that a caller gave as ``what``; InputError unless least <= value <= most.
-
-    numpy's integers pass; True, False, text and floats do not.
-    """
-    fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not fits or not least <= value <= most:  # type: ignore[operator]
-        raise InputError(
-            f"{what}: expected a whole number from {least:,} to {most:,}, got {shown(value)}"
-        )
-    return int(value)  # type: ignore[call-overload, no-any-return]
-
-
 # ---- names and paths
 
 

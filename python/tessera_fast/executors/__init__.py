@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
+from ..given import whole_number
 from ..runner import Task
 from ..suggest import one_of
-from ..untrusted import shown, whole_number
+from ..untrusted import shown
 from .base import Job, Watch
 
 MAX_WORKERS = 4096  # processes or actors of one job

@@ -7,6 +7,8 @@ chunk cannot ask for more memory than the files can hold.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 from ..damage import damaged, first_line
 from ..errors import StoreError
+from ..packages import require
 from ..untrusted import MAX_DIMS, MAX_JSON, MAX_SIZE, Unreadable, read_json, shown, take
 from .records import checked_identity
 
@@ -101,6 +104,28 @@ def check_node(node: dict[str, Any]) -> None:
         configuration = codec.get("configuration") if isinstance(codec, dict) else None
         if isinstance(configuration, dict) and "chunk_shape" in configuration:
             _sizes(configuration["chunk_shape"], "chunk_shape", 1)
+
+
+def import_zarr() -> Any:
+    """The module zarr; StoreError where it is missing or too old."""
+    instead = ", or write .npy files (an output name without .zarr)"
+    zarr = require("zarr", "a .zarr store", instead=f" (Python >= 3.11){instead}")
+    if int(zarr.__version__.split(".")[0]) < 3:
+        raise StoreError(
+            f"a .zarr store needs zarr >= 3 (Python >= 3.11), found zarr {zarr.__version__}: "
+            f"pip install 'zarr>=3'{instead}"
+        )
+    return zarr
+
+
+def copy_metadata(store: Path, staging: Path) -> None:
+    """Copy what ``store`` says of its groups and arrays, where ``staging`` says nothing of them."""
+    for folder, inside, files in os.walk(store):
+        there = staging / Path(folder).relative_to(store)
+        inside[:] = [name for name in inside if name != "c" and not (there / name).exists()]
+        if "zarr.json" in files and there != staging:
+            there.mkdir(parents=True)
+            shutil.copyfile(Path(folder, "zarr.json"), there / "zarr.json")
 
 
 def _sizes(value: Any, name: str, least: int) -> tuple[int, ...]:

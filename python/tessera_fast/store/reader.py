@@ -30,10 +30,9 @@ from ..untrusted import (
     take_or_none,
     take_whole,
 )
-from .metadata import PROVENANCE, check_metadata
+from .metadata import PROVENANCE, check_metadata, import_zarr
 from .npy_folder import STATE
 from .output import COUNT_NAMES
-from .zarr_store import _import_zarr
 
 _SCALES = "_scales"
 _PREFIX = "embeddings_d"
@@ -227,7 +226,7 @@ def _transform(record: Mapping[str, Any]) -> tuple[float, ...] | None:
 
 
 def _open_store(path: Path) -> Embeddings:
-    zarr = _import_zarr()
+    zarr = import_zarr()
     check_metadata(path)
     layers = []
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,9 +18,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from ..packages import require
 from . import disk, zone
-from .metadata import IDENTITY, PROVENANCE, carried_identity, decoding, open_store
+from .attributes import root_attributes
+from .merging import found, is_broken, overlap
+from .metadata import (
+    IDENTITY,
+    PROVENANCE,
+    carried_identity,
+    copy_metadata,
+    decoding,
+    import_zarr,
+    open_store,
+)
 from .output import (
     COUNT_NAMES,
     Provenance,
@@ -34,7 +42,7 @@ from .output import (
     store_key,
 )
 from .records import ShardRecord, Stamp
-from .shards import Shards, Window, outranks
+from .shards import Shards, outranks
 from .state import new_identity
 from .transactions import Move
 from .zone import SHARD, Grid
@@ -58,7 +66,7 @@ class ZarrOutput:
                 "files (an output name without .zarr) to keep float32"
             )
         self.path = path
-        self._zarr = _import_zarr()
+        self._zarr = import_zarr()
         self._provenance = provenance
         self._seen: tuple[int, ...] = ()  # which layout `_zones` and `_shards` are of
         self._zones: dict[int, Grid] = {}
@@ -90,7 +98,7 @@ class ZarrOutput:
     def is_done(self, tile: TileKey) -> bool:
         marker = self._state.marker(store_key(tile))
         grid = zone.place(tile)
-        if marker is None or any(marker.get(k) != v for k, v in _identity(tile, grid).items()):
+        if marker is None or any(marker.get(k) != v for k, v in zone.marked(tile, grid).items()):
             return False
         if not self._holds(grid):
             with self._state.layout():
@@ -150,7 +158,7 @@ class ZarrOutput:
 
     def refusal(self, tile: TileKey) -> str | None:
         grid = zone.place(tile)
-        place = {k: v for k, v in _identity(tile, grid).items() if k != "fingerprint"}
+        place = {k: v for k, v in zone.marked(tile, grid).items() if k != "fingerprint"}
         return other_tile(self.path, tile, self._state.marker(store_key(tile)), place)
 
     def begin(self, tile: TileKey) -> TileWriter | None:
@@ -252,7 +260,7 @@ class ZarrOutput:
                     "tile": spooled.tile.name,
                     "source": spooled.tile.source,
                     "year": spooled.tile.year,
-                    **_identity(spooled.tile, tile),
+                    **zone.marked(spooled.tile, tile),
                     "provenance": self._provenance.to_json(),
                     "shards": lineages,
                 }
@@ -285,14 +293,14 @@ class ZarrOutput:
             attributes = (
                 dict(self._root().attrs)
                 if not born
-                else {**_root_attributes(self._provenance), IDENTITY: identity}
+                else {**root_attributes(self._provenance), IDENTITY: identity}
             )
             parent = self._zarr.create_group(str(staging), zarr_format=3, attributes=attributes)
             for number, grid in changed.items():
                 zone.create_group(parent, grid, self._provenance.dims, self._provenance.prefixes)
                 if number in self._zones:
                     self._carry_over(self._zones[number], grid, staging)
-            _copy_metadata(self.path, staging)  # of the zones that stay
+            copy_metadata(self.path, staging)  # of the zones that stay
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
                 self._zarr.consolidate_metadata(str(staging))
@@ -327,7 +335,7 @@ class ZarrOutput:
         replace nothing. Returns the moves, and the lineage of each shard.
         """
         before = self._state.marker(store_key(spooled.tile))
-        now = _identity(spooled.tile, tile)
+        now = zone.marked(spooled.tile, tile)
         again = before is not None and any(before.get(k) != v for k, v in now.items())
         grid = self._zones[tile.zone]
         if tile.zone not in self._shards:
@@ -346,12 +354,12 @@ class ZarrOutput:
         lineages = {}
         for shard_name, top, left in shards:
             shard = slice(top, top + SHARD), slice(left, left + SHARD)
-            part, (y, x) = _overlap(shard, (row, col), tile)
+            part, (y, x) = overlap(shard, (row, col), tile)
             merged = store.read(t, shard, part)
             places = self._files(tile, top, left)
             known = self._state.shard(shard_name)
-            was, lineage = _found(known, places, store.read_files)
-            broken = _is_broken(known, was)
+            was, lineage = found(known, places, store.read_files)
+            broken = is_broken(known, was)
             if broken:
                 _log.warning(
                     "%s: parts of the shard at row %d and column %d are missing; the tiles that "
@@ -390,113 +398,3 @@ class ZarrOutput:
 def _lock_of(shard: tuple[str, int, int]) -> str:
     """Name of the lock of a shard."""
     return f"shard {shard[0]}"
-
-
-def _found(
-    known: ShardRecord | None, places: dict[str, Path], data: dict[str, bytes]
-) -> tuple[dict[str, Stamp], str]:
-    """The stamps of a shard's files as they were read, and the lineage that they continue.
-
-    A new lineage where they are not those that were recorded: whatever markers of the old one
-    promise has to be made again.
-    """
-    recorded = dict(known.files) if known else {}
-    quick = {k: stamp for k, stamp in recorded.items() if k in data and stamp.fits(places[k])}
-    stamps = {k: quick[k] if k in quick else Stamp.of(places[k], data[k]) for k in data}
-    if known is None:
-        return stamps, new_identity() if stamps else ""
-    return (
-        stamps,
-        known.lineage if quick.keys() == recorded.keys() == stamps.keys() else new_identity(),
-    )
-
-
-def _is_broken(known: ShardRecord | None, found: dict[str, Stamp]) -> bool:
-    """Whether files of a shard were lost, so that the others tell of pixels that are not there."""
-    if known is None:
-        return ("embeddings" in found) != ("scales" in found)
-    return not known.files.keys() <= found.keys()
-
-
-def _identity(tile: TileKey, grid: Grid) -> dict[str, Any]:
-    """What a marker says of the inputs and the place of a tile; another value: to be made again."""
-    return {
-        "fingerprint": tile.fingerprint,
-        "crs": f"EPSG:{grid.epsg}",
-        "transform": [zone.PIXEL, 0.0, grid.x0, 0.0, -zone.PIXEL, grid.y0],
-        "height": grid.height,
-        "width": grid.width,
-    }
-
-
-def _copy_metadata(store: Path, staging: Path) -> None:
-    """Copy what ``store`` says of its groups and arrays, where ``staging`` says nothing of them."""
-    for folder, inside, files in os.walk(store):
-        there = staging / Path(folder).relative_to(store)
-        inside[:] = [name for name in inside if name != "c" and not (there / name).exists()]
-        if "zarr.json" in files and there != staging:
-            there.mkdir(parents=True)
-            shutil.copyfile(Path(folder, "zarr.json"), there / "zarr.json")
-
-
-def _overlap(shard: Window, start: tuple[int, int], tile: Grid) -> tuple[Window, Window]:
-    """Where a shard and a tile at row and column ``start`` meet: in the zone, and in the tile."""
-    both = [
-        slice(max(s.start, first), min(s.stop, first + size))
-        for s, first, size in zip(shard, start, (tile.height, tile.width), strict=True)
-    ]
-    y, x = (slice(s.start - first, s.stop - first) for s, first in zip(both, start, strict=True))
-    return (both[0], both[1]), (y, x)
-
-
-def _import_zarr() -> Any:
-    instead = ", or write .npy files (an output name without .zarr)"
-    zarr = require("zarr", "a .zarr store", instead=f" (Python >= 3.11){instead}")
-    if int(zarr.__version__.split(".")[0]) < 3:
-        raise StoreError(
-            f"a .zarr store needs zarr >= 3 (Python >= 3.11), found zarr {zarr.__version__}: "
-            f"pip install 'zarr>=3'{instead}"
-        )
-    return zarr
-
-
-def _root_attributes(p: Provenance) -> dict[str, Any]:
-    depths = [{"dimensions": k, "array": f"embeddings_d{k}"} for k in p.prefixes]
-    state = "" if p.trained else "untrained:"
-    geoemb = "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md"
-    schema = "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention"
-    missions = "https://sentinel.esa.int/web/sentinel/missions"
-    return {
-        "zarr_conventions": [
-            {
-                "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
-                "name": "geoemb:",
-                "description": "Arrays of geospatial embeddings and what made them",
-                "spec_url": geoemb,
-                "schema_url": f"{schema}/refs/tags/v1/schema.json",
-            }
-        ],
-        "geoemb:type": "pixel",
-        "geoemb:dimensions": p.dims,
-        # A name of our own, by the weights that ran: not the name of a published data set.
-        "geoemb:model": f"urn:tessera-fast:{state}{p.model}:sha256:{p.weights_sha256}",
-        "geoemb:source_data": [f"{missions}/sentinel-1", f"{missions}/sentinel-2"],
-        "geoemb:data_type": "int8",
-        "geoemb:gsd": zone.PIXEL,
-        "geoemb:spatial_layout": "utm_zones",
-        "geoemb:build_version": f"tessera_fast {p.package_version}",
-        "geoemb:landmask": False,
-        "geoemb:quantization": {
-            "method": "per_pixel_scale",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-            "scale": {"type": "array", "array_name": "scales", "nodata": "+inf"},
-        },
-        **(
-            {"geoemb:depths": [*depths, {"dimensions": p.dims, "array": "embeddings"}]}
-            if depths
-            else {}
-        ),
-        PROVENANCE: p.to_json(),
-        "tessera_fast:untrained": not p.trained,
-    }

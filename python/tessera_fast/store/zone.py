@@ -154,6 +154,17 @@ def place(tile: TileKey) -> Grid:
     return Grid(zone, c, northing, tile.height, tile.width, (tile.year,))
 
 
+def marked(tile: TileKey, grid: Grid) -> dict[str, Any]:
+    """What a marker says of the inputs and the place of a tile; another value: to be made again."""
+    return {
+        "fingerprint": tile.fingerprint,
+        "crs": f"EPSG:{grid.epsg}",
+        "transform": [PIXEL, 0.0, grid.x0, 0.0, -PIXEL, grid.y0],
+        "height": grid.height,
+        "width": grid.width,
+    }
+
+
 def _epsg(crs: str) -> int | None:
     match = re.fullmatch(r"EPSG:(\d+)", crs.strip(), re.IGNORECASE)
     if match:

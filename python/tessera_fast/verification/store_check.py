@@ -10,9 +10,8 @@ import numpy as np
 from ..damage import damaged
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
-from ..store.metadata import PROVENANCE, check_metadata
+from ..store.metadata import PROVENANCE, check_metadata, import_zarr
 from ..store.output import COUNT_NAMES
-from ..store.zarr_store import _import_zarr
 from ..store.zone import PIXEL, Grid
 from ..untrusted import Unreadable, read_json
 from .places import marked_place, markers
@@ -25,7 +24,7 @@ ANEW = "Write the tiles to another store"
 
 def check_store(out: Check, progress: Progress) -> None:
     """Add what is wrong with the store at ``out.path``, its markers included."""
-    zarr = _import_zarr()
+    zarr = import_zarr()
     try:
         check_metadata(out.path)
         root = zarr.open_group(str(out.path), mode="r", use_consolidated=False)
