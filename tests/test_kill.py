@@ -119,3 +119,103 @@ def test_killed_at_random_moments(number, tiles, mini, tmp_path, uninterrupted):
 
 
 SIDE_TILES = COUNT * COUNT
+
+
+def state_of(out):
+    return out.with_name(f"{out.name}.state")
+
+
+def finished(out):
+    """Names and contents of the markers of an output."""
+    return {p.name: p.read_bytes() for p in state_of(out).glob("done/*.json")}
+
+
+def copied(out, target):
+    """``cp -r`` of a store and its state, while nobody or somebody writes there."""
+    target.parent.mkdir()
+    for source, to in ((out, target), (state_of(out), state_of(target))):
+        subprocess.run(["cp", "-r", str(source), str(to)], check=False, capture_output=True)
+    return target
+
+
+def renamed(out, target):
+    target.parent.mkdir()
+    state_of(out).rename(state_of(target))
+    return out.rename(target)
+
+
+def disturb(arguments, number, rng):
+    """Run a job, and kill some or all of it after a while; how many were killed."""
+    process, kills = start(arguments), 0
+    out = Path(arguments[arguments.index("-o") + 1])
+    before = len(finished(out))
+    while process.poll() is None and len(finished(out)) == before:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, 1))
+    victim = rng.choice([*workers(process.pid), process.pid, -process.pid])
+    if victim < 0:
+        os.killpg(-victim, number)
+        kills += 1
+    else:
+        kills += send(victim, number)
+    if abs(victim) != process.pid:
+        time.sleep(rng.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        kills += 1
+    process.communicate(timeout=120)
+    return kills
+
+
+def test_killed_copied_and_renamed(tiles, mini, tmp_path, uninterrupted):
+    """Every copy goes on by itself; no finished tile of any output is lost or changed."""
+    rng = random.Random("copies")
+    kills = copies = rounds = 0
+    out = tmp_path / "job" / "x.zarr"
+    out.parent.mkdir()
+
+    def arguments(place, workers=2):
+        return command(tiles, place, mini, "--workers", str(workers), "--retries", "1000")
+
+    while kills < KILLS:
+        kills += disturb(arguments(out), signal.SIGKILL, rng)
+        if not out.exists():
+            continue
+        before, rounds = finished(out), rounds + 1
+        what = rng.choice(["copy", "rename", "beside", "during"])
+        place = tmp_path / f"{rounds}" / "x.zarr"
+        if what == "rename":
+            out = renamed(out, place)
+        elif what == "copy":  # and it is finished by itself, while nothing happens here
+            finish(arguments(copied(out, place)))
+        elif what == "beside":  # both go on at once
+            copy, original = start(arguments(copied(out, place), 1)), start(arguments(out, 1))
+            time.sleep(rng.uniform(0.5, 2))
+            os.killpg(original.pid, signal.SIGKILL)
+            kills += 1
+            for process in (copy, original):
+                process.communicate(timeout=300)
+            assert copy.returncode == 0
+        else:  # taken while a job writes
+            process = start(arguments(out))
+            time.sleep(rng.uniform(0.5, 2))
+            copied(out, place)
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+            process.communicate(timeout=120)
+            finish(arguments(place))
+        for name, content in before.items():
+            assert finished(out)[name] == content
+        if what != "rename":
+            copies += 1
+            for name, content in before.items():
+                assert finished(place)[name] == content
+            assert listing(place) == listing(uninterrupted / "x.zarr")
+            subprocess.run(["rm", "-r", str(place.parent)], check=True)
+        if len(finished(out)) == SIDE_TILES:
+            assert f"{SIDE_TILES} done before" in finish(arguments(out))
+            assert listing(out.parent) == listing(uninterrupted)
+            subprocess.run(["rm", "-r", str(out), str(state_of(out))], check=True)
+    finish(arguments(out))
+    assert listing(out.parent) == listing(uninterrupted)
+    assert copies, "no kill met a job that had made something"
+    print(f"{kills} kills, {copies} copies, {rounds - copies} renames")

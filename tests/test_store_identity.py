@@ -450,3 +450,11 @@ def test_trees_are_removed_without_following_links(tmp_path):
     os.symlink(outside, tmp_path / "link")
     disk.remove_tree(tmp_path / "link")
     assert (outside / "precious").exists() and not (tmp_path / "link").is_symlink()
+
+
+def test_a_tile_without_data_has_a_store(tmp_path):
+    """It is finished, though no shard stands for it."""
+    path, (codes, scales, counts) = tmp_path / "x.zarr", DATA[FIRST]
+    nothing = np.zeros_like(codes), np.full_like(scales, np.inf), np.zeros_like(counts)
+    write(path, {FIRST: nothing})
+    assert path.exists() and is_done(path, FIRST) and verified(path).sound

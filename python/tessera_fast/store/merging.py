@@ -1,4 +1,4 @@
-"""What a commit finds in a shard: its files, whether they are as recorded, where a tile meets it."""
+"""What a commit finds in a shard: files, whether they are as recorded, where a tile meets it."""
 
 from __future__ import annotations
 

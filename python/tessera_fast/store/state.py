@@ -327,7 +327,8 @@ class BuildState:
         born = self.folder / "born"
         if os.path.lexists(born):
             made_here = self._carried is not None and self._carried() == self.identity
-            if made_here and self.output.is_dir() and self._is_empty():
+            unused = made_here and not holds_files(self.folder / "done") and self.output.is_dir()
+            if unused and self._is_empty():
                 self.output.rename(self.folder / "staging")
                 disk.remove_tree(self.folder / "staging")
                 disk.remove(self.folder / IDENTITY_FILE)
