@@ -22,7 +22,8 @@ SUMMER = (121, 273)  # May to September, inclusive days of year
 _SAMPLE = 100_000  # pixels that decide a basis or a stretch
 _BAND_BYTES = 64 << 20  # of float32 held while medians are taken
 _PAPER, _INK, _WARNING = (250, 250, 248), (30, 30, 30), (255, 196, 0)
-_LETTER, _LINE, _MARGIN = 10, 19, 6  # pixels: a capital of a caption, a line, beside the text
+_MARGIN = 6  # pixels beside a caption
+_WIDE = 640  # pixels: a panel from there on has larger letters
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,28 @@ def side_by_side(
         raise InputError(f"images: expected one size and one caption each, got {shapes}")
     factor = upscale or max(1, -(-400 // images[0].shape[1]))
     panels = [_enlarge(_on_paper(image), factor) for image in images]
-    bars = [letters.wrapped(t, _LETTER, panels[0].shape[1] - 2 * _MARGIN) for t in captions]
+    columns = panels[0].shape[1]
+    letter, spacing = (10, 19) if columns < _WIDE else (14, 26)
+    bars = [letters.wrapped(text, letter, columns - 2 * _MARGIN) for text in captions]
     lines = max(len(bar) for bar in bars)
-    gap = np.full((panels[0].shape[0] + _LINE * lines + 10, 4, 3), _PAPER, np.uint8)
+    gap = np.full((panels[0].shape[0] + spacing * lines + 10, 4, 3), _PAPER, np.uint8)
     row: list[np.ndarray] = []
     for i, (panel, bar) in enumerate(zip(panels, bars, strict=True)):
         colour = _WARNING if highlight and highlight[i] else _PAPER
         text = np.full((gap.shape[0] - panel.shape[0], panel.shape[1], 3), colour, np.uint8)
         for k, line in enumerate(bar):
-            letters.write(text, _MARGIN, 8 + _LINE * k, line, _LETTER, _INK)
+            letters.write(text, _MARGIN, 8 + spacing * k, line, letter, _INK)
         row += [gap] * (i > 0) + [np.concatenate([panel, text])]
     return np.concatenate(row, axis=1)
+
+
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one width below each other, all as high as the highest, (h, w, 3) uint8."""
+    height = max(len(row) for row in rows)
+    out = np.full((len(rows), height, *rows[0].shape[1:]), _PAPER, np.uint8)
+    for place, row in zip(out, rows, strict=True):
+        place[: len(row)] = row
+    return out.reshape(-1, *rows[0].shape[1:])
 
 
 def _on_paper(image: np.ndarray) -> np.ndarray:

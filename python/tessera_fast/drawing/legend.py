@@ -15,17 +15,18 @@ _BOX, _GAP = 24, 8  # width of a colour, and between it and its name
 
 
 def legend(entries: Sequence[tuple[str, Colour]], width: int) -> np.ndarray:
-    """Colours with their names in columns of one width, (h, ``width``, 3) uint8.
+    """Colours with their names, (h, ``width``, 3) uint8: in one line if they fit, else in columns.
 
     A name that is longer than the picture is cut off.
     """
-    names = [letters.width(name, _LETTER) for name, _ in entries]
-    column = _BOX + _GAP + max(names, default=0) + 3 * _GAP
-    across = max(1, (width - 2 * _MARGIN + 3 * _GAP) // column)
-    down = -(-len(entries) // across)
-    image = np.full((down * _LINE + 8, width, 3), _PAPER, np.uint8)
+    wide = [_BOX + _GAP + letters.width(name, _LETTER) + 3 * _GAP for name, _ in entries]
+    room = width - 2 * _MARGIN + 3 * _GAP
+    if sum(wide) > room:
+        wide = [max(wide)] * len(entries)
+    across = len(entries) if sum(wide) <= room else max(1, room // wide[0])
+    image = np.full((-(-len(entries) // across) * _LINE + 8, width, 3), _PAPER, np.uint8)
     for k, (name, colour) in enumerate(entries):
-        x, y = _MARGIN + k % across * column, 4 + k // across * _LINE
+        x, y = _MARGIN + sum(wide[k - k % across : k]), 4 + k // across * _LINE
         image[y + 3 : y + 19, x : x + _BOX] = colour
         letters.write(image, x + _BOX + _GAP, y + 6, name, _LETTER, _INK)
     return image
