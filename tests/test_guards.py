@@ -200,6 +200,7 @@ def test_rooms_do_not_know_what_comes_after_them():
         "store": {"store"},
         "reference": {"reference", "packing"},
         "synthetic": {"synthetic", "tile"},
+        "drawing": {"drawing"},
         "products": {"products", "quantization", "quicklook", "store"},
         "training": {"training", "model", "packing", "tile", "weights"},
         "verification": {"verification", "quantization", "quicklook", "store"},

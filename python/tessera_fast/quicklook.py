@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .drawing import letters
 from .errors import InputError, StoreError
 from .spec import S2_BANDS
 from .tile import Tile
@@ -21,6 +22,8 @@ SUMMER = (121, 273)  # May to September, inclusive days of year
 _SAMPLE = 100_000  # pixels that decide a basis or a stretch
 _BAND_BYTES = 64 << 20  # of float32 held while medians are taken
 _PAPER, _INK, _WARNING = (250, 250, 248), (30, 30, 30), (255, 196, 0)
+_MARGIN = 6  # pixels beside a caption
+_WIDE = 640  # pixels: a panel from there on has larger letters
 
 
 @dataclass(frozen=True)
@@ -160,21 +163,28 @@ def side_by_side(
         raise InputError(f"images: expected one size and one caption each, got {shapes}")
     factor = upscale or max(1, -(-400 // images[0].shape[1]))
     panels = [_enlarge(_on_paper(image), factor) for image in images]
-    size = 2 if panels[0].shape[1] >= 256 else 1
-    bars = [_wrap(text, (panels[0].shape[1] - 8 * size) // (6 * size)) for text in captions]
+    columns = panels[0].shape[1]
+    letter, spacing = (10, 19) if columns < _WIDE else (14, 26)
+    bars = [letters.wrapped(text, letter, columns - 2 * _MARGIN) for text in captions]
     lines = max(len(bar) for bar in bars)
-    gap = np.full((panels[0].shape[0] + size * (9 * lines + 7), 4, 3), _PAPER, np.uint8)
+    gap = np.full((panels[0].shape[0] + spacing * lines + 10, 4, 3), _PAPER, np.uint8)
     row: list[np.ndarray] = []
     for i, (panel, bar) in enumerate(zip(panels, bars, strict=True)):
         colour = _WARNING if highlight and highlight[i] else _PAPER
         text = np.full((gap.shape[0] - panel.shape[0], panel.shape[1], 3), colour, np.uint8)
         for k, line in enumerate(bar):
-            ink = _enlarge(_text(line), size)
-            top, left = size * (4 + 9 * k), 4 * size
-            ink = ink[:, : text.shape[1] - left]
-            text[top : top + ink.shape[0], left : left + ink.shape[1]][ink] = _INK
+            letters.write(text, _MARGIN, 8 + spacing * k, line, letter, _INK)
         row += [gap] * (i > 0) + [np.concatenate([panel, text])]
     return np.concatenate(row, axis=1)
+
+
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one width below each other, all as high as the highest, (h, w, 3) uint8."""
+    height = max(len(row) for row in rows)
+    out = np.full((len(rows), height, *rows[0].shape[1:]), _PAPER, np.uint8)
+    for place, row in zip(out, rows, strict=True):
+        place[: len(row)] = row
+    return out.reshape(-1, *rows[0].shape[1:])
 
 
 def _on_paper(image: np.ndarray) -> np.ndarray:
@@ -228,47 +238,3 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, upscale: int = 1)
 def _chunk(kind: bytes, data: bytes) -> bytes:
     crc = zlib.crc32(kind + data)
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
-
-
-# Glyphs of 5 x 7 pixels, a row per character, its five bits as a digit 0..9A..V.
-_GLYPHS = dict(
-    entry.split(maxsplit=1)
-    for entry in """
-A EHHVHHH;B UHHUHHU;C EHGGGHE;D UHHHHHU;E VGGUGGV;F VGGUGGG;G EHGNHHF;H HHHVHHH;I E44444E;
-J 72222IC;K HIKOKIH;L GGGGGGV;M HRLLHHH;N HHPLJHH;O EHHHHHE;P UHHUGGG;Q EHHHLID;R UHHUKIH;
-S FGGE11U;T V444444;U HHHHHHE;V HHHHHA4;W HHHLLRH;X HHA4AHH;Y HHA4444;Z V1248GV;0 EHJLPHE;
-1 4C4444E;2 EH1248V;3 V2421HE;4 26AIV22;5 VGU11HE;6 68GUHHE;7 V124888;8 EHHEHHE;9 EHHF12C;
-| 4444444;: 0CC0CC0;, 0000C48;. 00000CC;( 2488842;) 8422248;- 000V000;_ 000000V;/ 01248G0;
-+ 044V440;% OP248J3;= 00V0V00;* 0LEVEL0;' 4480000;? EH12404
-""".replace("\n", "").split(";")
-)
-
-
-def _text(line: str) -> np.ndarray:
-    """``line`` in capitals as (7, 6 n) bool; a character without a glyph becomes "?"."""
-    out = np.zeros((7, 6 * len(line)), bool)
-    for i, character in enumerate(line.upper()):
-        if character == " ":
-            continue
-        digits = _GLYPHS.get(character, _GLYPHS["?"])
-        rows = np.array([int(digit, 32) for digit in digits])
-        out[:, 6 * i : 6 * i + 5] = rows[:, None] >> np.arange(4, -1, -1) & 1
-    return out
-
-
-def _wrap(text: str, columns: int) -> list[str]:
-    """Lines of whole words; a word longer than a line is cut."""
-    columns = max(1, columns)
-    lines = [""]
-    for word in text.split():
-        while word:
-            space = " " if lines[-1] else ""
-            if len(lines[-1]) + len(space) + len(word) <= columns:
-                lines[-1] += space + word
-                break
-            if lines[-1]:
-                lines.append("")
-                continue
-            lines[-1], word = word[:columns], word[columns:]
-            lines.append("")
-    return [line for line in lines if line]

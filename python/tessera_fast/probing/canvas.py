@@ -10,37 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..quicklook import _enlarge, _text
+from ..drawing import letters
+from ..drawing.palette import Colour
 
 PAPER, INK, FAINT, GREY = (250, 250, 248), (30, 30, 30), (222, 222, 218), (120, 120, 118)
-Colour = tuple[int, int, int]
-# Told apart by hue and by lightness, those next to each other most.
-COLOURS: tuple[Colour, ...] = (
-    (214, 162, 40), (46, 125, 79), (74, 111, 190), (196, 74, 60), (143, 196, 92), (128, 84, 160),
-    (94, 186, 196), (224, 128, 170), (122, 84, 52), (236, 214, 98), (28, 72, 110), (168, 178, 60),
-)  # fmt: skip
-# Dark blue to yellow: more is brighter.
-_RAMP = np.array(
-    [(48, 18, 92), (60, 72, 140), (40, 120, 142), (34, 164, 122), (122, 206, 76), (250, 228, 54)]
-)
-
-
-def colour(i: int) -> Colour:
-    """Of the i-th of a set; beyond those above a mixture of two of them."""
-    n = len(COLOURS)
-    if i < n:
-        return COLOURS[i]
-    a, b = np.array(COLOURS[i % n]), np.array(COLOURS[(i * 5 + i // n) % n])
-    red, green, blue = (a + b) // 2
-    return int(red), int(green), int(blue)
-
-
-def ramp(share: np.ndarray) -> np.ndarray:
-    """(...,) of 0 to 1 as (..., 3) uint8 colours."""
-    place = np.clip(share, 0, 1) * (len(_RAMP) - 1)
-    low = np.minimum(place.astype(np.int64), len(_RAMP) - 2)
-    mixed = _RAMP[low] + (_RAMP[low + 1] - _RAMP[low]) * (place - low)[..., None]
-    return np.rint(mixed).astype(np.uint8)
+LETTER, TITLE = 11, 14  # pixels: the height of a capital
 
 
 class Canvas:
@@ -50,15 +24,14 @@ class Canvas:
         self.image = np.full((height, width, 3), PAPER, np.uint8)
 
     def text(
-        self, x: float, y: float, line: str, *, ink: Colour = INK, size: int = 2,
+        self, x: float, y: float, line: str, *, ink: Colour = INK, size: int = LETTER,
         align: str = "left",
     ) -> None:  # fmt: skip
-        """A line with its top at ``y``; ``align``: which end of it is at ``x``."""
-        glyphs = _enlarge(_text(line), size)
-        shift = {"left": 0, "middle": glyphs.shape[1] // 2, "right": glyphs.shape[1]}[align]
-        top, left = round(y), max(0, round(x) - shift)
-        area = self.image[top : top + glyphs.shape[0], left : left + glyphs.shape[1]]
-        area[glyphs[: area.shape[0], : area.shape[1]]] = ink
+        """A line with its capitals from row ``y`` on, ``size`` pixels high; ``align``: which end of
+        it is at ``x``."""
+        columns = letters.width(line, size)
+        shift = {"left": 0, "middle": columns // 2, "right": columns}[align]
+        letters.write(self.image, max(0, round(x) - shift), round(y), line, size, ink)
 
     def fill(
         self, x: float, y: float, right: float, bottom: float, ink: Colour, share: float = 1.0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from ..drawing.legend import legend
+from ..drawing.letters import width as columns
+from ..drawing.palette import colour, ramp
 from ..quicklook import side_by_side
-from .canvas import FAINT, GREY, PAPER, Canvas, colour, ramp
+from .canvas import FAINT, GREY, LETTER, PAPER, TITLE, Canvas
 from .evaluate import COMMONEST
 from .report import ALL, ProbeReport, with_spread
 
-_LETTER, _LINE = 12, 24  # width and height of a letter of size 2
 _PANEL = 320  # pixels of a map's width, about
 _LARGEST = 800
 _OTHERS = (205, 205, 202)  # labels that are not of the probe
@@ -25,6 +28,11 @@ def scores(report: ProbeReport) -> np.ndarray:
 
 def _subtitle(report: ProbeReport) -> str:
     return f"head {report.head}, split by {report.split}, {report.seeds} seeds"
+
+
+def _widest(lines: Iterable[str]) -> int:
+    """Columns of the widest of some lines."""
+    return max((columns(line, LETTER) for line in lines), default=0)
 
 
 def _ink(report: ProbeReport, name: str) -> tuple[int, int, int]:
@@ -55,11 +63,12 @@ def _number(value: float, step: float) -> str:
 def _curves(report: ProbeReport) -> np.ndarray:
     metric, counts = report.metrics[0], report.counts
     left, top, width, height = 90, 84, 640, 400
-    longest = max(len(n) for n in report.scores) + 15
-    canvas = Canvas(top + height + 80, left + width + 40 + longest * _LETTER)
-    canvas.text(20, 16, f"{report.name}: {metric.replace('_', ' ')}")
-    canvas.text(20, 44, f"{_subtitle(report)}, bars: standard deviation", ink=GREY)
     stats = {n: np.array([report.mean(n, c, metric) for c in counts]) for n in report.scores}
+    named = {n: f"{n} {with_spread(stats[n][-1, 0], np.nan, 2)}" for n in stats}
+    title = f"{report.name}: {metric.replace('_', ' ')}"
+    canvas = Canvas(top + height + 70, left + width + 90 + _widest(named.values()))
+    canvas.text(20, 18, title, size=TITLE)
+    canvas.text(20, 46, f"{_subtitle(report)}, bars: standard deviation", ink=GREY)
     for of_name in stats.values():
         of_name[:, 1] = np.nan_to_num(of_name[:, 1])  # no bar of one seed
     shown = np.concatenate(list(stats.values()))
@@ -75,12 +84,12 @@ def _curves(report: ProbeReport) -> np.ndarray:
     for i in range(round((high - low) / step) + 1):
         value = low + i * step
         canvas.line([(left, y(value)), (left + width, y(value))], FAINT, 1)
-        canvas.text(left - 10, y(value) - 7, _number(value, step), align="right")
+        canvas.text(left - 10, y(value) - 5, _number(value, step), align="right")
     for place, count in zip(x, counts, strict=True):
         canvas.line([(place, top + height), (place, top + height + 6)], GREY, 1)
         canvas.text(place, top + height + 14, str(count), align="middle")
     of = " a class" if report.classes else ""
-    canvas.text(left + width / 2, top + height + 44, f"labelled pixels{of}", align="middle")
+    canvas.text(left + width / 2, top + height + 40, f"labelled pixels{of}", align="middle")
     for i, name in reversed(list(enumerate(stats))):
         mean, spread = stats[name].T
         ink, at = _ink(report, name), x + 4 * (i - (len(stats) - 1) / 2)
@@ -92,11 +101,11 @@ def _curves(report: ProbeReport) -> np.ndarray:
     for i, name in enumerate(
         sorted(stats, key=lambda n: np.nan_to_num(-stats[n][-1, 0], nan=np.inf))
     ):
-        at = top + 6 + i * 34
+        at = top + 6 + i * 28
         canvas.line(
-            [(left + width + 24, at + 7), (left + width + 52, at + 7)], _ink(report, name), 5
+            [(left + width + 24, at + 5), (left + width + 50, at + 5)], _ink(report, name), 5
         )
-        canvas.text(left + width + 62, at, f"{name} {with_spread(stats[name][-1, 0], np.nan, 2)}")
+        canvas.text(left + width + 62, at, named[name])
     return canvas.image
 
 
@@ -105,12 +114,13 @@ def _strips(report: ProbeReport) -> np.ndarray:
     metric, (count,) = report.metrics[0], report.counts
     names = list(report.scores)
     values = {n: np.array(report.scores[n].values[count][metric]) for n in names}
-    left, top, width = 30 + _LETTER * max(map(len, names)), 110, 620
-    canvas = Canvas(top + 56 * len(names) + 60, left + width + 260)
+    told = {n: with_spread(*report.mean(n, count, metric)) for n in names}
+    left, top, width = 30 + _widest(names), 100, 620
+    canvas = Canvas(top + 56 * len(names) + 50, left + width + 30 + _widest(told.values()))
     of = " a class" if report.classes else ""
     labels = "all labels of the half" if count == ALL else f"{count} labelled pixels{of}"
-    canvas.text(20, 16, f"{report.name}: {metric.replace('_', ' ')}, {labels}")
-    canvas.text(20, 44, f"{_subtitle(report)}, a dot: a seed, a line: the mean", ink=GREY)
+    canvas.text(20, 18, f"{report.name}: {metric.replace('_', ' ')}, {labels}", size=TITLE)
+    canvas.text(20, 46, f"{_subtitle(report)}, a dot: a seed, a line: the mean", ink=GREY)
     joined = np.concatenate(list(values.values()))
     joined = joined[np.isfinite(joined)] if np.isfinite(joined).any() else np.zeros(1)
     low, high, step = _range(float(joined.min()), float(joined.max()))
@@ -125,13 +135,12 @@ def _strips(report: ProbeReport) -> np.ndarray:
         canvas.text(x(value), bottom + 12, _number(value, step), align="middle")
     for i, name in enumerate(names):
         ink, at = _ink(report, name), top + 56 * i + 20
-        canvas.text(left - 10, at - 7, name, align="right")
+        canvas.text(left - 10, at - 5, name, align="right")
         for k, value in enumerate(values[name]):
             canvas.line([(x(value), at - 9 + 18 * ((k * 7) % 20) / 19)], ink, 9, 0.55)
-        mean, spread = report.mean(name, count, metric)
+        mean, _ = report.mean(name, count, metric)
         canvas.line([(x(mean), at - 18), (x(mean), at + 18)], ink, 4)
-        text = with_spread(mean, spread).replace("±", "+-")
-        canvas.text(left + width + 10, at - 7, text)
+        canvas.text(left + width + 10, at - 5, told[name])
     return canvas.image
 
 
@@ -142,16 +151,16 @@ def confusion(report: ProbeReport) -> np.ndarray:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [f"{i + 1} {c.name}" for i, c in enumerate(report.classes)]
     cell, k = 64, len(names)
-    left, top = 40 + _LETTER * max(map(len, names)), 130
+    left, top = 40 + _widest(names), 124
     title = f"{report.name}: confusion"
-    width = max(left + cell * k + 30, 40 + _LETTER * max(len(title), len(_subtitle(report))))
+    width = max(left + cell * k + 30, 40 + columns(title, TITLE), 40 + _widest([_subtitle(report)]))
     canvas = Canvas(top + cell * k + 30, width)
-    canvas.text(20, 16, title)
-    canvas.text(20, 44, _subtitle(report), ink=GREY)
-    canvas.text(20, 72, "rows: labels, columns: map, %", ink=GREY)
+    canvas.text(20, 18, title, size=TITLE)
+    canvas.text(20, 46, _subtitle(report), ink=GREY)
+    canvas.text(20, 70, "rows: labels, columns: map, %", ink=GREY)
     for i, name in enumerate(names):
-        canvas.text(left - 12, top + cell * (i + 0.5) - 7, name, align="right")
-        canvas.text(left + cell * (i + 0.5), top - 24, str(i + 1), align="middle")
+        canvas.text(left - 12, top + cell * (i + 0.5) - 6, name, align="right")
+        canvas.text(left + cell * (i + 0.5) - 1, top - 20, str(i + 1), align="middle")
         for j in range(k):
             x, y = left + cell * j, top + cell * i
             right = (46, 125, 79) if i == j else (196, 74, 60)
@@ -159,7 +168,7 @@ def confusion(report: ProbeReport) -> np.ndarray:
             canvas.fill(x, y, x + cell - 2, y + cell - 2, right, float(shares[i, j]))
             ink = PAPER if shares[i, j] > 0.6 else (30, 30, 30)
             text = f"{100 * shares[i, j]:.0f}"
-            canvas.text(x + cell / 2, y + cell / 2 - 7, text, ink=ink, align="middle")
+            canvas.text(x + cell / 2 - 1, y + cell / 2 - 6, text, ink=ink, align="middle")
     return canvas.image
 
 
@@ -171,12 +180,11 @@ def maps(report: ProbeReport, i: int) -> np.ndarray:
     metric, most = report.metrics[0], report.counts[-1]
     captions = [f"{report.images[i].name} | labels"]
     for name in report.maps:
-        value = with_spread(*report.mean(name, most, metric), 2).replace(" ± ", "+-")
+        value = with_spread(*report.mean(name, most, metric), 2)
         captions.append(f"{name} | {metric.replace('_', ' ')} {value}")
     zoom = max(1, round(_PANEL / images[0].shape[1]))
     row = side_by_side(images, captions, upscale=zoom)
-    legend = _legend(report, row.shape[1])
-    return np.concatenate([row, legend])
+    return np.concatenate([row, _legend(report, row.shape[1])])
 
 
 def _coloured(report: ProbeReport, values: np.ndarray) -> np.ndarray:
@@ -206,28 +214,17 @@ def _legend(report: ProbeReport, width: int) -> np.ndarray:
     """Colours and what they mean, in as many lines as are needed."""
     if report.task == "regression":
         low, high = _stretch(report)
-        canvas = Canvas(70, width)
-        bar = np.linspace(0, 1, 300)
-        canvas.image[14:34, 20:320] = ramp(bar)[None]
+        canvas = Canvas(54, width)
+        long = min(300, width - 12)
+        canvas.image[6:22, 6 : 6 + long] = ramp(np.linspace(0, 1, long))[None]
         step = 10.0 ** (math.floor(math.log10(max(high - low, 1e-9))) - 1)
-        canvas.text(20, 42, _number(low, step))
-        canvas.text(320, 42, _number(high, step), align="right")
+        canvas.text(6, 30, _number(low, step))
+        canvas.text(6 + long, 30, _number(high, step), align="right")
         return canvas.image
     entries = [(c.name, colour(k)) for k, c in enumerate(report.classes)]
     if report.left_out:
         entries.append(("labels in one group alone: not judged", _OTHERS))
-    places, x, y = [], 12, 10
-    for name, ink in entries:
-        wide = 34 + _LETTER * len(name) + 20
-        if x > 12 and x + wide > width:
-            x, y = 12, y + _LINE + 6
-        places.append((x, y, name, ink))
-        x += wide
-    canvas = Canvas(y + _LINE + 16, width)
-    for x, y, name, ink in places:
-        canvas.fill(x, y, x + 26, y + 16, ink)
-        canvas.text(x + 34, y + 1, name)
-    return canvas.image
+    return legend(entries, width)
 
 
 def scatter(report: ProbeReport) -> np.ndarray:
@@ -238,9 +235,9 @@ def scatter(report: ProbeReport) -> np.ndarray:
     truth, found = truth[known], found[known]
     low, high, step = _range(float(truth.min()), float(truth.max()))
     side, left, top = 420, 110, 96
-    canvas = Canvas(top + side + 80, left + side + 50)
-    canvas.text(20, 16, f"{report.name}: {len(truth)} pixels")
-    canvas.text(20, 44, _subtitle(report), ink=GREY)
+    canvas = Canvas(top + side + 70, max(left + side + 50, 40 + _widest([_subtitle(report)])))
+    canvas.text(20, 18, f"{report.name}: {len(truth):,} pixels", size=TITLE)
+    canvas.text(20, 46, _subtitle(report), ink=GREY)
     bins = 70
     edges = np.linspace(low, high, bins + 1)
     counts, _, _ = np.histogram2d(np.clip(found, low, high), truth, bins=[edges, edges])
@@ -253,7 +250,7 @@ def scatter(report: ProbeReport) -> np.ndarray:
         at = side * (i * step) / (high - low)
         text = _number(low + i * step, step)
         canvas.text(left + at, top + side + 12, text, align="middle")
-        canvas.text(left - 10, top + side - at - 7, text, align="right")
-    canvas.text(left + side / 2, top + side + 44, "label", align="middle")
-    canvas.text(20, top - 24, "map")
+        canvas.text(left - 10, top + side - at - 5, text, align="right")
+    canvas.text(left + side / 2, top + side + 40, "label", align="middle")
+    canvas.text(20, top - 22, "map")
     return canvas.image

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..drawing.palette import Colour, colour
 from ..errors import StoreError
 from ..files import refuse_existing
 from ..packages import has
@@ -50,6 +51,11 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
+def _palette(report: ProbeReport) -> dict[int, Colour]:
+    """The colours of the picture, by the code of the class."""
+    return {c.code: colour(k) for k, c in enumerate(report.classes)}
+
+
 def _write_tiff(report: ProbeReport, i: int, path: Path) -> None:
     """The map of the embeddings as codes of classes or values; nothing without a place, or without
     rasterio: a note of the report says so."""
@@ -70,6 +76,7 @@ def _write_tiff(report: ProbeReport, i: int, path: Path) -> None:
     raster = Raster(
         image.crs, image.transform, image.height, image.width, 1, dtype=dtype, nodata=report.nodata,
         names=["class" if report.classes else "value"], tags=tags,
+        colours=_palette(report) if dtype in ("uint8", "uint16") else {},
     )  # fmt: skip
     with written(path, raster, overwrite=False) as write:
         write(0, 0, values[None].astype(np.dtype(dtype)))

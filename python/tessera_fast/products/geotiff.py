@@ -37,6 +37,7 @@ class Raster:
     tags: dict[str, str] = field(default_factory=dict)
     rgba: bool = False  # red, green, blue, alpha
     cog: bool = False
+    colours: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # of uint8, uint16
 
 
 class Write(Protocol):
@@ -61,6 +62,11 @@ def written(path: Path, raster: Raster, overwrite: bool) -> Iterator[Write]:
             to.update_tags(**raster.tags)
             for band, name in enumerate(raster.names, 1):
                 to.set_band_description(band, name)
+            if raster.colours:
+                shown = {code: (*rgb, 255) for code, rgb in raster.colours.items()}
+                if raster.nodata is not None:
+                    shown[int(raster.nodata)] = (0, 0, 0, 0)
+                to.write_colormap(1, shown)
 
             def write(top: int, left: int, pixels: np.ndarray) -> None:
                 window = (left, top, pixels.shape[2], pixels.shape[1])

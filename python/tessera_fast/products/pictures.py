@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import refuse_existing
 from ..progress import Progress, progress_bar
-from ..quicklook import PcaBasis, pca_image, side_by_side, write_png
+from ..quicklook import PcaBasis, pca_image, side_by_side, stacked, write_png
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords
 from .basis import basis_of, load_basis, save_basis
@@ -151,7 +151,7 @@ def _png(
             text.append("")
             flags.append(False)
         rows.append(side_by_side(row, text, highlight=flags, upscale=scale.zoom))
-    return np.concatenate(rows)
+    return stacked(rows)
 
 
 def _caption(output: Embeddings, part: Part, scale: _Scale, trained: bool) -> str:
@@ -159,7 +159,7 @@ def _caption(output: Embeddings, part: Part, scale: _Scale, trained: bool) -> st
     model = output.provenance.get("model", "unknown model")
     weights = "" if trained else ", UNTRAINED weights"
     reduced = f", 1:{scale.factor}" if scale.factor > 1 else ""
-    return f"{where} | {part.width} x {part.height} px{reduced} | {model}{weights}: PCA"
+    return f"{where} | {part.width} \u00d7 {part.height} px{reduced} | {model}{weights}: PCA"
 
 
 def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -78,8 +78,8 @@ class Layer:
         return tuple(sorted(int(k) for k in names if k.isdecimal()))
 
     def prefix(self, width: int, rows: slice, columns: slice) -> np.ndarray:
-        """(h, w, K) int8 of the array of ``width`` K, which is one of ``prefixes``."""
-        return self._codes(rows, columns, f"{_PREFIX}{width}")
+        """(K, h, w) int8, as stored, of the array of ``width`` K, which is one of ``prefixes``."""
+        return np.array(self._arrays[f"{_PREFIX}{width}"][self._time, :, rows, columns])
 
     def codes(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """(h, w, E) int8 and scales (h, w) float32: finite valid, +inf or NaN no data."""
@@ -135,8 +135,8 @@ class Layer:
                 ]
         return found
 
-    def _codes(self, rows: slice, columns: slice, name: str = "embeddings") -> np.ndarray:
-        array = self._arrays[name]
+    def _codes(self, rows: slice, columns: slice) -> np.ndarray:
+        array = self._arrays["embeddings"]
         if self._time < 0:
             return np.array(array[rows, columns])
         with self._decoding(name):

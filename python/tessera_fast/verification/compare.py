@@ -171,6 +171,7 @@ def _window(
     shape = both.shape
     deviation, distance = np.full((2, *shape), np.nan, np.float32)
     off = np.zeros(shape, bool)
+    step = np.zeros(shape, np.int16)  # the largest difference of a code
     index = np.flatnonzero(both)
     flat_a, flat_b = _flat(a), _flat(b)
     for start in range(0, index.size, STRIP):
@@ -184,16 +185,16 @@ def _window(
         figures.add(found, beyond, at)
         _remember(out, found, beyond, at, keep)
         deviation.flat[picked], distance.flat[picked] = found.deviation, found.distance
-        off.flat[picked] = beyond
+        off.flat[picked], step.flat[picked] = beyond, found.step
     if counts := _counts(readers, pair, in_a, in_b):
         _add_counts(figures, *counts, both)
     if widths := {*pair.a.prefixes} & {*pair.b.prefixes}:
-        largest = _step(a.codes, b.codes)
         other = np.zeros(both.shape, bool)
         for width in widths:  # a prefix repeats codes, so it cannot differ by more than they do
             in_first = readers[0].whole(pair.a, *in_a, partial(pair.a.prefix, width, *in_a))
             in_second = readers[1].whole(pair.b, *in_b, partial(pair.b.prefix, width, *in_b))
-            other |= _step(in_first, in_second) > largest
+            if not np.array_equal(in_first, in_second):
+                other |= _step(in_first, in_second) > step
         figures.other_prefixes += int((other & both).sum())
     out.tallies[number].add(rows.start, columns.start, both, off)
     worst = np.nan_to_num(distance).sum() + int(off.sum())
@@ -238,8 +239,10 @@ def _counts(
 
 
 def _step(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(h, w) int16: the largest difference of the codes (h, w, K) int8 of a pixel."""
-    steps: np.ndarray = np.abs(a.astype(np.int16) - b).max(axis=-1, initial=0)
+    """(h, w) int16: the largest difference of the codes (K, h, w) int8 of a pixel."""
+    steps = np.zeros(a.shape[1:], np.int16)
+    for one, two in zip(a, b, strict=True):
+        np.maximum(steps, np.abs(np.subtract(one, two, dtype=np.int16)), out=steps)
     return steps
 
 

@@ -123,6 +123,20 @@ def _place_of_tile(
         return
     time = grid.years.index(tile.years[0])
     places = list(shards(grid, tile))
+    if "shards" in record:
+        names = [shard_name(grid, tile.years[0], *place) for place in places]
+        for name, place in zip(names, places, strict=True):
+            files = {k: file_of(a, time, *place) for k, a in arrays.items() if a.ndim >= 3}
+            lineage = checked.lineage(name, files)
+            if lineage is not None and lineage != record["shards"].get(name):
+                out.problem(
+                    marker,
+                    f"stands for files of shard {name} that were lost or changed since",
+                    _RERUN,
+                )
+                return
+        return
+    # A marker of an earlier version does not say which shards it stands for.
     found = [
         any(file_of(arrays[k], time, top, left).exists() for k in ("scales", "embeddings"))
         for top, left in places
@@ -138,18 +152,6 @@ def _place_of_tile(
             f"{marker}: {found.count(False)} of the {len(found)} shards that its tile touches are "
             "absent, which is right only if no pixel of it has data there"
         )
-    if "shards" in record:
-        names = [shard_name(grid, tile.years[0], *place) for place in places]
-        for name, place in zip(names, places, strict=True):
-            files = {k: file_of(a, time, *place) for k, a in arrays.items() if a.ndim >= 3}
-            lineage = checked.lineage(name, files)
-            if lineage is not None and lineage != record["shards"].get(name):
-                out.problem(
-                    marker,
-                    f"stands for files of shard {name} that were lost or changed since",
-                    _RERUN,
-                )
-                break
 
 
 class _Shards:
