@@ -50,7 +50,7 @@ PICKLES = {
     ),
     "a long name": (
         by_hand.pickled("m" * MIB) + b"q\x00h\x00\x93" * 1 + b"q\x01" + b"h\x00h\x00\x93" * 2000,
-        "characters",
+        "a class named",
     ),
     "copies of a list": (LIST + b"q\x00(" + (CALL_SET + b"h\x00\x85R") * 2000 + b"l", "steps"),
     "copies of pairs": (
@@ -77,7 +77,7 @@ PICKLES = {
         b"}" + by_hand.pickled("\ud800") + b"Ns",
         "expected a dict of tensors under",
     ),
-    "half a class": (by_hand.pickled("\ud800") * 2 + b"\x93)R", "calls"),
+    "half a class": (by_hand.pickled("\ud800") * 2 + b"\x93)R", "a class named"),
     "an end without a start": (b"\x86", "malformed"),
     "a huge pickle": (b"N" * (17 << 20), "bytes, expected at most"),
 }

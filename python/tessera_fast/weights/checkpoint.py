@@ -48,7 +48,7 @@ _SAFETENSORS_DTYPES = {
 }  # fmt: skip
 _FLOATS = ("<f4", "<f2", "bf16", "<f8")
 _MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, v2-teacher takes 20,000
-_MAX_TENSORS = 100_000
+_MAX_TENSORS = 20_000  # in a header: v2-teacher has 180
 Layout = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 
 
@@ -184,10 +184,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         f, size = open_file(path)
         with f:
             yield f, size
-    except Unreadable as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # Unreadable, and names that no file can have
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
 
 
 def read(path: Path) -> Checkpoint:
@@ -239,7 +239,7 @@ def _read_torch(path: Path, raw: np.ndarray) -> Checkpoint:
             found.get(f"{root}data/{t.storage.key}"),
         )
         for name, t in state_of(content).items()
-        if isinstance(t, TensorRecord)
+        if isinstance(name, str) and isinstance(t, TensorRecord)
     }
     return Checkpoint(path, tensors, config_of(content))
 
@@ -255,7 +255,8 @@ def _read_safetensors(path: Path, raw: np.ndarray) -> Checkpoint:
         raise Unreadable(f"truncated: the header needs {length} bytes of {raw.size}")
     values = raw[8 + length :]
     text = raw[8 : 8 + length].tobytes()
-    if text.count(b"[") + text.count(b"{") > 3 * _MAX_TENSORS:  # each takes 100 bytes when read
+    objects = text.count(b"[") + text.count(b"{")  # each takes 100 bytes and more when it is read
+    if objects > 3 * _MAX_TENSORS or text.count(b",") > 10 * _MAX_TENSORS:
         raise Unreadable(f"a header of more than {_MAX_TENSORS} tensors")
     try:
         header = parse_json(text, _MAX_HEADER)
