@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..damage import damaged, first_line
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
-from ..untrusted import first_line, parse_json, shown, take, take_or_none, take_whole
+from ..untrusted import parse_json, shown, take, take_or_none, take_whole
 from . import losses
 from .config import Config, OptimizerPart
 from .logbook import Logbook, Report, Row
@@ -31,9 +32,6 @@ from .processes import Place
 from .views import Batch, View, Views
 
 MODEL, STATE = "model.pt", "state.pt"
-# What torch raises for a damaged file, and its modules for a state of other tensors.
-_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-           AssertionError, OverflowError, pickle.UnpicklingError)  # fmt: skip
 Inputs = tuple[Any, ...]
 Feed = Generator[Inputs, None, None]
 
@@ -152,7 +150,7 @@ class Run:
             step = take_whole(state, "step", 0, 2**53)
             was = parse_json(take(state, "config", str))
             tables = {name: take_or_none(was, name, dict) or {} for name in self._settles()}
-        except _DAMAGE as error:
+        except _damage() as error:
             raise self._no_state(path, error) from error
         for table, wanted in self._settles().items():
             for name, value in wanted.items():
@@ -165,12 +163,17 @@ class Run:
         try:
             self._objective.load_state_dict(state["objective"])
             self._optimizer.load_state_dict(state["optimizer"])
-        except _DAMAGE as error:
+        except _damage() as error:
             raise self._no_state(path, error) from error
         self.step = step
 
     def _no_state(self, path: Path, error: BaseException) -> StoreError:
         return StoreError(f"{path}: expected the state of a run, got {first_line(error)}")
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What torch raises for a damaged file, and its modules for a state of other tensors."""
+    return (*damaged(), pickle.UnpicklingError)
 
 
 def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
