@@ -176,6 +176,17 @@ def test_tied_and_interleaved_tensors_load(tmp_path):
     refused(tmp_path, with_tensors(columns, {"both": both.tobytes()}), "partly those of another")
 
 
+def test_a_stride_along_one_value_means_nothing(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(with_tensors({QUERY: by_hand.tensor("a", ROW, (2**63 - 1, 1))}, STORAGES))
+    np.testing.assert_array_equal(load_weights(path).tensors[QUERY], ONES[None])
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors(tmp_path):
+    refused(tmp_path, by_hand.archive(b"S'\\u'\n.", {}), "malformed|expected a dict")
+
+
 def test_one_storage_for_many_layers_is_read_once(tmp_path):
     """1 MB that stands for 700 MB: each of 350 layers names the same two matrices, in halves."""
     layers = 350

@@ -86,13 +86,17 @@ class StoredTensor:
         end = self.offset + self._reach() + 1
         values = self.raw[self.offset * item : end * item]
         values = values.view("<u2" if self.dtype == "bf16" else self.dtype)
-        steps = tuple(s * item for s in self.strides)
+        steps = tuple(s * item for s in self._strides())
         view = np.lib.stride_tricks.as_strided(values, self.shape, steps, writeable=False)
         if self.dtype == "bf16":  # the upper half of a float32
             return (view.astype(np.uint32) << np.uint32(16)).view(np.float32)
         # a float64 beyond float32 becomes inf: the caller checks
         with np.errstate(over="ignore", invalid="ignore"):
             return np.require(view, np.float32, ["C", "A"])
+
+    def _strides(self) -> tuple[int, ...]:
+        """In elements; 0 along axes of one value, where a file may say anything."""
+        return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
 
     def _reach(self) -> int:
         """Elements from the first value to the last; -1 where there is none."""
@@ -117,7 +121,7 @@ class StoredTensor:
         assert self.raw is not None
         item = _itemsize(self.dtype)
         start = self.raw.__array_interface__["data"][0] + self.offset * item
-        return start, start + (self._reach() + 1) * item, self.shape, self.strides, self.dtype
+        return start, start + (self._reach() + 1) * item, self.shape, self._strides(), self.dtype
 
 
 def _itemsize(dtype: str) -> int:

@@ -74,6 +74,8 @@ _LITERALS = frozenset({
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
+# What pickletools and wrong arguments raise; it warns of odd escapes, and warnings may be errors.
+_MALFORMED = (ValueError, LookupError, TypeError, OverflowError, struct.error, DeprecationWarning)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -90,7 +92,7 @@ def unpickle(data: bytes | memoryview) -> Any:
         return _interpret(bytes(data))
     except WeightsError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+    except _MALFORMED as error:
         raise WeightsError(f"the pickle is malformed: {str(error)[:200]!a}") from error
 
 
