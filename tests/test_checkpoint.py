@@ -317,7 +317,7 @@ def test_bfloat16_is_the_nearest_and_takes_half(tmp_path):
     sizes = [(tmp_path / f"{d}.safetensors").stat().st_size for d in ("bfloat16", "float32")]
     values = sum(a.size for a in arrays(SPEC).values())
     assert sizes[1] - sizes[0] > 1.9 * values
-    with pytest.raises(InputError, match="expected float32 or bfloat16, got 'int8'"):
+    with pytest.raises(InputError, match="expected float32, bfloat16, got 'int8'"):
         save_safetensors(tmp_path / "x.safetensors", weights, dtype="int8")
     with pytest.raises(InputError, match="no other model has, got 'v2-nano'"):
         save_safetensors(tmp_path / "x.safetensors", weights, name="v2-nano")

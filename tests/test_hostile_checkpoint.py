@@ -50,7 +50,7 @@ PICKLES = {
     ),
     "a long name": (
         by_hand.pickled("m" * MIB) + b"q\x00h\x00\x93" * 1 + b"q\x01" + b"h\x00h\x00\x93" * 2000,
-        "characters",
+        "a class named",
     ),
     "copies of a list": (LIST + b"q\x00(" + (CALL_SET + b"h\x00\x85R") * 2000 + b"l", "steps"),
     "copies of pairs": (
@@ -77,7 +77,7 @@ PICKLES = {
         b"}" + by_hand.pickled("\ud800") + b"Ns",
         "expected a dict of tensors under",
     ),
-    "half a class": (by_hand.pickled("\ud800") * 2 + b"\x93)R", "calls"),
+    "half a class": (by_hand.pickled("\ud800") * 2 + b"\x93)R", "a class named"),
     "an end without a start": (b"\x86", "malformed"),
     "a huge pickle": (b"N" * (17 << 20), "bytes, expected at most"),
 }
@@ -174,6 +174,17 @@ def test_tied_and_interleaved_tensors_load(tmp_path):
         np.testing.assert_array_equal(load_weights(path).tensors[name], arrays(SPEC)[name])
     columns[QUERY] = by_hand.tensor("both", ROW, (96, 1))
     refused(tmp_path, with_tensors(columns, {"both": both.tobytes()}), "partly those of another")
+
+
+def test_a_stride_along_one_value_means_nothing(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(with_tensors({QUERY: by_hand.tensor("a", ROW, (2**63 - 1, 1))}, STORAGES))
+    np.testing.assert_array_equal(load_weights(path).tensors[QUERY], ONES[None])
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors(tmp_path):
+    refused(tmp_path, by_hand.archive(b"S'\\u'\n.", {}), "malformed|expected a dict")
 
 
 def test_one_storage_for_many_layers_is_read_once(tmp_path):

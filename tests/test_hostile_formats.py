@@ -147,11 +147,13 @@ HEADERS = {
                             "source: expected untrained:<seed>"),
     "a long name": (lambda h: h | {"x" * MIB: h[FIRST]}, "overlap those of another"),
     "deep": (lambda h: "[" * 200_000, "of something else|malformed"),
-    "deep in an object": (lambda h: '{"a":' + "[" * 200_000, "nested too deeply"),
+    "deep in an object": (lambda h: '{"a":' + "[" * 50_000, "nested too deeply"),
     "a constant": (lambda h: '{"a":NaN}', "malformed"),
     "a name twice": (lambda h: '{"a":{},"a":{}}', "occurs twice"),
     "half a character": (lambda h: '{"\\ud800":{}}', "malformed"),
-    "many objects": (lambda h: '{"a":[' + "[]," * 1_000_000 + "[]]}", "more than 100000 tensors"),
+    "many objects": (lambda h: '{"a":[' + "[]," * 1_000_000 + "[]]}", "more than 20000 tensors"),
+    "many numbers": (lambda h: '{"a":[' + "1," * 300_000 + "1]}", "more than 20000 tensors"),
+    "a long spec": (metadata(**{"tessera_fast.spec": " " * MIB}), "1048576 bytes of JSON"),
     "not UTF-8": (lambda h: '{"\udcff":1}', "malformed"),
 }  # fmt: skip
 

@@ -293,7 +293,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run(write, tmp_path, monkeypatc
 def test_a_state_that_is_damaged_is_named(write, tmp_path):
     config = read_config(write(run={"steps": 2}), TwinsPart)
     train(config)
-    (tmp_path / "run" / "state.pt").write_bytes(b"PK not a state")
+    path = tmp_path / "run" / "state.pt"
+    whole = torch.load(path, weights_only=True)
+    for change in (
+        {"step": "2"}, {"step": -1}, {"step": True}, {"config": "["}, {"config": {}},
+        {"config": '{"model": 3}'}, {"objective": None}, {"objective": {}}, {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": [3]}}, {"optimizer": 3},
+    ):  # fmt: skip
+        torch.save(whole | change, path)
+        with pytest.raises(StoreError, match=r"state\.pt: expected the state of a run"):
+            train(config, resume=True)
+    for other in ([], None, 3, {}):
+        torch.save(other, path)
+        with pytest.raises(StoreError, match=r"state\.pt: expected the state of a run"):
+            train(config, resume=True)
+    path.write_bytes(b"PK not a state")
     with pytest.raises(StoreError, match=r"state\.pt: expected the state of a run"):
         train(config, resume=True)
 

@@ -37,7 +37,8 @@ class ModelPart:
         released = variant(self.base)
         if released.matryoshka:
             whole = sizes.get("out_dim", released.out_dim)
-            sizes["matryoshka"] = tuple(sorted({*prefixes, whole}))
+            # those that are too wide are refused by name later, with the rest of [objective]
+            sizes["matryoshka"] = tuple(sorted({*(n for n in prefixes if 0 < n < whole), whole}))
         if not sizes:
             return released
         out_dim = sizes.get("out_dim", released.out_dim)

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..damage import damaged, first_line
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
+from ..untrusted import parse_json, shown, take, take_or_none, take_whole
 from . import losses
 from .config import Config, OptimizerPart
 from .logbook import Logbook, Report, Row
@@ -145,21 +147,33 @@ class Run:
         path = self._config.out / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            was = json.loads(state["config"])
-        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise StoreError(f"{path}: expected the state of a run, got {error!r}") from error
-        wanted = self._settles()
-        for table in wanted:
-            for name, value in wanted[table].items():
-                began = was.get(table, {}).get(name)
+            step = take_whole(state, "step", 0, 2**53)
+            was = parse_json(take(state, "config", str))
+            tables = {name: take_or_none(was, name, dict) or {} for name in self._settles()}
+        except _damage() as error:
+            raise self._no_state(path, error) from error
+        for table, wanted in self._settles().items():
+            for name, value in wanted.items():
+                began = tables[table].get(name)
                 if began != value:
                     raise InputError(
-                        f"{path}: expected [{table}] {name} = {began!r} as the run began, got "
+                        f"{path}: expected [{table}] {name} = {shown(began)} as the run began, got "
                         f"{value!r}; use another folder for another run"
                     )
-        self._objective.load_state_dict(state["objective"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        try:
+            self._objective.load_state_dict(state["objective"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except _damage() as error:
+            raise self._no_state(path, error) from error
+        self.step = step
+
+    def _no_state(self, path: Path, error: BaseException) -> StoreError:
+        return StoreError(f"{path}: expected the state of a run, got {first_line(error)}")
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What torch raises for a damaged file, and its modules for a state of other tensors."""
+    return (*damaged(), pickle.UnpicklingError)
 
 
 def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:

@@ -47,8 +47,8 @@ _SAFETENSORS_DTYPES = {
     "U64": "<u8",
 }  # fmt: skip
 _FLOATS = ("<f4", "<f2", "bf16", "<f8")
-_MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, v2-teacher takes 20,000
-_MAX_TENSORS = 100_000
+_MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, v2-teacher takes 22,000
+_MAX_TENSORS = 20_000  # in a header: v2-teacher has 199
 Layout = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 
 
@@ -86,13 +86,17 @@ class StoredTensor:
         end = self.offset + self._reach() + 1
         values = self.raw[self.offset * item : end * item]
         values = values.view("<u2" if self.dtype == "bf16" else self.dtype)
-        steps = tuple(s * item for s in self.strides)
+        steps = tuple(s * item for s in self._strides())
         view = np.lib.stride_tricks.as_strided(values, self.shape, steps, writeable=False)
         if self.dtype == "bf16":  # the upper half of a float32
             return (view.astype(np.uint32) << np.uint32(16)).view(np.float32)
         # a float64 beyond float32 becomes inf: the caller checks
         with np.errstate(over="ignore", invalid="ignore"):
             return np.require(view, np.float32, ["C", "A"])
+
+    def _strides(self) -> tuple[int, ...]:
+        """In elements; 0 along axes of one value, where a file may say anything."""
+        return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
 
     def _reach(self) -> int:
         """Elements from the first value to the last; -1 where there is none."""
@@ -117,7 +121,7 @@ class StoredTensor:
         assert self.raw is not None
         item = _itemsize(self.dtype)
         start = self.raw.__array_interface__["data"][0] + self.offset * item
-        return start, start + (self._reach() + 1) * item, self.shape, self.strides, self.dtype
+        return start, start + (self._reach() + 1) * item, self.shape, self._strides(), self.dtype
 
 
 def _itemsize(dtype: str) -> int:
@@ -184,10 +188,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         f, size = open_file(path)
         with f:
             yield f, size
-    except Unreadable as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # Unreadable, and names that no file can have
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
 
 
 def read(path: Path) -> Checkpoint:
@@ -239,7 +243,7 @@ def _read_torch(path: Path, raw: np.ndarray) -> Checkpoint:
             found.get(f"{root}data/{t.storage.key}"),
         )
         for name, t in state_of(content).items()
-        if isinstance(t, TensorRecord)
+        if isinstance(name, str) and isinstance(t, TensorRecord)
     }
     return Checkpoint(path, tensors, config_of(content))
 
@@ -255,7 +259,8 @@ def _read_safetensors(path: Path, raw: np.ndarray) -> Checkpoint:
         raise Unreadable(f"truncated: the header needs {length} bytes of {raw.size}")
     values = raw[8 + length :]
     text = raw[8 : 8 + length].tobytes()
-    if text.count(b"[") + text.count(b"{") > 3 * _MAX_TENSORS:  # each takes 100 bytes when read
+    objects = text.count(b"[") + text.count(b"{")  # each takes 100 bytes and more when it is read
+    if objects > 3 * _MAX_TENSORS or text.count(b",") > 10 * _MAX_TENSORS:
         raise Unreadable(f"a header of more than {_MAX_TENSORS} tensors")
     try:
         header = parse_json(text, _MAX_HEADER)

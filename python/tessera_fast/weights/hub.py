@@ -5,6 +5,7 @@ HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN. The bytes are pinned by sha256, 
 needs no network at all.
 """
 
+import importlib
 import threading
 import time
 import warnings
@@ -87,9 +88,16 @@ def fetch(name: str) -> tuple[Path, str]:
     A file with other bytes than those released is fetched again, once. WeightsError if the model is
     not on the hub, its file is neither cached nor within reach, or the hub's bytes are wrong.
     """
-    expected = RELEASES[name].sha256
-    with _advised(name):
-        cached = _hub_file(name, local_files_only=True)
+    release = RELEASES[name]
+    if release.repo is None:
+        raise WeightsError(
+            f"{name}: the weights are on the authors' drive only, linked from the README of "
+            f"ucam-eo/tessera: download {release.file} and pass its path as weights=, or put it "
+            f"into the folder TESSERA_FAST_WEIGHTS names"
+        )
+    expected = release.sha256
+    with _advised(name) as client:
+        cached = _hub_file(client, release, local_files_only=True)
     path = cached or _download(name)
     sha256 = digest(path)
     if sha256 != expected:
@@ -125,55 +133,45 @@ def _download(name: str, damaged: bool = False) -> Path:
     """
     where = "is damaged in the hub's cache" if damaged else "is not in the hub's cache"
     release = RELEASES[name]
-    assert release.repo is not None
-    with _advised(name, where):
-        import huggingface_hub as client
-        from huggingface_hub import constants
-
-        seconds = constants.HF_HUB_ETAG_TIMEOUT
+    with _advised(name, where) as client:
+        seconds = client.constants.HF_HUB_ETAG_TIMEOUT
         url = client.hf_hub_url(release.repo, release.path_in_repo)
-        folder = Path(constants.HF_HUB_CACHE, f"models--{release.repo.replace('/', '--')}")
+        cache, repo = client.constants.HF_HUB_CACHE, str(release.repo).replace("/", "--")
+        folder = Path(cache, f"models--{repo}")
         with _quiet(client):
             _bounded(lambda: client.get_hf_file_metadata(url, timeout=seconds), 3 * seconds)
             path = _bounded(
-                lambda: _hub_file(name, force_download=damaged), STALL, lambda: _size(folder)
+                lambda: _hub_file(client, release, force_download=damaged),
+                STALL,
+                lambda: _size(folder),
             )
     assert path is not None
     return path
 
 
-def _hub_file(name: str, **options: bool) -> Path | None:
+def _hub_file(client: Any, release: Release, **options: bool) -> Path | None:
     """What the client's download gives; None if it may look into the cache alone, in vain."""
-    release = RELEASES[name]
-    if release.repo is None:
-        raise WeightsError(
-            f"{name}: the weights are on the authors' drive only, linked from the README of "
-            f"ucam-eo/tessera: download {release.file} and pass its path as weights=, or put it "
-            f"into the folder TESSERA_FAST_WEIGHTS names"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
-        return Path(hf_hub_download(release.repo, release.path_in_repo, **options))
-    except LocalEntryNotFoundError:
+        return Path(client.hf_hub_download(release.repo, release.path_in_repo, **options))
+    except client.errors.LocalEntryNotFoundError:
         if options.get("local_files_only"):
             return None
         raise
 
 
 @contextmanager
-def _advised(name: str, where: str = "is not in the hub's cache") -> Iterator[None]:
-    """What the client raises, as one WeightsError that says what to do."""
+def _advised(name: str, where: str = "is not in the hub's cache") -> Iterator[Any]:
+    """The client; what it raises becomes one WeightsError that says what to do."""
     try:
-        from huggingface_hub.errors import HfHubHTTPError
+        client = importlib.import_module("huggingface_hub")
+        errors = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         advice = _advice(name, f"downloading it needs {why_not('huggingface_hub', error)}", where)
         raise WeightsError(advice) from error
     # the base error of its HTTP library, which has been requests, httpx and httpx2
-    http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
+    http_error = cast("type[Exception]", errors.HfHubHTTPError.__mro__[1])
     try:
-        yield
+        yield client
     except WeightsError:
         raise
     except (OSError, RuntimeError, ValueError, http_error) as error:  # RuntimeError: hf_xet's

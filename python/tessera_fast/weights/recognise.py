@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, StoredTensor
 from .wrappers import unwrapped
 
 SPEC_KEY = "tessera_fast.spec"  # metadata of our own safetensors files: JSON of the ModelSpec
+_MAX_SPEC = 64 << 10  # characters; a spec takes 1,000
 
 _PARTS = ("s2_backbone.", "s1_backbone.", "dim_reducer.")
 _PROJECTORS = ("projector.", "segmented_matryoshka_projector.")
@@ -98,7 +99,7 @@ def _check_same(path: Path, spec: ModelSpec, expected: ModelSpec) -> None:
 def _embedded(file: Checkpoint, num_tensors: int) -> ModelSpec:
     """The spec that our own writer put into a safetensors file."""
     try:
-        spec = ModelSpec.from_json(parse_json(file.metadata[SPEC_KEY]))
+        spec = ModelSpec.from_json(parse_json(file.metadata[SPEC_KEY], _MAX_SPEC))
         if spec.num_layers + spec.fusion_layers > num_tensors:
             raise InputError(f"{spec.num_layers} layers in {num_tensors} tensors")
     except (Unreadable, InputError) as error:

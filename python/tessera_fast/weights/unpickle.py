@@ -21,7 +21,7 @@ _MAX_STEPS = 1_000_000  # instructions, and items that they copy: 2 s
 _MAX_NAME = 200  # characters of the name of a class, function or storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """The name of a class or function in a pickle. It stays a name."""
 
@@ -36,7 +36,7 @@ class Opaque:
     state: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A run of values of one type, as the pickle names it."""
 
@@ -44,7 +44,7 @@ class Storage:
     key: str  # names the entry of the archive that has the values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRecord:
     """A tensor as the pickle describes it; offset and strides count elements."""
 
@@ -74,6 +74,8 @@ _LITERALS = frozenset({
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
+# What pickletools and wrong arguments raise; it warns of odd escapes, and warnings may be errors.
+_MALFORMED = (ValueError, LookupError, TypeError, OverflowError, struct.error, DeprecationWarning)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -90,7 +92,7 @@ def unpickle(data: bytes | memoryview) -> Any:
         return _interpret(bytes(data))
     except WeightsError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+    except _MALFORMED as error:
         raise WeightsError(f"the pickle is malformed: {str(error)[:200]!a}") from error
 
 
@@ -184,8 +186,8 @@ def _interpret(data: bytes) -> Any:
 def _global(module: Any, name: Any) -> Global:
     if type(module) is not str or type(name) is not str:
         raise TypeError(f"a class named {shown(name)} of {shown(module)}, expected text")
-    if len(module) + len(name) > _MAX_NAME:
-        raise ValueError(f"a class with a name of {len(module) + len(name)} characters")
+    if len(module) + len(name) > _MAX_NAME or not (module + name).isascii():
+        raise ValueError(f"a class named {shown(name)} of {shown(module)}")
     return Global(f"{module}.{name}")
 
 
