@@ -136,15 +136,14 @@ class Layer:
         return found
 
     def _codes(self, rows: slice, columns: slice) -> np.ndarray:
-        array = self._arrays["embeddings"]
+        codes = self._read("embeddings", rows, columns)
         if self._time < 0:
-            return np.array(array[rows, columns])
-        with self._decoding(name):
-            codes = array[self._time, :, rows, columns]
+            return codes
         return np.ascontiguousarray(np.moveaxis(codes, 0, -1))
 
     def _read(self, name: str, rows: slice, columns: slice) -> np.ndarray:
-        index = (rows, columns) if self._time < 0 else (self._time, rows, columns)
+        """A window of an array as it lies there: of a store, bands come first."""
+        index = (rows, columns) if self._time < 0 else (self._time, ..., rows, columns)
         with self._decoding(name):
             return np.array(self._arrays[name][index])
 
