@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import StoreError
+from ..notebook import table
 from ..progress import Progress
 from .layout import wrapped
 
@@ -46,6 +47,13 @@ class Check:
 
     def __str__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every problem, and what to do."""
+        looked = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
+        below = [f"looked at {looked or 'nothing'}", *(f"note: {note}" for note in self.notes)]
+        verdict = "sound" if self.sound else f"{len(self.problems):,} problems"
+        return table(f"{self.path}: {verdict}", self.problems, ("where", "what", "mend"), below)
 
     def text(self, width: int | None = None) -> str:
         """The report, in lines of ``width`` columns if given."""
