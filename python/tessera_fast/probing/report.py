@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..notebook import table
+from ..untrusted import local_path
 from .evaluate import COMMONEST, Scores
 from .images import Image
 from .metrics import CLASSIFICATION, LESS_IS_BETTER, REGRESSION
@@ -179,7 +180,7 @@ class ProbeReport:
         """
         from .output import save
 
-        return save(self, Path(folder).expanduser(), overwrite)
+        return save(self, local_path(folder, "folder"), overwrite)
 
     def __str__(self) -> str:
         return self.text()
