@@ -20,7 +20,10 @@ def parse_bytes(size: object, what: str = "memory") -> int:
         if match is not None and match[2].upper() in _UNITS:
             number, unit = float(match[1]), match[2].upper()
     elif isinstance(size, numbers.Real) and not isinstance(size, bool):
-        number = float(size) if abs(size) < _LARGEST else math.inf
+        try:
+            number = float(size)
+        except OverflowError:
+            number = math.inf
     if math.isnan(number):
         raise InputError(f"{what}: expected a size such as 512MiB or 2GB, got {shown(size)}")
     bytes_ = number * _UNITS[unit]

@@ -58,7 +58,7 @@ def picture(
     if size < 100:
         raise InputError(f"size: expected at least 100 pixels, got {size}")
     files = {k: local_target(v, k) for k, v in
-             (("out", out), ("cog", cog), ("save", save)) if v is not None}  # fmt: skip
+             (("png", out), ("cog", cog), ("basis", save)) if v is not None}  # fmt: skip
     refuse_existing(list(files.values()), overwrite)
     output = open_embeddings(store)
     chosen = parts(output, tiles=tiles, years=None if year is None else [year])
