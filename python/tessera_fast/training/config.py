@@ -39,7 +39,8 @@ class ModelPart:
         released = variant(self.base)
         if released.matryoshka:
             whole = sizes.get("out_dim", released.out_dim)
-            sizes["matryoshka"] = tuple(sorted({*prefixes, whole}))
+            # a prefix that cannot be is for the check of the prefixes to name
+            sizes["matryoshka"] = tuple(sorted({*(k for k in prefixes if 0 < k < whole), whole}))
         if not sizes:
             return released
         out_dim = sizes.get("out_dim", released.out_dim)
