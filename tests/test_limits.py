@@ -169,9 +169,9 @@ def test_extras_are_those_of_the_project():
 def test_no_other_reader_of_packages():
     """An ImportError is judged by packages.py; what else catches one knows why."""
     known = {
-        "packages.py", "__main__.py", "doctor.py", "info.py", "store/locks.py", "backends/cpu.py",
-        "backends/cuda/__init__.py", "backends/tensorrt/adapter.py", "synthetic/tile.py",
-        "tile/cube.py", "tile/georeference.py", "tile/remote.py", "untrusted.py",
+        "packages.py", "__main__.py", "backends/cpu.py", "damage.py", "doctor.py", "info.py",
+        "backends/cuda/__init__.py", "backends/tensorrt/adapter.py", "store/locks.py",
+        "synthetic/tile.py", "tile/cube.py", "tile/georeference.py", "tile/remote.py",
         "verification/comparison.py", "weights/hub.py",
     }  # fmt: skip
     package = Path(packages.__file__).parent

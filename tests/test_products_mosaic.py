@@ -281,9 +281,9 @@ BAD = {
     "resolution": (dict(polygon=ACROSS, resolution=0.0), "a number above 0"),
     "grid of a template": (dict(template="t.tif", crs="EPSG:3035"), "a template has its own"),
     "no template": (dict(template="nothing.tif"), "template nothing.tif: expected a raster"),
-    "resampling": (dict(polygon=ACROSS, resampling="cubic"), "nearest or bilinear"),
+    "resampling": (dict(polygon=ACROSS, resampling="cubic"), "expected nearest, bilinear"),
     "blended codes": (dict(polygon=ACROSS, resampling="bilinear", quantized=True), "be blended"),
-    "format": (dict(polygon=ACROSS, format="png"), "cog or geotiff"),
+    "format": (dict(polygon=ACROSS, format="png"), "expected cog, geotiff"),
 }  # fmt: skip
 
 

@@ -54,10 +54,10 @@ def test_what_one_lacks_is_a_difference(tmp_path, run, extra, forms):
         assert found.verdict == "different" and not found.same
         assert (found.overall.only_a, found.overall.only_b)[side == "B"] == number
         assert {p["only_in"] for p in found.lonely} == {side}
-        result = run("verify", a, b, "--json", tmp_path / "report.json")
+        result = run("verify", a, b, "--json", tmp_path / f"{side}.json")
         assert result.code == 1 and result.out.splitlines()[2] == "different"
         assert f"only in {side}: " in result.out
-        content = json.loads((tmp_path / "report.json").read_text())
+        content = json.loads((tmp_path / f"{side}.json").read_text())
         assert content["same"] is False
         assert [x["pixels"] for x in content["alone"] if x["only_in"] == side] == [number]
         common = run("verify", a, b, "--ignore-missing")

@@ -12,3 +12,12 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise StoreError(f"{there[0]}{more}: exists; give overwrite (--overwrite) to replace it")
+
+
+def refuse_filled(folder: Path, overwrite: bool) -> None:
+    """StoreError if ``folder`` has anything in it, which files of the same names would replace."""
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise StoreError(
+            f"{folder}: expected a new or an empty folder, got one with files in it; give another, "
+            "or overwrite (--overwrite)"
+        )

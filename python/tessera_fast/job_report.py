@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from .errors import StoreError
+from .notebook import table
 from .products.files import check_writable, whole
 from .runner import TileReport
 from .store import Provenance
-from .untrusted import local_path
+from .untrusted import local_path, read_start
+
+_BEGINNING = b'{\n "out": '  # of a report's file
 
 
 @dataclass
@@ -55,6 +58,16 @@ class JobReport:
         with whole(target, overwrite=True) as partial:
             partial.write_text(text, encoding="ascii")
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tiles, and the summary below them."""
+        rows = [
+            (t.name, t.state, f"{t.pixels:,}", f"{t.seconds:.1f} s",
+             "; ".join([*t.warnings, *([] if t.error is None else [str(t.error)])]))
+            for t in self.tiles
+        ]  # fmt: skip
+        head = ("tile", "state", "pixels", "time", "what to mind")
+        return table(f"embeddings in {self.out}", rows, head, self.summary().splitlines())
+
     def summary(self) -> str:
         """What was done, and how busy the encoder was, as two lines of text."""
         warnings = "".join(f"\nwarning: {warning}" for warning in self.warnings)
@@ -88,7 +101,8 @@ class JobReport:
 def report_path(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Where the report of a job that writes ``out`` lies, links followed.
 
-    StoreError for a folder, a device or a place within a store. InputError for what is no path.
+    StoreError for a folder, a device, a place within a store, or a file that is no report: one of
+    the same job run again takes the place of the earlier one. InputError for what is no path.
     """
     target = Path(os.path.realpath(local_path(path, "report")))
     output = Path(os.path.realpath(local_path(out, "out")))
@@ -96,7 +110,17 @@ def report_path(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Pa
         raise StoreError(f"{path}: a report cannot lie in the store {output}; write it beside")
     if target.exists() and not target.is_file():
         raise StoreError(f"{path}: the report needs the name of a file, got one of another kind")
+    if target.exists() and not _may_be_replaced(target):
+        raise StoreError(f"{path}: exists and is no report of a job; give the report another name")
     return target
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Whether a file is empty, or begins as `JobReport.save` does."""
+    try:
+        return read_start(file, len(_BEGINNING)) in (b"", _BEGINNING)
+    except OSError as error:
+        raise StoreError(f"{file}: the report cannot be written there ({error})") from error
 
 
 def check_report(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:

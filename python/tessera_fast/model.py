@@ -11,6 +11,7 @@ import numpy as np
 from . import backends, env
 from .backends.base import Encoder, Plan, WindowEncoder
 from .errors import InputError
+from .notebook import table
 from .packing import Observations, PackedTokens, pack
 from .quantization import QuantizedEmbeddings
 from .spec import ModelSpec
@@ -211,6 +212,18 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.label}, backend={self.backend}, precision={self.precision})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        prefixes = [str(k) for k in self.spec.prefixes() if k != self.repr_dim]
+        rows = [
+            ("embedding", f"{self.repr_dim} numbers"),
+            ("prefixes", ", ".join(prefixes) or "none"),
+            ("runs on", f"{self.backend}, {self.device}, {self.precision}"),
+            ("weights", self.weights.source),
+        ]
+        below = () if self.trained else ("untrained weights: embeddings mean nothing",)
+        return table(self.label, rows, below=below)
 
 
 @checks_keywords()

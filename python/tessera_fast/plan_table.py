@@ -11,6 +11,7 @@ from .calibration import Calibration
 from .errors import InputError, StoreError
 from .files import refuse_existing
 from .given import whole_number
+from .notebook import table
 from .plan_rows import MOST_WORKERS, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
 from .sizes import count, duration, size
 from .untrusted import Unreadable, local_path, local_target, read_bytes
@@ -71,6 +72,13 @@ class Plan:
         """The largest ``shown`` tiles and the totals, as text of at most 100 columns."""
         return "\n".join([*_table(self, shown), *_totals(self), *_failures(self)])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the largest tiles and the totals."""
+        head = ("tile", "rows x columns", "dates S2 + asc + desc", "tokens", "input", "time")
+        below = [f"{what}: {text}".removeprefix(": ") for what, text in _total_rows(self)]
+        below += [f"cannot be used: {failure.message}" for failure in self.failed[:_SHOWN]]
+        return table("plan", map(_cells, self.rows), head, below)
+
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a Parquet file of one row a tile, whole or not at all.
 
@@ -123,25 +131,34 @@ def _table(plan: Plan, shown: int) -> list[str]:
     head = f"{'tile':26} {'rows x cols':>13} {'dates S2+asc+desc':>17} {'tokens':>8}"
     lines = [f"{head} {'input':>8} {'time':>10}"]
     for r in plan.rows[:shown]:
-        name = r.name if len(r.name) <= 26 else r.name[:12] + "..." + r.name[-11:]
-        dates = f"{r.s2_dates}+{r.s1_asc_dates}+{r.s1_desc_dates}"
-        time = "" if r.seconds is None else duration(r.seconds)
-        lines.append(
-            f"{name:26} {f'{r.height} x {r.width}':>13} {dates:>17} {count(r.tokens):>8} "
-            f"{size(r.bytes_in):>8} {time:>10}".rstrip()
-        )
+        name, *cells = _cells(r)
+        name = name if len(name) <= 26 else name[:12] + "..." + name[-11:]
+        widths = zip(cells, (13, 17, 8, 8, 10), strict=True)
+        lines.append(f"{name:26} {' '.join(f'{c:>{w}}' for c, w in widths)}".rstrip())
     if len(plan.rows) > shown:
         lines.append(f"... and {len(plan.rows) - shown:,} smaller ones")
     return [*lines, ""]
 
 
+def _cells(r: PlanRow) -> tuple[str, ...]:
+    """A tile as text: name, size, dates, tokens, bytes, time."""
+    return (
+        r.name, f"{r.height} x {r.width}", f"{r.s2_dates}+{r.s1_asc_dates}+{r.s1_desc_dates}",
+        count(r.tokens), size(r.bytes_in), "" if r.seconds is None else duration(r.seconds),
+    )  # fmt: skip
+
+
 def _totals(plan: Plan) -> list[str]:
+    return [f"{what:10}{text}" for what, text in _total_rows(plan)]
+
+
+def _total_rows(plan: Plan) -> list[tuple[str, str]]:
     options, rows = plan.options, plan.rows
     workers = options["workers"]
     bad = f", {len(plan.failed):,} cannot be used" if plan.failed else ""
     lines = [("model", Path(options["model"]).name), ("tiles", f"{len(rows):,}{bad}")]
     if not rows:
-        return [f"{what:10}{text}" for what, text in lines]
+        return lines
     lines += [
         ("pixels", f"{sum(r.pixels for r in rows):,}"),
         ("tokens", f"{count(sum(r.s2_tokens for r in rows))} Sentinel-2, "
@@ -161,7 +178,7 @@ def _totals(plan: Plan) -> list[str]:
         rate = sum(r.pixels for r in rows) / max(plan.seconds or 0.0, 1e-9)
         lines.append(("time", f"{duration(wall)} with {each} of {rate:,.0f} px/s"))
         lines.append(("", plan.calibration.source))
-    return [f"{what:10}{text}" for what, text in lines]
+    return lines
 
 
 def _failures(plan: Plan) -> list[str]:

@@ -28,7 +28,7 @@ from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
 from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, open_tile, unplaced
-from .untrusted import shown
+from .untrusted import local_path, shown
 from .weights import Weights
 from .weights.load import unknown_model
 
@@ -83,7 +83,7 @@ def plan(
         raise InputError("plan: expected at least one tile, got none")
     spec = _spec(model)
     width = _width(spec, dims)
-    in_store = has("zarr") if out is None else Path(out).suffix == ".zarr"
+    in_store = has("zarr") if out is None else local_path(out, "out").suffix == ".zarr"
     prefixes = tuple(d for d in spec.matryoshka if d < width) if in_store else ()
     stored = _bytes_per_pixel(width, prefixes, in_store, int8)
     opened = {"year": year, "allow_missing_s1": allow_missing_s1, **opening}

@@ -1,10 +1,16 @@
-"""A progress bar on long work: on a terminal by default, silent elsewhere."""
+"""A progress bar on long work: on a terminal and in a notebook by default, silent elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-# None: a bar if stderr is a terminal; True or False; or a function of (pixels done, total).
+from .errors import TesseraError
+from .notebook import in_notebook
+from .packages import has, require
+
+# None: a bar if stderr is a terminal or this is a notebook; True or False; or a function of
+# (pixels done, total).
 Progress = bool | None | Callable[[int, int], None]
 
 
@@ -15,13 +21,20 @@ def progress_bar(total: int, title: str, progress: Progress) -> Iterator[Callabl
         report = progress
         yield lambda done: report(done, total)
         return
-    if progress is False or (progress is None and not sys.stderr.isatty()):
+    notebook = in_notebook()
+    if progress is False or (progress is None and not notebook and not _on_terminal()):
         yield lambda done: None
         return
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=title, unit=" px", unit_scale=True, dynamic_ncols=True)
+    # the bar of a page needs ipywidgets; a line of text moves in a notebook too
+    widget = notebook and has("ipywidgets")
+    tqdm = require("tqdm.notebook" if widget else "tqdm", "a progress bar", TesseraError).tqdm
+    options: dict[str, Any] = {} if notebook else {"dynamic_ncols": True}
+    bar = tqdm(total=total, desc=title, unit=" px", unit_scale=True, **options)
     try:
         yield lambda done: bar.update(done - bar.n) and None
     finally:
         bar.close()
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -1,6 +1,7 @@
 """Numbers as people write and read them: counts, sizes in bytes, durations."""
 
 import math
+import numbers
 import re
 
 from .errors import InputError
@@ -18,8 +19,11 @@ def parse_bytes(size: object, what: str = "memory") -> int:
         match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-zA-Z]*)\s*", size, re.ASCII)
         if match is not None and match[2].upper() in _UNITS:
             number, unit = float(match[1]), match[2].upper()
-    elif isinstance(size, int | float) and not isinstance(size, bool):
-        number = float(size) if abs(size) < _LARGEST else math.inf
+    elif isinstance(size, numbers.Real) and not isinstance(size, bool):
+        try:
+            number = float(size)
+        except OverflowError:
+            number = math.inf
     if math.isnan(number):
         raise InputError(f"{what}: expected a size such as 512MiB or 2GB, got {shown(size)}")
     bytes_ = number * _UNITS[unit]

@@ -1,10 +1,9 @@
 """`tessera-fast distill`: a student from a teacher's embeddings."""
 
 import argparse
-import os
 
 from .common import OK, Commands
-from .train import add_arguments, print_row
+from .train import add_arguments, leads, print_row, say
 
 
 def add(commands: Commands) -> None:
@@ -18,10 +17,13 @@ def _run(args: argparse.Namespace) -> int:
     from ..training.config import DistillPart, read_config
 
     config = read_config(args.config, DistillPart)
+    say(f"{args.config}: {config.run.steps:,} steps; PyTorch is loaded")
     require_torch()
     from ..training.runs import distill
 
-    path = distill(config, resume=args.resume, report=lambda row: print_row(config.run.steps, row))
-    if int(os.environ.get("RANK", 0)) == 0:
+    path = distill(
+        config, resume=args.resume, report=lambda row: print_row(config.run.steps, row), say=say
+    )
+    if leads():
         print(path)
     return OK

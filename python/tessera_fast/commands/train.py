@@ -21,10 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_row(steps: int, row: dict[str, float]) -> None:
-    """A line of the log for whoever waits."""
+    """A row of the log for a person who waits."""
     from ..training.logbook import line
 
-    print(line(row, steps), file=sys.stderr, flush=True)
+    say(line(row, steps))
+
+
+def say(text: str) -> None:
+    """A line on what is done, at once; one of several processes says it."""
+    if leads():
+        print(text, file=sys.stderr, flush=True)
+
+
+def leads() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -32,10 +43,13 @@ def _run(args: argparse.Namespace) -> int:
     from ..training.config import TwinsPart, read_config
 
     config = read_config(args.config, TwinsPart)
+    say(f"{args.config}: {config.run.steps:,} steps; PyTorch is loaded")
     require_torch()
     from ..training.runs import train
 
-    path = train(config, resume=args.resume, report=lambda row: print_row(config.run.steps, row))
-    if int(os.environ.get("RANK", 0)) == 0:
+    path = train(
+        config, resume=args.resume, report=lambda row: print_row(config.run.steps, row), say=say
+    )
+    if leads():
         print(path)
     return OK

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..files import refuse_existing
+from ..untrusted import local_target
 from .common import FAILED, OK, Commands
 
 WIDEST = 100  # columns of the report in a terminal
@@ -36,6 +38,7 @@ def add(commands: Commands) -> None:
         "--ignore-missing", action="store_true",
         help="compare the common part only: what one side lacks is no difference",
     )  # fmt: skip
+    verify.add_argument("--overwrite", action="store_true", help="replace FILE, and files in DIR")
     verify.set_defaults(run=_run)
 
 
@@ -43,6 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     from ..verification import Check, Comparison, check, verify
 
     result: Check | Comparison
+    if args.json:
+        refuse_existing([local_target(args.json, "--json")], args.overwrite)
     if args.b is None:
         asked = [o for o in ("gate", "maps", "ignore_provenance", "ignore_missing")
                  if getattr(args, o)]  # fmt: skip
@@ -53,7 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         result = verify(
             args.a, args.b, gate=args.gate or "auto", maps=args.maps,
-            ignore_provenance=args.ignore_provenance, ignore_missing=args.ignore_missing,
+            overwrite=args.overwrite, ignore_provenance=args.ignore_provenance,
+            ignore_missing=args.ignore_missing,
         )  # fmt: skip
         good = result.same
     print(result.text(_columns()))

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import BackendUnavailable, InputError
+from ..packages import require
 from ..suggest import closest
 from ..tile.remote import is_url
+from ..untrusted import local_path
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (
@@ -25,11 +27,11 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
-    file = Path(path)
+        tomllib = require("tomli", "a TOML file", BackendUnavailable, extra="train")
+    file = local_path(path, "config")
     try:
         content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file}: expected a TOML file ({error})") from error
     known = (*_PATHS, *_OTHERS)
     for name in content:
@@ -41,7 +43,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = file.resolve().parent
     for name in _PATHS:
         if name in content:
-            content[name] = _placed(folder, content[name])
+            try:
+                content[name] = _placed(folder, content[name])
+            except InputError as error:
+                raise InputError(f"{file}: {name}: {error}") from None
     if "tiles" in content:
         given = content["tiles"]
         patterns = [given] if isinstance(given, str) else given
@@ -61,6 +66,8 @@ def _placed(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_placed(folder, v) for v in value]
     text = str(value)
+    if not text:
+        raise InputError("expected the name of a file or folder, got ''")
     if is_url(text):
         return text
     if text.startswith("@"):  # a list of tiles

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..packages import has, require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
+from ..untrusted import local_path
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 
@@ -59,7 +59,7 @@ def open_features(source: Any) -> Features:
     QuantizedEmbeddings, or a list or a dict (by tile) of arrays and files. InputError for others.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = local_path(source, "embeddings")
         if path.suffix == ".npy":
             return Features([_of_array(path.stem, _load(path))], {})
         output = open_embeddings(path)
@@ -98,7 +98,7 @@ def _of_part(part: Part, name: str) -> Image:
 def _load(source: Any) -> Any:
     if not isinstance(source, str | os.PathLike):
         return source
-    path = Path(source).expanduser()
+    path = local_path(source, "embeddings")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         if values.dtype == np.int8:

@@ -16,6 +16,7 @@ from ..packages import require
 from ..products.globe import near
 from ..products.target import Target
 from ..tile.remote import is_url
+from ..untrusted import local_path
 from .images import Image
 
 _MOST = 1 << 22  # pixels of a raster read at once
@@ -52,7 +53,7 @@ def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> l
 
 def _of_image(source: Any, image: Image, what: str) -> Labels:
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = local_path(source, what)
         if path.suffix != ".npy":
             return _sampled(str(source) if is_url(source) else path, image, what)
         try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..notebook import table
+from ..untrusted import local_path
 from .evaluate import COMMONEST, Scores
 from .images import Image
 from .metrics import CLASSIFICATION, LESS_IS_BETTER, REGRESSION
@@ -132,6 +134,18 @@ class ProbeReport:
     def _row(self, name: str) -> str:
         return f"{name} ({self.dims[name]})" if name in self.dims else name
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every score, and what to mind."""
+        rows: list[tuple[str, ...]] = []
+        for count in self.counts:
+            labels = str(count) if count != ALL else "all"
+            for name in self.scores:
+                scores = (with_spread(*self.mean(name, count, m)) for m in self.metrics)
+                rows.append((labels, self._row(name), *scores))
+        head = ("labels a class" if self.classes else "labels", "features", *self.metrics)
+        title = f"{self.name}: {self.task}, head {self.head}, split by {self.split}"
+        return table(title, rows, head, (f"note: {note}" for note in self.notes))
+
     def to_json(self) -> dict[str, Any]:
         """Everything but images, with the values of every seed; None for NaN."""
         return {
@@ -166,7 +180,7 @@ class ProbeReport:
         """
         from .output import save
 
-        return save(self, Path(folder).expanduser(), overwrite)
+        return save(self, local_path(folder, "folder"), overwrite)
 
     def __str__(self) -> str:
         return self.text()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
 from ..quicklook import PcaBasis, pca_basis
 from ..store.reader import Embeddings
+from ..untrusted import local_path, local_target, read_json
 from .files import whole
 from .parts import Part, Window
 
@@ -49,7 +49,7 @@ def save_basis(
         **{k: output.provenance.get(k) for k in _IDENTITY},
         **{k: getattr(basis, k).tolist() for k in ("mean", "components", "low", "high")},
     }
-    with whole(Path(path).expanduser(), overwrite) as partial:
+    with whole(local_target(path, "basis"), overwrite) as partial:
         partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
@@ -59,8 +59,9 @@ def load_basis(path: str | os.PathLike[str], output: Embeddings) -> PcaBasis:
     InputError if it is another file, of another width, or of another model or other weights than
     the output records: colours would then mean nothing.
     """
+    file = local_path(path, "basis")
     try:
-        record = json.loads(Path(path).read_text())
+        record = read_json(file)
         arrays = {k: np.array(record[k], np.float64) for k in ("mean", "components", "low", "high")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,11 @@ import numpy as np
 from ..errors import InputError
 from ..packages import require
 from ..store.reader import Layer
+from ..untrusted import Unreadable, local_path, read_json
 from .globe import HALF, near, unwrapped
 from .parts import placed
 
+_LARGEST = 1 << 28  # bytes of a polygon's file: ten million corners
 WGS84 = "EPSG:4326"
 _STEPS = {True: 0.01, False: 1000.0}  # degrees or metres: longer edges bend in another projection
 _RINGS = dict[str, Any]  # a GeoJSON MultiPolygon
@@ -57,7 +57,7 @@ def of_template(path: str | os.PathLike[str]) -> Target:
     """The grid of a raster that rasterio opens; InputError if it has no CRS."""
     rasterio = require("rasterio", "reading a template")
     try:
-        with rasterio.open(path) as raster:
+        with rasterio.open(local_path(path, "template")) as raster:
             crs, transform, (height, width) = raster.crs, raster.transform, raster.shape
     except rasterio.errors.RasterioIOError as error:
         raise InputError(f"template {path}: expected a raster, got {error}") from error
@@ -120,12 +120,9 @@ def _read(polygon: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, A
     if isinstance(polygon, Mapping):
         return polygon
     try:
-        content = json.loads(Path(polygon).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(local_path(polygon, "polygon"), _LARGEST)
+    except (OSError, Unreadable) as error:
         raise InputError(f"polygon {polygon}: expected a GeoJSON file, got {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"polygon {polygon}: expected a GeoJSON object, got {type(content)}")
-    return content
 
 
 def _crs_of(content: Mapping[str, Any], pyproj: Any) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, TesseraError
+from ..notebook import table
 from ..packing import Observations, Orbit
 from ..suggest import checks_keywords
 from ..untrusted import shown
@@ -88,6 +89,26 @@ class Tile:
         masks = _as_uint8(self.s2_masks.rows(start, stop), self.masks_label, start)
         orbits = tuple(Orbit(o.index, o.bands.rows(start, stop), o.doys) for o in self.orbits)
         return Observations(self.s2_bands.rows(start, stop), masks, self.s2_doys, orbits)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: of headers and days alone, as no pixel is read."""
+        s2, ascending, descending = self.dates
+        try:
+            crs = self.crs or "unknown"
+        except TesseraError as error:
+            crs = f"unknown ({error})"
+        when = self.year or "unknown"
+        if self.period is not None:
+            when = f"{self.period[0]} to {self.period[1]}"
+        rows = [
+            ("size", f"{self.height} x {self.width} pixels"),
+            ("time", when),
+            ("Sentinel-2", f"{s2} dates"),
+            ("Sentinel-1", f"{ascending} ascending and {descending} descending dates"),
+            ("CRS", crs),
+            ("read from", self.where),
+        ]
+        return table(f"tile {self.name}", rows)
 
     def fingerprint(self) -> str:
         """Hash of shapes, dtypes, days and evenly spaced image rows of every array.

@@ -9,9 +9,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import BackendUnavailable, InputError
+from ..packages import require
 from ..spec import ModelSpec, variant
 from ..suggest import closest, one_of
+from ..untrusted import local_path
 from .views import DATES
 
 
@@ -175,11 +177,11 @@ def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
-    path = Path(path)
+        tomllib = require("tomli", "a TOML file", BackendUnavailable, extra="train")
+    path = local_path(path, "config")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: expected a TOML file ({error})") from error
     kinds: dict[str, Any] = {
         "model": ModelPart, "data": DataPart, "objective": objective,
@@ -247,6 +249,9 @@ def _check(path: Path, config: Config) -> None:
         "[optimizer] weight_factor": (optimizer.weight_factor, 0),
         "[optimizer] bias_factor": (optimizer.bias_factor, 0),
     }  # fmt: skip
+    for what, names in (("[run] out", [run.out]), ("[data] tiles", config.data.tiles)):
+        for name in names:
+            local_path(name, f"{path}: {what}")
     if isinstance(goal, TwinsPart):
         least["[objective] projector_width"] = goal.projector_width, 2
         least["[objective] projector_layers"] = goal.projector_layers, 1

@@ -1,4 +1,4 @@
-"""What a run says of itself: log.csv, TensorBoard, and a line for whoever waits."""
+"""What a run says of itself: log.csv, TensorBoard, and lines for a person who waits."""
 
 import csv
 import io
@@ -10,17 +10,49 @@ from typing import Any
 
 from ..errors import BackendUnavailable
 from ..packages import require
+from ..sizes import duration
 from .official_format import write_whole
 
 Row = dict[str, float]
 Report = Callable[[Row], None]
-_SECONDS = 5.0  # between two writings of a file that grows
+Say = Callable[[str], None]
+_SECONDS = 5.0  # between two writings of a file that grows, and between lines at first
+_LONGEST = 60.0  # between two lines
 
 
 def line(row: Row, steps: int) -> str:
     """A row as a person reads it."""
     text = " ".join(f"{n} {v:.4g}" for n, v in row.items() if n not in ("step", "seconds"))
     return f"step {int(row['step'])}/{steps} {text}"
+
+
+class Waiting:
+    """Lines between the rows of the log: after the first step, then every few seconds.
+
+    The time between two lines grows from ``_SECONDS`` to ``_LONGEST``, as a run of days needs no
+    line every few seconds. ``say`` gets each line; None says nothing.
+    """
+
+    def __init__(
+        self, step: int, steps: int, say: Say | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._first, self._steps, self._say, self._clock = step, steps, say, clock
+        self._started = self._last = clock()
+        self._pause = 0.0
+
+    def row(self) -> None:
+        """A row of the log has been said."""
+        self._last, self._pause = self._clock(), max(self._pause, _SECONDS)
+
+    def step(self, step: int, loss: Callable[[], float]) -> None:
+        """A step is done; ``loss`` is called where it is told: on a GPU it waits for the step."""
+        now = self._clock()
+        if self._say is None or now < self._last + self._pause:
+            return
+        each = (now - self._started) / (step - self._first)
+        left = f", about {duration(each * (self._steps - step))} left" * (step < self._steps)
+        self._say(f"step {step}/{self._steps} loss {loss():.4g}, {duration(each)} a step{left}")
+        self._last, self._pause = now, min(max(1.2 * self._pause, _SECONDS), _LONGEST)
 
 
 class Logbook:

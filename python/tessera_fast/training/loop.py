@@ -24,7 +24,7 @@ from ..spec import ModelSpec
 from ..untrusted import parse_json, shown, take, take_or_none, take_whole
 from . import losses
 from .config import Config, OptimizerPart
-from .logbook import Logbook, Report, Row
+from .logbook import Logbook, Report, Row, Say, Waiting
 from .network import Network, Series
 from .objectives import Outcome
 from .official_format import check_shape, save_official, write_whole
@@ -67,8 +67,13 @@ class Run:
         """Number of this process's next batch; it takes every ``place.count``-th."""
         return self.step * self._config.run.accumulate * self._place.count + self._place.rank
 
-    def go(self, feed: Feed, views_of_batch: int, report: Report | None) -> None:
-        """Do the steps that are left. ``feed``: the objective's arguments, batch by batch."""
+    def go(
+        self, feed: Feed, views_of_batch: int, report: Report | None, say: Say | None = None
+    ) -> None:
+        """Do the steps that are left. ``feed``: the objective's arguments, batch by batch.
+
+        ``report`` gets the rows of the log, ``say`` a line where there is none for some seconds.
+        """
         inputs: Iterator[Inputs] = feed
         run, place = self._config.run, self._place
         shared = place.share(self._objective)
@@ -80,6 +85,7 @@ class Run:
                 inputs = itertools.chain([next(feed)], feed)
                 self._save()
             started, since = time.perf_counter(), self.step
+            waiting = Waiting(self.step, run.steps, say if leads else None)
             for step in range(self.step + 1, run.steps + 1):
                 rate = schedule(step, run.steps, self._config.optimizer.warmup)
                 outcome, norm = self._update(shared, inputs, rate)
@@ -99,6 +105,9 @@ class Run:
                     if report:
                         report(row)
                     started, since = time.perf_counter(), step
+                    waiting.row()
+                else:
+                    waiting.step(step, outcome.loss.item)
         finally:
             feed.close()
             if book:

@@ -8,22 +8,26 @@ import torch
 
 from ..errors import InputError
 from ..model import Model, load_model
+from ..sizes import count
 from ..spec import ModelSpec
 from ..weights import load_weights
 from .config import Config, DistillPart, TwinsPart
-from .logbook import Report
+from .logbook import Report, Say
 from .loop import MODEL, Inputs, Run, ahead, series_of, views_of
 from .network import Network
 from .objectives import Imitation, Twins
-from .processes import joined
-from .views import MIX, Batch, random
+from .processes import Place, joined
+from .views import MIX, Batch, Views, random
 
 
-def train(config: Config, *, resume: bool = False, report: Report | None = None) -> Path:
+def train(
+    config: Config, *, resume: bool = False, report: Report | None = None, say: Say | None = None
+) -> Path:
     """Train a model on views of unlabelled pixels; returns the path of its checkpoint.
 
-    ``report`` gets every row of the log. Raises InputError for tiles or settings that cannot be
-    trained with, StoreError where the output cannot be written or a gradient is not finite.
+    ``report`` gets every row of the log, ``say`` lines on what is done now. Raises InputError for
+    tiles or settings that cannot be trained with, StoreError where the output cannot be written or
+    a gradient is not finite.
     """
     goal, run = config.objective, config.run
     assert isinstance(goal, TwinsPart)
@@ -38,6 +42,7 @@ def train(config: Config, *, resume: bool = False, report: Report | None = None)
             )  # fmt: skip
         views = views_of(config, network.spec, draws=2)
         state = Run(config, objective, network, place, resume, {"tiles": views.sources})
+        _begin(say, place, views, network, state.step)
         numbers = iter(range(state.first, 2**62, place.count))
 
         def inputs(batch: Batch) -> Inputs:
@@ -47,11 +52,13 @@ def train(config: Config, *, resume: bool = False, report: Report | None = None)
             return [series_of(view, place.device) for view in batch.views], order, share
 
         batches = views.batches(state.first, place.count)
-        state.go(ahead(batches, inputs), 2 * run.batch, report)
+        state.go(ahead(batches, inputs), 2 * run.batch, report, say)
     return config.out / MODEL
 
 
-def distill(config: Config, *, resume: bool = False, report: Report | None = None) -> Path:
+def distill(
+    config: Config, *, resume: bool = False, report: Report | None = None, say: Say | None = None
+) -> Path:
     """Train a student to give a teacher's embeddings; returns the path of its checkpoint.
 
     The teacher embeds a pixel with all its dates, as it always does; the student sees a random
@@ -78,14 +85,27 @@ def distill(config: Config, *, resume: bool = False, report: Report | None = Non
             views = views_of(config, network.spec, draws=1)
             sources = {"tiles": views.sources, "teacher": {"sha256": teacher.weights.sha256}}
             state = Run(config, objective, network, place, resume, sources)
+            _begin(say, place, views, network, state.step)
 
             def inputs(batch: Batch) -> Inputs:
                 embedding = torch.from_numpy(_embedded(teacher, batch)).to(place.device)
                 return [series_of(view, place.device) for view in batch.views], embedding
 
             batches = views.batches(state.first, place.count)
-            state.go(ahead(batches, inputs), run.batch, report)
+            state.go(ahead(batches, inputs), run.batch, report, say)
     return config.out / MODEL
+
+
+def _begin(say: Say | None, place: Place, views: Views, network: Network, step: int) -> None:
+    """What is about to be done, before the first batch, which may take a while."""
+    if say is None or place.rank:
+        return
+    parameters = sum(p.numel() for p in network.parameters())
+    go_on = f"; goes on after step {step}" if step else ""
+    say(
+        f"{network.spec.name} of {count(parameters)} parameters on {place.device}; "
+        f"{views.described()}{go_on}; the first batch is read"
+    )
 
 
 def _network(config: Config) -> Network:

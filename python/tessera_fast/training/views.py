@@ -111,6 +111,12 @@ class Views:
         tiles = [(t.name, t.height, t.width, *t.dates) for t in self._tiles]
         return {"number": len(tiles), "sha256": hashlib.sha256(repr(tiles).encode()).hexdigest()}
 
+    def described(self) -> str:
+        """How much there is to learn from, as text."""
+        tiles = len(self._tiles)
+        pixels = sum(t.height * t.width for t in self._tiles)
+        return f"{tiles:,} tile{'s' * (tiles != 1)} of {pixels:,} pixels in all"
+
     def batches(self, first: int = 0, stride: int = 1) -> Iterator[Batch]:
         """Batches ``first``, ``first + stride``, ...
 

@@ -11,9 +11,12 @@ from typing import Any, overload
 
 from ..damage import damaged
 from ..errors import InputError, StoreError
+from ..files import refuse_filled
+from ..notebook import table
 from ..progress import Progress
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords
+from ..untrusted import local_path
 from .alone import Alone, alone, lone_arrays
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream
@@ -61,6 +64,13 @@ class Comparison:
     def __str__(self) -> str:
         return self.text()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, and the limits that it comes from."""
+        rows = [(x.what, x.limit, x.found, "" if x.kept else "NOT KEPT") for x in self.limits]
+        head = (f"gate {self.gate.name}", "limit", "found", "")
+        below = [*self.warnings, *self.causes, f"A: {self.a.path}", f"B: {self.b.path}"]
+        return table(self.verdict, rows, head, below)
+
     def text(self, width: int | None = None) -> str:
         """The report, in lines of ``width`` columns if given."""
         from .report import text
@@ -90,6 +100,7 @@ def verify(
     *,
     gate: str = "auto",
     maps: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     ignore_provenance: bool = False,
     ignore_missing: bool = False,
     progress: Progress = None,
@@ -103,6 +114,7 @@ def verify(
     *,
     gate: str = "auto",
     maps: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     ignore_provenance: bool = False,
     ignore_missing: bool = False,
     progress: Progress = None,
@@ -114,12 +126,13 @@ def verify(
     folders are matched by the names of their tiles, everything else by zone, year and coordinates.
     ``gate``: "exact", "fp32", "bf16", "int8" or "fp8", or "auto": the laxer of what the two record.
     Counts of observations have to agree where both sides have them: other counts are other inputs.
-    ``maps``: a folder for pictures of where they differ. Outputs of other models, weights or
-    periods are different whatever their numbers, unless ``ignore_provenance``. What only one of
-    the two holds is a difference (zones, years, tiles, pixels, and arrays of a store), unless
-    ``ignore_missing``, which compares the common part. Reads by windows, in bounded memory. Raises
-    StoreError if an output cannot be read or nothing is common to both, InputError for an unknown
-    gate, or for an option that compares where there is no ``b``.
+    ``maps``: a folder for pictures of where they differ, new or empty unless ``overwrite``. Outputs
+    of other models, weights or periods are different whatever their numbers, unless
+    ``ignore_provenance``. What only one of the two holds is a difference (zones, years, tiles,
+    pixels, and arrays of a store), unless ``ignore_missing``, which compares the common part. Reads
+    by windows, in bounded memory. Raises StoreError if an output cannot be read or nothing is
+    common to both, InputError for an unknown gate, or for an option that compares where there is no
+    ``b``.
     """
     if b is None:
         asked = {
@@ -131,12 +144,15 @@ def verify(
         if names := [name for name, given in asked.items() if given]:
             raise InputError(f"{names[0]}: compares two outputs, got one; give a second one, b")
         return check(a, progress=progress)
+    folder = None if maps is None else local_path(maps, "maps")
+    if folder is not None:
+        refuse_filled(folder, overwrite)
     first, second = _opened(a), _opened(b)
     recorded = first.provenance, second.provenance
     chosen, reason = choose(gate, (recorded[0].get("precision"), recorded[1].get("precision")))
     matching = match(first, second)
     pairs = matching.pairs
-    with nullcontext() if maps is None else closing(Maps(Path(maps))) as sink:
+    with nullcontext() if folder is None else closing(Maps(folder)) as sink:
         found = stream(first, second, pairs, chosen, keep=KEEP, sink=sink, progress=progress)
     readers = Reader(first), Reader(second)
     lone = alone(readers, (first, second), pairs, KEEP)

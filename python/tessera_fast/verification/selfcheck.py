@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import StoreError
+from ..notebook import table
 from ..progress import Progress
+from ..untrusted import local_path
 from .layout import wrapped
 
 SHOWN = 50  # problems that the report prints; JSON has all
@@ -46,6 +48,13 @@ class Check:
 
     def __str__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every problem, and what to do."""
+        looked = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
+        below = [f"looked at {looked or 'nothing'}", *(f"note: {note}" for note in self.notes)]
+        verdict = "sound" if self.sound else f"{len(self.problems):,} problems"
+        return table(f"{self.path}: {verdict}", self.problems, ("where", "what", "mend"), below)
 
     def text(self, width: int | None = None) -> str:
         """The report, in lines of ``width`` columns if given."""
@@ -85,7 +94,7 @@ def check(path: str | os.PathLike[str], *, progress: Progress = None) -> Check:
     from .state_check import check_leftovers
     from .store_check import check_store
 
-    place = Path(path).expanduser().resolve()
+    place = local_path(path, "output").resolve()
     out = Check(place)
     if is_store(place):
         check_store(out, progress)
