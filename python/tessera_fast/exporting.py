@@ -11,6 +11,7 @@ from .packages import require
 from .spec import ModelSpec
 from .suggest import checks_keywords, one_of
 from .tile import open_tile
+from .untrusted import local_target
 from .weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def export(
         raise InputError(
             f"calibration: expected with precision int8 or fp8 alone, got {form.precision}"
         )
-    folder = Path(out)
+    folder = local_target(out, "out")
     from .exports import folder as exports
 
     with exports.whole(folder, overwrite) as made:

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..packages import has, require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
+from ..untrusted import Unreadable, local_path, map_npy
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 
@@ -59,7 +59,7 @@ def open_features(source: Any) -> Features:
     QuantizedEmbeddings, or a list or a dict (by tile) of arrays and files. InputError for others.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = local_path(source, "embeddings")
         if path.suffix == ".npy":
             return Features([_of_array(path.stem, _load(path))], {})
         output = open_embeddings(path)
@@ -98,20 +98,26 @@ def _of_part(part: Part, name: str) -> Image:
 def _load(source: Any) -> Any:
     if not isinstance(source, str | os.PathLike):
         return source
-    path = Path(source).expanduser()
+    path = local_path(source, "embeddings")
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = map_npy(path)
         if values.dtype == np.int8:
             scales = path.with_name(f"{path.stem}_scales.npy")
-            return QuantizedEmbeddings(values, np.load(scales, allow_pickle=False))
-    except (OSError, ValueError) as error:
+            return QuantizedEmbeddings(values, map_npy(scales))
+    except (OSError, Unreadable) as error:
         raise InputError(f"{path}: expected a .npy file of embeddings, got {error}") from error
     return values
 
 
 def _of_array(name: str, values: Any) -> Image:
     if isinstance(values, QuantizedEmbeddings):
-        values = dequantize(*values)
+        codes, scales = map(np.asarray, values)
+        if codes.dtype != np.int8 or scales.shape != codes.shape[:-1] or scales.dtype.kind != "f":
+            raise InputError(
+                f"embeddings of {name}: expected int8 codes (H, W, E) and float scales (H, W), got "
+                f"{codes.dtype} {codes.shape} and {scales.dtype} {scales.shape}"
+            )
+        values = dequantize(codes, scales)
     array = np.asarray(values)
     if array.ndim == 2:
         array = array[:, None]

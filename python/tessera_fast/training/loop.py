@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import math
-import pickle
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..damage import damaged, first_line
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
+from ..untrusted import parse_json, take, take_whole
 from . import losses
 from .config import Config, OptimizerPart
 from .logbook import Logbook, Report, Row
@@ -145,21 +146,32 @@ class Run:
         path = self._config.out / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            was = json.loads(state["config"])
-        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise StoreError(f"{path}: expected the state of a run, got {error!r}") from error
+            was = parse_json(take(state, "config", str))
+            step = take_whole(state, "step", 0, self._config.run.steps)
+        except damaged() as error:
+            raise StoreError(
+                f"{path}: expected the state of a run, got {first_line(error)}; begin again in "
+                "another folder"
+            ) from error
         wanted = self._settles()
         for table in wanted:
             for name, value in wanted[table].items():
-                began = was.get(table, {}).get(name)
+                before = was.get(table)
+                began = before.get(name) if isinstance(before, dict) else None
                 if began != value:
                     raise InputError(
                         f"{path}: expected [{table}] {name} = {began!r} as the run began, got "
                         f"{value!r}; use another folder for another run"
                     )
-        self._objective.load_state_dict(state["objective"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        try:
+            self._objective.load_state_dict(state["objective"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except damaged() as error:
+            raise StoreError(
+                f"{path}: expected the parameters of this run, got {first_line(error)}; begin "
+                "again in another folder"
+            ) from error
+        self.step = step
 
 
 def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
