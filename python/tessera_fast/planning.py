@@ -27,7 +27,7 @@ from .spec import NAMED, ModelSpec
 from .store import TileKey, zone
 from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, open_tile, unplaced
-from .untrusted import shown, whole_number
+from .untrusted import local_path, shown, whole_number
 from .weights import Weights
 from .weights.load import unknown_model
 
@@ -82,7 +82,7 @@ def plan(
         raise InputError("plan: expected at least one tile, got none")
     spec = _spec(model)
     width = _width(spec, dims)
-    in_store = has("zarr") if out is None else Path(out).suffix == ".zarr"
+    in_store = has("zarr") if out is None else local_path(out, "out").suffix == ".zarr"
     prefixes = tuple(d for d in spec.matryoshka if d < width) if in_store else ()
     stored = _bytes_per_pixel(width, prefixes, in_store, int8)
     opened = {"year": year, "allow_missing_s1": allow_missing_s1, **opening}
@@ -156,7 +156,8 @@ def _check(workers: int, rate: float | None, on_error: str, threads: int | None)
 
 
 def _checked(tiles: Any) -> list[str | os.PathLike[str]]:
-    given = [tiles] if isinstance(tiles, str | os.PathLike) else list(tiles)
+    many = isinstance(tiles, Iterable) and not isinstance(tiles, str | os.PathLike)
+    given = list(tiles) if many else [tiles]
     for source in given:
         if not isinstance(source, str | os.PathLike):
             raise InputError(
@@ -174,7 +175,7 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     """The sizes and rules of a model; of a checkpoint its values are not read."""
     if isinstance(model, Model):
         return model.spec
-    name = os.fspath(model)
+    name = str(local_path(model, "model"))
     if name in NAMED:
         return NAMED[name]
     if Path(name).suffix not in (".pt", ".pth", ".safetensors"):

@@ -232,8 +232,8 @@ def plain_name(name: object, most: int = MAX_NAME) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         return False
     try:
-        return len(os.fsencode(name)) <= most
-    except UnicodeEncodeError:  # half a character
+        return len(name.encode("utf-8")) <= most
+    except UnicodeEncodeError:  # half a character, or bytes that are no UTF-8
         return False
 
 
@@ -257,7 +257,7 @@ def below(base: Path, relative: str) -> Path:
 
 def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path that a person gave, with ``~`` resolved; InputError for what no path can be."""
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{what}: expected the name of a file or folder, got {shown(text)}")
     try:
@@ -281,9 +281,9 @@ def local_target(path: str | os.PathLike[str], what: str = "path") -> Path:
     """Like `local_path`, of a file or folder to write: its name leaves room for an ending."""
     target = local_path(path, what)
     if not plain_name(target.name):
-        got = f"a name of {len(os.fsencode(target.name))} bytes" if target.name else shown(path)
         raise InputError(
-            f"{what}: expected a name of 1 to {MAX_NAME} bytes to write to, got {got}; give another"
+            f"{what}: expected a name in UTF-8 of 1 to {MAX_NAME} bytes to write to, got "
+            f"{shown(target.name)}; give another"
         )
     return target
 

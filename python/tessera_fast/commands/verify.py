@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..untrusted import local_target
 from .common import FAILED, OK, Commands
 
 WIDEST = 100  # columns of the report in a terminal
@@ -58,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         good = result.same
     print(result.text(_columns()))
     if args.json:
-        _write_json(Path(args.json), result.to_json())
+        _write_json(local_target(args.json, "--json"), result.to_json())
     return OK if good else FAILED
 
 

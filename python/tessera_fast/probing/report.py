@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..untrusted import local_target
 from .evaluate import COMMONEST, Scores
 from .images import Image
 from .metrics import CLASSIFICATION, LESS_IS_BETTER, REGRESSION
@@ -166,7 +167,7 @@ class ProbeReport:
         """
         from .output import save
 
-        return save(self, Path(folder).expanduser(), overwrite)
+        return save(self, local_target(folder, "out"), overwrite)
 
     def __str__(self) -> str:
         return self.text()

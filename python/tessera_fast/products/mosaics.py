@@ -17,6 +17,7 @@ from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords, one_of
+from ..untrusted import local_target
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .globe import near
 from .parts import BLOCK, placed
@@ -67,7 +68,7 @@ def mosaic(
     if quantized and resampling != "nearest":
         raise InputError("quantized: codes of neighbours cannot be blended; take nearest")
     one_of("format", format, ("cog", "geotiff"))
-    path = Path(out).expanduser()
+    path = local_target(out, "out")
     files = [path, path.with_name(f"{path.stem}_scales{path.suffix}")] if quantized else [path]
     refuse_existing(files, overwrite)
     output = open_embeddings(store)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError, StoreError
 from ..store.reader import Embeddings, Layer, TileRecord, tiles_of
+from ..untrusted import local_path
 
 BLOCK = 256  # rows and columns read at once: 32 MiB of float32 at E = 128
 Window = tuple[slice, slice]
@@ -18,7 +18,7 @@ Window = tuple[slice, slice]
 
 def is_output(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is a store, or a folder of .npy files."""
-    place = Path(path).expanduser()
+    place = local_path(path, "output")
     return (place / "zarr.json").exists() or (place.is_dir() and any(place.glob("*.npy")))
 
 

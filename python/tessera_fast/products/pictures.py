@@ -16,6 +16,7 @@ from ..progress import Progress, progress_bar
 from ..quicklook import PcaBasis, pca_image, side_by_side, write_png
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords
+from ..untrusted import local_target
 from .basis import basis_of, load_basis, save_basis
 from .geotiff import Raster, tags, written
 from .parts import Part, clusters, parts, placed
@@ -56,7 +57,7 @@ def picture(
         raise InputError("picture: expected a PNG, a COG or a basis to write, got none")
     if size < 100:
         raise InputError(f"size: expected at least 100 pixels, got {size}")
-    files = {k: Path(v).expanduser() for k, v in
+    files = {k: local_target(v, k) for k, v in
              (("png", out), ("cog", cog), ("basis", save)) if v is not None}  # fmt: skip
     refuse_existing(list(files.values()), overwrite)
     output = open_embeddings(store)

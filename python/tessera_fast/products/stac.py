@@ -16,6 +16,7 @@ from ..errors import StoreError
 from ..packages import require
 from ..store.reader import Embeddings, Layer, open_embeddings
 from ..suggest import checks_keywords
+from ..untrusted import local_path
 from .files import whole
 from .globe import bounds, cut, joined, unwrapped
 from .parts import Part, clusters, parts, placed
@@ -43,7 +44,7 @@ def stac_items(
     if ``store`` is no Zarr store, or ``out`` exists and ``overwrite`` is False.
     """
     pystac = require("pystac", "describing a store for STAC")
-    output, folder = open_embeddings(store), Path(out).expanduser().resolve()
+    output, folder = open_embeddings(store), local_path(out, "out").resolve()
     if not (output.path / "zarr.json").exists():
         raise StoreError(f"{output.path}: expected a Zarr store, got a folder of .npy files")
     if output.path in (folder, *folder.parents):
@@ -68,7 +69,7 @@ def stac_items(
         for described, name in [(collection, "collection")] + [(i, i.id) for i in items]:
             content = described.to_dict(include_self_link=False)
             (partial / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False))
-    return Path(out).expanduser() / "collection.json"
+    return local_path(out, "out") / "collection.json"
 
 
 def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -> Any:

@@ -14,6 +14,7 @@ from ..errors import InputError, StoreError
 from ..progress import Progress
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords
+from ..untrusted import local_target
 from .alone import Alone, alone, lone_arrays
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream
@@ -136,7 +137,7 @@ def verify(
     chosen, reason = choose(gate, (recorded[0].get("precision"), recorded[1].get("precision")))
     matching = match(first, second)
     pairs = matching.pairs
-    with nullcontext() if maps is None else closing(Maps(Path(maps))) as sink:
+    with nullcontext() if maps is None else closing(Maps(local_target(maps, "maps"))) as sink:
         found = stream(first, second, pairs, chosen, keep=KEEP, sink=sink, progress=progress)
     readers = Reader(first), Reader(second)
     lone = alone(readers, (first, second), pairs, KEEP)

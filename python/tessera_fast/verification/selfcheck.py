@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import StoreError
 from ..progress import Progress
+from ..untrusted import local_path
 from .layout import wrapped
 
 SHOWN = 50  # problems that the report prints; JSON has all
@@ -85,7 +86,7 @@ def check(path: str | os.PathLike[str], *, progress: Progress = None) -> Check:
     from .state_check import check_leftovers
     from .store_check import check_store
 
-    place = Path(path).expanduser().resolve()
+    place = local_path(path, "output").resolve()
     out = Check(place)
     if is_store(place):
         check_store(out, progress)
