@@ -190,7 +190,7 @@ def test_native_code_is_behind_packing_the_cpu_back_end_and_the_model():
 def test_rooms_do_not_know_what_comes_after_them():
     """tile -> packing -> backends -> store: none imports a later one, all import the shared."""
     shared = {"", "errors", "env", "files", "notebook", "packages", "progress", "sizes", "spec"}
-    shared |= {"suggest", "untrusted", "damage"}
+    shared |= {"suggest", "untrusted", "damage", "messages", "given"}
     rooms = {
         "tile": {"tile", "packing"},
         "weights": {"weights"},

@@ -37,7 +37,7 @@ def test_the_file_holds_all_of_it(tmp_path):
     assert table["source"].to_pylist() == ["/tiles/a_2024", "s3://tiles/b"]
     assert table["transform"].to_pylist()[0] == list(ROW.transform)
     assert json.loads(table.schema.metadata[b"tessera_fast.plan"])["options"] == OPTIONS
-    a_plan(rows=[BARE]).save(path)
+    a_plan(rows=[BARE]).save(path, overwrite=True)
     assert Plan.load(path).rows == [BARE]  # replaced
 
 
@@ -66,7 +66,7 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "plan.parquet" / "in the way").mkdir(parents=True)
     with pytest.raises(StoreError, match="cannot be written"):
-        a_plan().save(tmp_path / "plan.parquet")
+        a_plan().save(tmp_path / "plan.parquet", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["plan.parquet"]
     with pytest.raises(StoreError, match="cannot be written"):
         a_plan().save(tmp_path / "no folder" / "plan.parquet")

@@ -7,6 +7,7 @@ ended by SIGTERM, as a batch system does before it kills.
 # Little is imported here: a process without memory or open files fails in an import, and `main`
 # is where that is said.
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ _OF_THE_MACHINE = (MemoryError, OSError, ImportError, SystemError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args: Any = None
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _terminated():
             args = _parsed(argv)

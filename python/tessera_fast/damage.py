@@ -11,6 +11,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
     AssertionError, RuntimeError, SystemError, MemoryError, ImportError, zlib.error, struct.error,
 )  # fmt: skip
 _DAMAGED_OF = {
+    "pickle": "UnpicklingError",
     "pyarrow": "ArrowException",
     "rasterio.errors": "RasterioError",
     "rasterio._err": "CPLE_BaseError",

@@ -25,6 +25,7 @@ from .packages import how_to_install, installed_as, version
 from .selftest import Absent, WrongAnswer
 from .sizes import size
 from .store.locks import Locks
+from .untrusted import local_path
 from .weights import hub
 
 OK, ABSENT, FAILED = "ok", "absent", "FAILED"
@@ -55,7 +56,7 @@ def groups(out: str | os.PathLike[str] | None = None) -> dict[str, Callable[[], 
 
     ``out``: a folder (or what would be one) that outputs are to be written to.
     """
-    folder = Path.cwd() if out is None else Path(out)
+    folder = Path.cwd() if out is None else local_path(out, "out")
     checks: dict[str, Callable[[], Findings]] = {
         "packages": _packages,
         "this machine": partial(_machine, folder),

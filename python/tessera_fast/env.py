@@ -23,6 +23,7 @@ from .cpus import available_cpus
 from .errors import InputError
 from .given import whole_number
 from .suggest import closest
+from .untrusted import local_path
 
 _PREFIX = "TESSERA_FAST_"
 KNOWN = tuple(
@@ -60,7 +61,7 @@ def engine_cache() -> Path:
 def engines_dir() -> Path | None:
     """Folder of engines made elsewhere, or None."""
     text = os.environ.get("TESSERA_FAST_ENGINES")
-    return Path(text) if text else None
+    return local_path(text, "TESSERA_FAST_ENGINES") if text else None
 
 
 def fused() -> bool:

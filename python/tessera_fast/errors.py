@@ -14,6 +14,10 @@ class TesseraError(Exception):
 
     report: Any = None
 
+    def __str__(self) -> str:
+        """The message, with escapes for what is no UTF-8: it may quote the name of a file."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class InputError(TesseraError, ValueError):
     """The observations given are not what the model expects; nothing was written."""

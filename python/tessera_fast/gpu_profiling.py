@@ -4,7 +4,6 @@ A multiply-add counts as 2 FLOP. The peak is that of a large matrix product in t
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from .packing import Observations, pack
 from .profiling import work
 from .quantization import QuantizedEmbeddings
 from .tile import Tile
+from .untrusted import local_target
 
 _REPEATS = 5
 _PEAK_SIZE = 8192  # rows, columns and depth of the product: 1.1 TFLOP fill any GPU
@@ -32,7 +32,7 @@ def report_gpu(
     encoder = model._encoder
     if not isinstance(encoder, CudaEncoder):
         raise BackendUnavailable(f"bench: expected the cuda back end, got {model.backend}")
-    if trace is not None and not Path(trace).parent.is_dir():
+    if trace is not None and not local_target(trace, "trace").parent.is_dir():
         raise InputError(f"trace: expected a file in an existing folder, got {trace}")
     rows = min(rows or tile.height, tile.height)
     started = time.perf_counter()

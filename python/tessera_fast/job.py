@@ -89,7 +89,7 @@ def embed_tiles(
     """
     one_of("on_error", on_error, ("raise", "skip"))
     clock, meter = time.perf_counter(), EnergyMeter()
-    result = JobReport(os.fspath(out))
+    result = JobReport(str(local_path(out, "out")))
     work: JobTasks | None = None
 
     def note(tile: TileReport) -> None:

@@ -157,7 +157,8 @@ def _check(workers: int, rate: float | None, on_error: str, threads: int | None)
 
 
 def _checked(tiles: Any) -> list[str | os.PathLike[str]]:
-    given = [tiles] if isinstance(tiles, str | os.PathLike) else list(tiles)
+    many = isinstance(tiles, Iterable) and not isinstance(tiles, str | os.PathLike)
+    given = list(tiles) if many else [tiles]
     for source in given:
         if not isinstance(source, str | os.PathLike):
             raise InputError(
@@ -175,7 +176,7 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     """The sizes and rules of a model; of a checkpoint its values are not read."""
     if isinstance(model, Model):
         return model.spec
-    name = os.fspath(model)
+    name = str(local_path(model, "model"))
     if name in NAMED:
         return NAMED[name]
     if Path(name).suffix not in (".pt", ".pth", ".safetensors"):

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import reprlib
 import stat
 import sys
 from collections.abc import Mapping
@@ -24,6 +23,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .errors import InputError
+from .messages import named as named
+from .messages import printable as printable
+from .messages import shown as shown
 
 MAX_JSON = 16 << 20  # bytes: metadata of a store with a hundred zones takes 2 MB
 MAX_TOML = 1 << 20  # bytes: what a person writes
@@ -41,56 +43,6 @@ T = TypeVar("T")
 
 class Unreadable(ValueError):
     """The bytes are not what they should be; the message says what was found."""
-
-
-# ---- values in messages
-
-
-class _Shown(reprlib.Repr):
-    """repr() in bounded time and space, whatever the value: its size may be exponential."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 2
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 4
-        self.maxstring = self.maxother = 60
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
-
-    def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(x) if len(x) <= 40 else f"{len(x)} bytes"
-
-    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        if level <= 0 or len(x) > self.maxdict:  # reprlib sorts all keys before it leaves some out
-            return f"a dict of {len(x)}"
-        pairs = (f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items())
-        return "{" + ", ".join(pairs) + "}"
-
-    def repr_instance(self, x: Any, level: int) -> str:
-        plain = x is None or isinstance(x, bool | float | np.generic | os.PathLike)
-        return super().repr_instance(x, level) if plain else f"a {type(x).__name__}"
-
-    repr_set = repr_frozenset = repr_instance
-
-
-_SHOWN = _Shown()
-
-
-def shown(value: object) -> str:
-    """``value`` for a message: like repr(), but short and quick for every value."""
-    text = _SHOWN.repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def printable(text: str) -> str:
-    """``text`` with escapes for what is no UTF-8, as names of files may be."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def named(name: str) -> str:
-    """``name`` as it is where it is plain and short, else like `shown`."""
-    return name if len(name) <= 100 and name.isprintable() else shown(name)
 
 
 # ---- files
@@ -267,8 +219,8 @@ def plain_name(name: object, most: int = MAX_NAME) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         return False
     try:
-        return len(os.fsencode(name)) <= most
-    except UnicodeEncodeError:  # half a character
+        return len(name.encode("utf-8")) <= most
+    except UnicodeEncodeError:  # half a character, or bytes that are no UTF-8
         return False
 
 
@@ -292,9 +244,11 @@ def below(base: Path, relative: str) -> Path:
 
 def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path that a person gave, with ``~`` resolved; InputError for what no path can be."""
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{what}: expected the name of a file or folder, got {shown(text)}")
+    if len(text) <= 255 and text.isascii() and text[0] != "~":  # a thousand tiles are quick
+        return Path(text)
     try:
         size = len(os.fsencode(text))
         names = [len(os.fsencode(part)) for part in Path(text).parts]
@@ -316,9 +270,9 @@ def local_target(path: str | os.PathLike[str], what: str = "path") -> Path:
     """Like `local_path`, of a file or folder to write: its name leaves room for an ending."""
     target = local_path(path, what)
     if not plain_name(target.name):
-        got = f"a name of {len(os.fsencode(target.name))} bytes" if target.name else shown(path)
         raise InputError(
-            f"{what}: expected a name of 1 to {MAX_NAME} bytes to write to, got {got}; give another"
+            f"{what}: expected a name in UTF-8 of 1 to {MAX_NAME} bytes to write to, got "
+            f"{shown(target.name)}; give another"
         )
     return target
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from ..untrusted import local_path
+from ..untrusted import local_target
 from .common import OK, Commands, add_tile_options, positive
 
 
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     if options.get("per_class") == "all":
         options["per_class"] = None
     if out is not None:
-        check_folder(local_path(out, "out"), args.overwrite)
+        check_folder(local_target(out, "out"), args.overwrite)
     report = probe(options.pop("embeddings"), options.pop("labels"), **options)
     print(report.text())
     if out is not None:

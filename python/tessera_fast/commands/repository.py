@@ -1,8 +1,8 @@
 """`tessera-fast model-repository`: an export for Triton Inference Server."""
 
 import argparse
-from pathlib import Path
 
+from ..untrusted import local_path, local_target
 from .common import OK, Commands, positive
 
 
@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..exports.repository import write_repository
 
-    export, out = Path(args.export), Path(args.out)
+    export, out = local_path(args.export, "export"), local_target(args.out, "--out")
     write_repository(
         export, out, name=args.name, version=args.version, max_batch=args.max_batch, cpu=args.cpu
     )

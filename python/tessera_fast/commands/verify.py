@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         good = result.same
     print(result.text(_columns()))
     if args.json:
-        _write_json(Path(args.json), result.to_json())
+        _write_json(local_target(args.json, "--json"), result.to_json())
     return OK if good else FAILED
 
 

@@ -14,8 +14,9 @@ import onnx
 from onnx import helper
 
 from .. import __version__
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..spec import S1_BANDS, S2_BANDS, ModelSpec
+from ..untrusted import Unreadable, plain_name, read_json, shown, take, take_or_none
 from ..weights import Weights
 from ..weights.checkpoint import digest
 from . import network
@@ -67,9 +68,55 @@ def write_onnx(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an exported folder."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """The manifest of an exported folder: a version, a model, and the graphs with their files.
+
+    InputError where it is damaged, or names anything but files beside it.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+        graphs = take(manifest, "graphs", dict)
+        if set(graphs) != set(PARTS):
+            raise Unreadable(f"graphs: expected {', '.join(PARTS)}, got {shown(sorted(graphs))}")
+        for part in PARTS:
+            _check_graph(take(graphs, part, dict))
+        if not plain_name(model := take(manifest, "model", str)) or not model.isprintable():
+            raise Unreadable(f"model: expected the name of a model, got {shown(model)}")
+        for table, name in (("weights", "sha256"), ("form", "precision")):
+            if not (text := take(take(manifest, table, dict), name, str)).isalnum():
+                raise Unreadable(f"{table}: expected letters and digits, got {shown(text)}")
+        engines = take_or_none(manifest, "engines", dict)
+        if engines is not None:
+            take(take(engines, "identity", dict), "package", str)
+            take(engines, "device", str)
+            for target in take(engines, "targets", list):
+                take({"targets": target}, "targets", str)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: expected a folder written by tessera-fast export, got no {MANIFEST} in it"
+        ) from error
+    except (OSError, Unreadable) as error:
+        raise InputError(
+            f"{path}: expected the manifest of an exported model, got {error}; export it again"
+        ) from error
     return manifest
+
+
+def _check_graph(graph: dict[str, Any]) -> None:
+    for tensors in ("inputs", "outputs"):
+        for tensor in take(graph, tensors, list):
+            record = {"tensor": tensor}
+            name, dtype = (take(take(record, "tensor", dict), n, str) for n in ("name", "dtype"))
+            shape = take(tensor, "shape", list)
+            axes = all(type(n) is int or (isinstance(n, str) and n.isidentifier()) for n in shape)
+            if not name.isidentifier() or not dtype.isidentifier() or not axes:
+                raise Unreadable(f"{tensors}: expected name, dtype and shape, got {shown(tensor)}")
+    for name in ("file", "data", "engine"):
+        if name != "file" and name not in graph:
+            continue
+        if not plain_name(file := take(graph, name, str)):
+            raise Unreadable(f"{name}: expected the name of a file beside it, got {shown(file)}")
+        take(graph, {"file": "sha256"}.get(name, f"{name}_sha256"), str)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
-from .folder import MANIFEST, PARTS, read_manifest, whole_file
+from .folder import PARTS, read_manifest, whole_file
 
 MAX_BATCH = 256  # pixels of a batch that the server makes
 QUEUE_MICROSECONDS = 2000  # that a request may wait for others
@@ -36,12 +36,7 @@ def write_repository(
     ensemble's version does, which is what a client asks for. Raises StoreError if that version is
     there, InputError for a folder that holds no export or engines of TensorRT-RTX.
     """
-    try:
-        manifest = read_manifest(export)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{export}: expected a folder written by tessera-fast export, got no {MANIFEST} in it"
-        ) from error
+    manifest = read_manifest(export)
     engines = manifest.get("engines")
     if engines and engines["identity"]["package"] != "tensorrt":
         raise InputError(

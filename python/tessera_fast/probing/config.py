@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable, InputError
-from ..packages import require
+from ..errors import InputError
 from ..suggest import closest
 from ..tile.remote import is_url
-from ..untrusted import local_path
+from ..untrusted import Unreadable, local_path, read_toml, shown
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (
@@ -24,15 +22,11 @@ _OTHERS = (
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Keywords of `probe`, and ``out``; InputError for an unknown or missing setting."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        tomllib = require("tomli", "a TOML file", BackendUnavailable, extra="train")
     file = local_path(path, "config")
     try:
-        content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file}: expected a TOML file ({error})") from error
+        content = read_toml(file)
+    except (OSError, Unreadable) as error:
+        raise InputError(f"{file}: expected a TOML file, got {error}") from error
     known = (*_PATHS, *_OTHERS)
     for name in content:
         if name not in known:
@@ -50,6 +44,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if "tiles" in content:
         given = content["tiles"]
         patterns = [given] if isinstance(given, str) else given
+        if not isinstance(patterns, list):
+            raise InputError(f"{file}: tiles: expected a path or a list, got {shown(given)}")
         content["tiles"] = [t for pattern in patterns for t in _matches(pattern)]
     split = content.get("split")
     if isinstance(split, str) and Path(split).suffix:  # groups, in a file
@@ -65,14 +61,13 @@ def _placed(folder: Path, value: Any) -> Any:
         return {k: _placed(folder, v) for k, v in value.items()}
     if isinstance(value, list):
         return [_placed(folder, v) for v in value]
-    text = str(value)
-    if not text:
-        raise InputError("expected the name of a file or folder, got ''")
-    if is_url(text):
-        return text
-    if text.startswith("@"):  # a list of tiles
-        return f"@{folder / Path(text[1:]).expanduser()}"
-    return str(folder / Path(text).expanduser())
+    if not isinstance(value, str):
+        raise InputError(f"config: expected paths as text, got {shown(value)}")
+    if is_url(value):
+        return value
+    if value.startswith("@"):  # a list of tiles
+        return f"@{folder / local_path(value[1:])}"
+    return str(folder / local_path(value))
 
 
 def _matches(pattern: str) -> list[str]:

@@ -18,7 +18,7 @@ from ..packages import has, require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
-from ..untrusted import local_path
+from ..untrusted import Unreadable, local_path, map_npy
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 
@@ -100,18 +100,24 @@ def _load(source: Any) -> Any:
         return source
     path = local_path(source, "embeddings")
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = map_npy(path)
         if values.dtype == np.int8:
             scales = path.with_name(f"{path.stem}_scales.npy")
-            return QuantizedEmbeddings(values, np.load(scales, allow_pickle=False))
-    except (OSError, ValueError) as error:
+            return QuantizedEmbeddings(values, map_npy(scales))
+    except (OSError, Unreadable) as error:
         raise InputError(f"{path}: expected a .npy file of embeddings, got {error}") from error
     return values
 
 
 def _of_array(name: str, values: Any) -> Image:
     if isinstance(values, QuantizedEmbeddings):
-        values = dequantize(*values)
+        codes, scales = map(np.asarray, values)
+        if codes.dtype != np.int8 or scales.shape != codes.shape[:-1] or scales.dtype.kind != "f":
+            raise InputError(
+                f"embeddings of {name}: expected int8 codes (H, W, E) and float scales (H, W), got "
+                f"{codes.dtype} {codes.shape} and {scales.dtype} {scales.shape}"
+            )
+        values = dequantize(codes, scales)
     array = np.asarray(values)
     if array.ndim == 2:
         array = array[:, None]

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
 from ..products.globe import near
 from ..products.target import Target
 from ..tile.remote import is_url
-from ..untrusted import local_path
+from ..untrusted import Unreadable, local_path, map_npy
 from .images import Image
 
 _MOST = 1 << 22  # pixels of a raster read at once
@@ -53,12 +54,13 @@ def read_labels(source: Any, images: Sequence[Image], what: str = "labels") -> l
 
 def _of_image(source: Any, image: Image, what: str) -> Labels:
     if isinstance(source, str | os.PathLike):
-        path = local_path(source, what)
+        url = is_url(source)
+        path = Path(source) if url else local_path(source, what)
         if path.suffix != ".npy":
-            return _sampled(str(source) if is_url(source) else path, image, what)
+            return _sampled(str(source) if url else path, image, what)
         try:
-            source = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            source = map_npy(path)
+        except (OSError, Unreadable) as error:
             raise InputError(f"{what} {path}: expected a .npy file, got {error}") from error
     values = np.asarray(source)
     if values.dtype == bool:
@@ -95,8 +97,10 @@ def _sampled(path: str | Path, image: Image, what: str) -> Labels:
             a, b, c, d, e, f = tuple(~raster.transform)[:6]
             columns, rows = a * x + b * y + c, d * x + e * y + f
             return _pick(rasterio, raster, np.floor(rows), np.floor(columns))
-    except rasterio.errors.RasterioIOError as error:
-        raise InputError(f"{what} {path}: expected a raster, got {error}") from error
+    except InputError:
+        raise
+    except damaged() as error:
+        raise InputError(f"{what} {path}: expected a raster, got {first_line(error)}") from error
 
 
 def _pick(rasterio: Any, raster: Any, rows: np.ndarray, columns: np.ndarray) -> Labels:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..notebook import table
-from ..untrusted import local_path
+from ..untrusted import local_target
 from .evaluate import COMMONEST, Scores
 from .images import Image
 from .metrics import CLASSIFICATION, LESS_IS_BETTER, REGRESSION
@@ -180,7 +180,7 @@ class ProbeReport:
         """
         from .output import save
 
-        return save(self, local_path(folder, "folder"), overwrite)
+        return save(self, local_target(folder, "out"), overwrite)
 
     def __str__(self) -> str:
         return self.text()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..quicklook import PcaBasis, pca_basis
 from ..store.reader import Embeddings
-from ..untrusted import local_path, local_target, read_json
+from ..untrusted import Unreadable, local_path, local_target, read_json, shown, take, take_numbers
 from .files import whole
 from .parts import Part, Window
 
@@ -59,23 +60,30 @@ def load_basis(path: str | os.PathLike[str], output: Embeddings) -> PcaBasis:
     InputError if it is another file, of another width, or of another model or other weights than
     the output records: colours would then mean nothing.
     """
-    file = local_path(path, "basis")
-    try:
-        record = read_json(file)
-        arrays = {k: np.array(record[k], np.float64) for k in ("mean", "components", "low", "high")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected a basis that quicklook --save-basis wrote ({error})"
-        ) from error
     dims = output.layers[0].dims
     shapes = {"mean": (dims,), "components": (3, dims), "low": (3,), "high": (3,)}
-    if (got := {k: a.shape for k, a in arrays.items()}) != shapes:
-        raise InputError(f"{path}: expected a basis of {dims} dimensions, {shapes}, got {got}")
+    try:
+        record = read_json(local_path(path, "basis"))
+        arrays = {k: _numbers(record, k, shape) for k, shape in shapes.items()}
+    except (OSError, Unreadable) as error:
+        raise InputError(
+            f"{path}: expected a basis of {dims} dimensions that quicklook --save-basis wrote, got "
+            f"another file ({error})"
+        ) from error
     for key in _IDENTITY:
         ours, its = output.provenance.get(key), record.get(key)
         if ours != its and None not in (ours, its):
             raise InputError(
-                f"{path}: is of {key} {its!r}, {output.path} of {ours!r}; pictures of different "
-                "models or weights cannot be compared"
+                f"{path}: is of {key} {shown(its)}, {output.path} of {ours!r}; pictures of "
+                "different models or weights cannot be compared"
             )
     return PcaBasis(**arrays)
+
+
+def _numbers(record: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) == 1:
+        return np.array(take_numbers(record, name, shape[0]), np.float64)
+    rows = take(record, name, list)
+    if len(rows) != shape[0]:
+        raise Unreadable(f"{name}: expected {shape[0]} rows, got {len(rows)}")
+    return np.stack([_numbers({name: row}, name, shape[1:]) for row in rows])

@@ -17,7 +17,7 @@ from ..progress import Progress, progress_bar
 from ..store.disk import RowFile
 from ..store.reader import Embeddings, open_embeddings
 from ..suggest import checks_keywords, one_of
-from ..untrusted import local_path
+from ..untrusted import local_target
 from .files import whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, Part, parts
@@ -60,7 +60,7 @@ def export_store(
     one_of("format", format, FORMATS)
     if float32 and format != "npy":
         raise InputError(f"float32: expected with format 'npy' alone, got {format!r}")
-    output, folder = open_embeddings(store), local_path(out, "out")
+    output, folder = open_embeddings(store), local_target(out, "out")
     if format == "zarr":
         if (bands, tiles, years) != (None, None, None):
             raise InputError("bands, tiles, years: a store is exported to zarr whole")

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
 from ..store.reader import Layer
-from ..untrusted import Unreadable, local_path, read_json
+from ..untrusted import Unreadable, local_path, read_json, shown
 from .globe import HALF, near, unwrapped
 from .parts import placed
 
@@ -23,6 +24,10 @@ _LARGEST = 1 << 28  # bytes of a polygon's file: ten million corners
 WGS84 = "EPSG:4326"
 _STEPS = {True: 0.01, False: 1000.0}  # degrees or metres: longer edges bend in another projection
 _RINGS = dict[str, Any]  # a GeoJSON MultiPolygon
+_MOST_GEOJSON = 64 << 20  # bytes of a file
+_MOST_LEVELS = 8  # of collections and features around a polygon
+_MOST_POINTS = 1_000_000  # of a ring, once its edges are divided
+_FARTHEST = 1e9  # of a coordinate from 0, in any CRS
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,13 @@ def of_template(path: str | os.PathLike[str]) -> Target:
     try:
         with rasterio.open(local_path(path, "template")) as raster:
             crs, transform, (height, width) = raster.crs, raster.transform, raster.shape
-    except rasterio.errors.RasterioIOError as error:
-        raise InputError(f"template {path}: expected a raster, got {error}") from error
-    if crs is None or transform.is_identity:
+            code = crs.to_epsg() if crs else None
+            name = f"EPSG:{code}" if code else crs.to_wkt() if crs else None
+    except damaged() as error:
+        raise InputError(f"template {path}: expected a raster, got {first_line(error)}") from error
+    if name is None or transform.is_identity:
         raise InputError(f"template {path}: expected a raster with a CRS and a transform, got none")
-    code = crs.to_epsg()
-    return Target(f"EPSG:{code}" if code else crs.to_wkt(), tuple(transform)[:6], height, width)
+    return Target(name, tuple(transform)[:6], height, width)
 
 
 def of_polygon(
@@ -111,8 +117,10 @@ def of_polygon(
 def _checked_crs(crs: str, pyproj: Any) -> str:
     try:
         pyproj.CRS.from_user_input(crs)
-    except pyproj.exceptions.CRSError as error:
-        raise InputError(f"crs: expected one that pyproj reads, got {crs!r} ({error})") from error
+    except damaged() as error:
+        raise InputError(
+            f"crs: expected one that pyproj reads, got {shown(crs)} ({first_line(error)})"
+        ) from error
     return crs
 
 
@@ -120,7 +128,7 @@ def _read(polygon: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, A
     if isinstance(polygon, Mapping):
         return polygon
     try:
-        return read_json(local_path(polygon, "polygon"), _LARGEST)
+        return read_json(local_path(polygon, "polygon"), _MOST_GEOJSON, constants=True)
     except (OSError, Unreadable) as error:
         raise InputError(f"polygon {polygon}: expected a GeoJSON file, got {error}") from error
 
@@ -129,33 +137,49 @@ def _crs_of(content: Mapping[str, Any], pyproj: Any) -> str:
     """Of the member "crs" that GeoJSON had before RFC 7946, else WGS 84."""
     try:
         name = content["crs"]["properties"]["name"] if content.get("crs") else WGS84
-    except (KeyError, TypeError) as error:
-        raise InputError(f"polygon: expected a named crs, got {content['crs']}") from error
+    except (LookupError, TypeError) as error:
+        raise InputError(f"polygon: expected a named crs, got {shown(content['crs'])}") from error
     return _checked_crs(name, pyproj)
 
 
-def _polygons(content: Mapping[str, Any]) -> Iterator[list[np.ndarray]]:
+def _polygons(content: Any, level: int = 0) -> Iterator[list[np.ndarray]]:
     """Rings (n, 2) of every polygon, the outer one first; InputError for another geometry."""
-    kind = content.get("type")
+    kind = content.get("type") if isinstance(content, Mapping) and level < _MOST_LEVELS else None
     if kind == "FeatureCollection":
-        for feature in content["features"]:
-            yield from _polygons(feature)
+        for feature in _listed(content, "features"):
+            yield from _polygons(feature, level + 1)
     elif kind == "Feature" and content.get("geometry"):
-        yield from _polygons(content["geometry"])
+        yield from _polygons(content["geometry"], level + 1)
     elif kind in ("Polygon", "MultiPolygon"):
-        many = content["coordinates"] if kind == "MultiPolygon" else [content["coordinates"]]
-        for rings in many:
-            try:
-                arrays = [np.array([p[:2] for p in ring], np.float64) for ring in rings]
-            except (TypeError, ValueError) as error:
-                raise InputError(f"polygon: expected rings of numbers ({error})") from error
-            if any(len(r) < 4 or r.shape[1] != 2 or not np.isfinite(r).all() for r in arrays):
-                raise InputError("polygon: expected rings of at least four finite (x, y)")
-            yield arrays
+        rings = _listed(content, "coordinates")
+        for polygon in rings if kind == "MultiPolygon" else [rings]:
+            yield _rings(polygon)
     else:
         raise InputError(
-            f"polygon: expected Polygon, MultiPolygon or Features of them, got {kind!r}"
+            f"polygon: expected Polygon, MultiPolygon or Features of them, got {shown(kind)}"
         )
+
+
+def _listed(content: Mapping[str, Any], name: str) -> Sequence[Any]:
+    found = content.get(name)
+    if not isinstance(found, list | tuple):
+        raise InputError(f"polygon: expected a list of {name}, got {shown(found)}")
+    return found
+
+
+def _rings(polygon: Any) -> list[np.ndarray]:
+    try:
+        arrays = [np.array([p[:2] for p in ring], np.float64) for ring in polygon]
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise InputError(f"polygon: expected rings of numbers ({first_line(error)})") from error
+    if not arrays or any(
+        len(r) < 4 or r.ndim != 2 or r.shape[1] != 2 or not (np.abs(r) <= _FARTHEST).all()
+        for r in arrays
+    ):
+        raise InputError(
+            f"polygon: expected rings of at least four (x, y), finite and within {_FARTHEST:g}"
+        )
+    return arrays
 
 
 def _moved(rings: list[list[np.ndarray]], source: str, target: str) -> _RINGS | None:
@@ -207,9 +231,14 @@ def _check_cut(rings: list[list[np.ndarray]], source: str, target: str) -> None:
 
 
 def _dense(ring: np.ndarray, step: float) -> np.ndarray:
-    pieces = []
+    pieces, total = [], 0
     for start, end in itertools.pairwise(ring):
         count = max(1, math.ceil(float(np.hypot(*(end - start))) / step))
+        if (total := total + count) > _MOST_POINTS:
+            raise InputError(
+                f"polygon: expected a ring of at most {_MOST_POINTS * step:g} units around, got a "
+                "longer one; check its coordinates and their crs"
+            )
         pieces.append(start + (end - start) * (np.arange(count) / count)[:, None])
     return np.concatenate([*pieces, ring[-1:]])
 

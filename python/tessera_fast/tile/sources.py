@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..suggest import closest
-from ..untrusted import local_path, printable
+from ..untrusted import Unreadable, local_path, printable, shown
 from .arrays import MemoryArray, RowArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
@@ -20,6 +20,7 @@ from .plain import plain, unmasked
 from .remote import is_url, read_url
 
 _log = logging.getLogger("tessera_fast")
+_MOST_LINES = 64 << 20  # bytes of a list of tiles
 _ARRAY_FILES = {f"{name}.npy" for name in ARRAYS}
 
 
@@ -148,7 +149,8 @@ def expand(sources: Iterable[str | PathLike[str]] | str | PathLike[str]) -> Iter
     is not there is passed on: opening it says so. Raises InputError for a folder without a tile
     and for a list that cannot be read.
     """
-    paths = [sources] if isinstance(sources, str | PathLike) else sources
+    many = isinstance(sources, Iterable) and not isinstance(sources, str | PathLike)
+    paths: Any = sources if many else [sources]
     for source in paths:
         yield from (path for _, path in numbered(source))
 
@@ -159,6 +161,8 @@ def numbered(source: str | PathLike[str]) -> Iterator[tuple[int, str]]:
     In a folder everything that may be a tile by its name and kind has a number, so that the numbers
     of the others do not depend on whether one can be read.
     """
+    if not isinstance(source, str | PathLike):
+        raise InputError(f"tiles: expected paths or URLs, got {shown(source)}")
     text = os.fspath(source)
     if text.startswith("@"):
         yield from enumerate(_lines(text[1:]))
@@ -170,9 +174,12 @@ def numbered(source: str | PathLike[str]) -> Iterator[tuple[int, str]]:
 
 def _lines(path: str) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
+        with open(local_path(path, "@"), "rb") as file:  # may be a pipe
+            data = file.read(_MOST_LINES + 1)
+        if len(data) > _MOST_LINES:
+            raise Unreadable(f"more than {_MOST_LINES} bytes")
+        lines = [line.strip() for line in data.decode("utf-8").split("\n")]
+    except (OSError, UnicodeDecodeError, Unreadable) as error:
         raise InputError(
             f"@{path}: expected a text file with one tile a line, got {error}"
         ) from error

@@ -4,16 +4,14 @@ import glob
 import json
 import math
 import os
-import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable, InputError
-from ..packages import require
+from ..errors import InputError
 from ..spec import ModelSpec, variant
 from ..suggest import closest, one_of
-from ..untrusted import local_path
+from ..untrusted import Unreadable, local_path, parse_json, read_toml
 from .views import DATES
 
 
@@ -169,20 +167,16 @@ class Config:
         parts = {n: asdict(getattr(self, n)) for n in ("model", "data", "objective", "optimizer")}
         free = ("out", "device", "threads", "log_every", "save_every", "tensorboard")
         run = {k: v for k, v in asdict(self.run).items() if k not in free}
-        return json.loads(json.dumps({**parts, "run": run}))
+        return parse_json(json.dumps({**parts, "run": run}))
 
 
 def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]) -> Config:
     """Read and check a file; InputError says which setting is unknown, missing or impossible."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        tomllib = require("tomli", "a TOML file", BackendUnavailable, extra="train")
     path = local_path(path, "config")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: expected a TOML file ({error})") from error
+        content = read_toml(path)
+    except (OSError, Unreadable) as error:
+        raise InputError(f"{path}: expected a TOML file, got {error}") from error
     kinds: dict[str, Any] = {
         "model": ModelPart, "data": DataPart, "objective": objective,
         "optimizer": OptimizerPart, "run": RunPart,

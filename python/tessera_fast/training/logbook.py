@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable
+from ..damage import first_line
+from ..errors import BackendUnavailable, InputError
 from ..packages import require
 from ..sizes import duration
+from ..untrusted import Unreadable, read_bytes
 from .official_format import write_whole
 
 Row = dict[str, float]
 Report = Callable[[Row], None]
 Say = Callable[[str], None]
+_LARGEST = 256 << 20  # bytes of a log.csv that is read again
 _SECONDS = 5.0  # between two writings of a file that grows, and between lines at first
 _LONGEST = 60.0  # between two lines
 
@@ -64,9 +67,7 @@ class Logbook:
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         self._path, self._rows = folder / "log.csv", []  # type: ignore[var-annotated]
         if step and self._path.exists():
-            with self._path.open(newline="") as f:
-                rows = [{n: float(v) for n, v in r.items()} for r in csv.DictReader(f)]
-            self._rows = [row for row in rows if row["step"] <= step]
+            self._rows = [row for row in _read(self._path) if row["step"] <= step]
         self._written = -math.inf
         self._board = _board(folder, step) if tensorboard else None
 
@@ -93,6 +94,21 @@ class Logbook:
         self.write()
         if self._board is not None:
             self._board.close()
+
+
+def _read(path: Path) -> list[Row]:
+    """The rows of a log.csv; InputError where it is damaged."""
+    try:
+        lines = read_bytes(path, _LARGEST).decode().splitlines()
+        rows = [{n: float(v) for n, v in row.items()} for row in csv.DictReader(lines)]
+        if not all("step" in row for row in rows):
+            raise Unreadable("rows without a step")
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: expected the log of the run that goes on, got {first_line(error)}; move it "
+            "away"
+        ) from error
+    return rows
 
 
 def _board(folder: Path, step: int) -> Any:

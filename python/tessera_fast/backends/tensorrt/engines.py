@@ -19,6 +19,7 @@ from ...exports import folder as exports
 from ...exports.calibrate import Calibration, synthetic_calibration
 from ...exports.form import VERSION, Form
 from ...spec import MAX_SEQUENCE, S1_BANDS, S2_BANDS, ModelSpec
+from ...untrusted import Unreadable, parse_json, read_bytes
 from ...weights import Weights
 from .adapter import Engine, Package, Profile, build
 
@@ -32,6 +33,7 @@ HEAD_PIXELS = 1 << 14
 # Lengths of sequences, multiples of 8, that share an optimisation profile: a kernel that suits one
 # end of a group suits the other, and every profile takes room in the engine.
 GROUPS = ((8, 32), (40, 64), (72, 128), (136, MAX_SEQUENCE))
+_MOST_BYTES = 64 << 30  # of an engine
 
 
 def group_of(length: int) -> int:
@@ -110,7 +112,7 @@ def write_engines(
         (folder / graph["engine"]).write_bytes(plan)
         graph["engine_sha256"] = hashlib.sha256(plan).hexdigest()
     manifest["engines"] = {
-        "identity": json.loads(json.dumps(identity(weights, form, package, refittable))),
+        "identity": parse_json(json.dumps(identity(weights, form, package, refittable))),
         "targets": list(targets),
         "device": device,
     }
@@ -142,7 +144,7 @@ def _find(
     weights: Weights, form: Form, package: Package, capability: str, device: str, refit: bool
 ) -> Path | None:
     """A folder whose engines are these; ``refit``: of other parameters, and refittable."""
-    wanted = json.loads(json.dumps(identity(weights, form, package, refit)))
+    wanted = parse_json(json.dumps(identity(weights, form, package, refit)))
     for folder, manifest in _folders():
         made = manifest["engines"]
         there = dict(made["identity"])
@@ -163,9 +165,22 @@ def _folders() -> Iterator[tuple[Path, dict[str, Any]]]:
         if place is None or not place.is_dir():
             continue
         for path in sorted({*place.glob(exports.MANIFEST), *place.glob(f"*/{exports.MANIFEST}")}):
-            manifest = exports.read_manifest(path.parent)
+            try:
+                manifest = exports.read_manifest(path.parent)
+            except InputError as error:
+                _log.warning("%s, so its engines are not used", error)
+                continue
             if "engines" in manifest:
                 yield path.parent, manifest
+
+
+def _engine(path: Path) -> bytes:
+    try:
+        return read_bytes(path, _MOST_BYTES)
+    except (OSError, Unreadable) as error:
+        raise BackendUnavailable(
+            f"{path}: expected an engine, got {error}; delete the folder"
+        ) from error
 
 
 def _load(
@@ -175,7 +190,7 @@ def _load(
     manifest = exports.read_manifest(folder)
     loaded = {}
     for part, graph in manifest["graphs"].items():
-        plan = (folder / graph["engine"]).read_bytes()
+        plan = _engine(folder / graph["engine"])
         if hashlib.sha256(plan).hexdigest() != graph["engine_sha256"]:
             raise BackendUnavailable(
                 f"{folder / graph['engine']}: its sha256 is not the manifest's; delete the folder"
