@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 TRITON ?= triton==3.6.0
 LINTERS := clang-format==23.1.5 mypy==2.4.1 ruff==0.17.6
-CPP = $(shell find csrc kernels tests/cuda_emulator -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(shell find csrc kernels tests/cuda_emulator tests/sanitizers -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint format clean
 

@@ -1,6 +1,6 @@
 """Arrays that another thread writes during a call: errors or other numbers, and memory stays whole.
 
-docs/design/0012-borrowed-memory.md says what is promised. A fault here is a process that dies, so
+docs/design/0013-borrowed-memory.md says what is promised. A fault here is a process that dies, so
 each case is one process.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tessera_fast as tf
+from native_flags import isa_targets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "python" / "tessera_fast"
@@ -39,21 +40,6 @@ def require(*tools: str) -> None:
 def output(*command: object) -> str:
     return subprocess.run([str(c) for c in command], check=True, capture_output=True,
                           text=True).stdout  # fmt: skip
-
-
-def isa_targets() -> dict[str, list[str]]:
-    """Name -> compiler flags of every ``add_isa(name lanes flags...)`` of the build."""
-    text = (REPOSITORY / "CMakeLists.txt").read_text()
-    common = re.findall(r"^set\(CXX_OPTIONS ([^)]*)\)", text, re.MULTILINE)
-    assert common
-    for name, values in re.findall(r"^\s*set\((\w+) ([^)]*)\)", text, re.MULTILINE):
-        text = text.replace(f"${{{name}}}", values)
-    found = re.findall(r"^\s*add_isa\((\w+) (\d+)([^)]*)\)", text, re.MULTILINE)
-    return {
-        name: [*" ".join(common).split(), f"-DTESSERA_ISA={name}", f"-DTESSERA_LANES={lanes}",
-               *flags.split()]
-        for name, lanes, flags in found
-    }  # fmt: skip
 
 
 def compiled(name: str, folder: Path) -> Path:

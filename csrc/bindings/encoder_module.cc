@@ -66,7 +66,7 @@ std::vector<T> copied(const py::object& tokens, const char* name, int64_t count)
 }
 
 // A Python PackedTokens. What decides where memory is read is copied, and checked in the copy;
-// `bands` are numbers only and stay where they are (docs/design/0012-borrowed-memory.md).
+// `bands` are numbers only and stay where they are (docs/design/0013-borrowed-memory.md).
 class Tokens {
  public:
   Tokens(const py::object& t, const char* stream, int bands, int64_t P)

@@ -1,6 +1,6 @@
 // Reading memory that belongs to the caller, who may write it at the same time from another thread.
 // Every value is read once, by a relaxed atomic load, so that what was checked is what is used: a
-// plain load could be repeated by the compiler. docs/design/0012-borrowed-memory.md
+// plain load could be repeated by the compiler. docs/design/0013-borrowed-memory.md
 #pragma once
 
 #include <cstddef>
