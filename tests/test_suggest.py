@@ -7,6 +7,7 @@ import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tessera_fast as tf
@@ -19,8 +20,9 @@ from tessera_fast.backends.reference import _DTYPES as OF_REFERENCE
 from tessera_fast.errors import InputError, TesseraError, UnknownKeyword
 from tessera_fast.exports.form import PRECISIONS as OF_TENSORRT
 from tessera_fast.probing.config import read_config as read_probe
+from tessera_fast.spec import S1_BANDS, S2_BANDS
 from tessera_fast.suggest import closest, keywords_of
-from tessera_fast.synthetic import synthetic_tile
+from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.training.config import TwinsPart
 from tessera_fast.training.config import read_config as read_training
 
@@ -135,6 +137,60 @@ def test_the_known_precisions_are_those_of_the_back_ends():
 
 def test_long_names_take_no_time():
     assert closest("x" * 10**7, ["model", "y" * 10**6]) == ""
+
+
+# ---- names in a source
+
+
+@pytest.mark.parametrize("form", ["folder", "Dataset"])
+@pytest.mark.parametrize("name", ["bands", "masks", "doys", "sar_ascending", "sar_descending_doy"])
+def test_a_name_in_a_source(form, name, tmp_path, caplog):
+    """What is missing may be there under another name."""
+    source = saved(form, tmp_path, {name: misspelt(name)})
+    wrong = misspelt(name) + (".npy" if form == "folder" else "")
+    if (form, name) == ("Dataset", "sar_ascending"):  # which may be absent: a warning
+        tf.open_tile(source)
+        assert f"Did you mean '{wrong}'" in caplog.text
+        return
+    with pytest.raises(InputError, match=f"missing .*Did you mean '{wrong}'"):
+        tf.open_tile(source)
+
+
+@pytest.mark.parametrize("form", ["folder", "Dataset"])
+def test_an_orbit_of_another_name(form, tmp_path, caplog):
+    """An orbit may be absent, and one that is only misspelt would be left out in silence."""
+    both = {"sar_ascending": "sar_ascendng", "sar_ascending_doy": "sar_ascendng_doy"}
+    tile = tf.open_tile(saved(form, tmp_path, both))
+    assert tile.dates[1] == 0 < tile.dates[2]
+    (message,) = caplog.messages
+    assert "sar_ascending" in message and "Did you mean 'sar_ascendng" in message
+    every = {
+        **both,
+        **{k.replace("asc", "desc"): v.replace("asc", "desc") for k, v in both.items()},
+    }
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"at least one Sentinel-1 orbit.*Did you mean 'sar_asc"):
+        tf.open_tile(saved(form, tmp_path / "again", every))
+    caplog.clear()
+    (tmp_path / "right").mkdir()
+    tf.open_tile(saved(form, tmp_path / "right", {}))
+    assert not caplog.messages
+
+
+def saved(form, folder, names):
+    """A tile as a folder or a Dataset, with other names for some arrays."""
+    tile = write_tile(synthetic_tile(2, 6), folder / "t_2024")
+    arrays = {path.stem: np.load(path) for path in tile.glob("*.npy")}
+    if form == "folder":
+        for right, wrong in names.items():
+            (tile / f"{right}.npy").rename(tile / f"{wrong}.npy")
+        return tile
+    xr = pytest.importorskip("xarray")
+    dims = {"bands": ("time", "y", "x", "band"), "masks": ("time", "y", "x"), "doys": ("time",)}
+    for orbit in ("sar_ascending", "sar_descending"):
+        dims |= {orbit: (orbit[4:], "y", "x", "polarization"), f"{orbit}_doy": (orbit[4:],)}
+    coordinates = {"band": list(S2_BANDS), "polarization": list(S1_BANDS)}
+    return xr.Dataset({names.get(n, n): (dims[n], a) for n, a in arrays.items()}, coordinates)
 
 
 # ---- the command line

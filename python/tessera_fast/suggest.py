@@ -14,13 +14,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def closest(name: object, names: Iterable[str]) -> str:
+def closest(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:
     """`` Did you mean 'x'?`` with the nearest of ``names``, or "" where none is near.
+
+    ``cutoff``: how alike they have to be, 1 for the same.
 
     Capitals, the dashes of an option, and whether words are joined by - or _, do not count.
     """
     known = {_plain(each): each for each in names}
-    found = difflib.get_close_matches(_plain(str(name)[:_LONGEST]), known, 1)
+    found = difflib.get_close_matches(_plain(str(name)[:_LONGEST]), known, 1, cutoff)
     return f" Did you mean {known[found[0]]!r}?" if found else ""
 
 

@@ -58,7 +58,9 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = "v2
         "reference: fp32, fp64)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=positive, help="default: TESSERA_FAST_THREADS or all CPUs"
+        "--threads",
+        type=positive,
+        help="default: TESSERA_FAST_THREADS, or the CPUs that the process may use",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the back end's own)")
 

@@ -10,7 +10,7 @@ def add(commands: Commands) -> None:
     demo.add_argument("-o", "--out", default="demo_output", help="folder (default %(default)s)")
     demo.add_argument("--size", type=int, default=128, help="tile side in pixels (default 128)")
     demo.add_argument("--seed", type=int, default=0, help="of the tile (default 0)")
-    demo.add_argument("--threads", type=positive, help="default: all CPUs")
+    demo.add_argument("--threads", type=positive, help="default: all that the process may use")
     demo.add_argument(
         "--overwrite", action="store_true", help="replace the picture of another tile"
     )

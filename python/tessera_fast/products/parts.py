@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError, StoreError
 from ..store.reader import Embeddings, Layer, TileRecord, tiles_of
+from ..suggest import closest
 from ..untrusted import local_path
 
 BLOCK = 256  # rows and columns read at once: 32 MiB of float32 at E = 128
@@ -86,7 +87,8 @@ def parts(
         missing = [v for v in asked or () if v not in known]
         if missing:
             there = ", ".join(sorted(map(str, known))[:20])
-            raise InputError(f"{output.path}: no {what} {missing[0]!r}; it has {there}")
+            near = closest(missing[0], map(str, known))
+            raise InputError(f"{output.path}: no {what} {missing[0]!r}; it has {there}.{near}")
     return [
         p for p in found
         if (tiles is None or p.name in tiles) and (years is None or p.layer.year in years)

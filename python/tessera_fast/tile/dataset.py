@@ -26,7 +26,7 @@ from ..untrusted import shown
 from .arrays import ALL, Picks, RowArray, packable
 from .dataset_place import cannot_be_read, georeference_of, read_values
 from .dates import are_dates, decoded
-from .fields import DAYS, ORBITS, SCL, Fields
+from .fields import ARRAYS, DAYS, ORBITS, SCL, Fields
 from .nodata import NoData, declared
 from .plain import unmasked
 
@@ -171,6 +171,8 @@ def read_dataset(dataset: Any) -> Fields:
             if isinstance(bands, DatasetArray) and time != bands.time:
                 _add_dates(fields, dataset, "masks", time, False)
     fields.georeference = georeference_of(dataset)
+    read = {*ARRAYS, *MASKS, *CLASSES}
+    fields.others = tuple(sorted({str(v) for v in dataset.data_vars} - read))
     return fields
 
 

@@ -1,5 +1,6 @@
 """The named arrays of one source and every check that needs only shapes, dtypes and days."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spec import MAX_DOY, S1_BANDS, S2_BANDS
+from ..suggest import closest
 from .arrays import Part, RowArray
 from .dates import FORMS, as_dates, days_of_year
 from .georeference import UNKNOWN, Georeference
@@ -16,6 +18,8 @@ ORBITS = ("sar_ascending", "sar_descending")
 DAYS = {"bands": "doys", **{orbit: f"{orbit}_doy" for orbit in ORBITS}}
 ARRAYS = ("bands", "masks", "doys", *(name for o in ORBITS for name in (o, DAYS[o])))
 SCL = "scl"  # Sentinel-2 scene classes (T, H, W), which may stand in for masks
+_VERY_NEAR = 0.85  # an orbit may be absent, so a name has to be more alike to be warned of
+_log = logging.getLogger("tessera_fast")
 MAX_DATES = 65_535  # counts per pixel are uint16
 BAND_DTYPES = ("uint16", "int16", "float32")
 
@@ -48,6 +52,7 @@ class Fields:
     s1_units: dict[str, str] = field(default_factory=dict)  # orbit -> what the source declares
     nodata: dict[str, NoData] = field(default_factory=dict)  # array -> what it declares to be none
     aliases: dict[str, str] = field(default_factory=dict)  # official name -> the source's
+    others: tuple[str, ...] = ()  # names that the source has and that nothing is read from
     # those that were read
     _dates: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
@@ -169,12 +174,21 @@ class Fields:
             f"{self.label(ORBITS[0])}, {ORBITS[1]}{self.suffix}: expected at least one "
             f"Sentinel-1 orbit, got none in the {self.where}; to embed from Sentinel-2 alone "
             "pass allow_missing_s1=True (--allow-missing-s1)"
+            f"{self._near(ORBITS[0]) or self._near(ORBITS[1])}"
         )
 
     def _required(self, name: str, meaning: str) -> RowArray:
         if name not in self.arrays:
-            raise InputError(f"{self.label(name)}: missing in the {self.where}; needed: {meaning}")
+            raise InputError(
+                f"{self.label(name)}: missing in the {self.where}; needed: {meaning}"
+                f"{self._near(name)}"
+            )
         return self.arrays[name]
+
+    def _near(self, name: str, cutoff: float = 0.6) -> str:
+        """The name that may be meant for the one that is missing, as the end of a message."""
+        near = closest(f"{name}{self.suffix}", self.others, cutoff)
+        return near and f".{near}"
 
     def _check_bands(self, name: str, array: RowArray, bands: Sequence[str]) -> None:
         if len(array.shape) != 4 or array.shape[3] != len(bands):
@@ -195,7 +209,7 @@ class Fields:
             got = f", got {self.undated[of]}" if of in self.undated else ""
             raise InputError(
                 f"{label}: missing in the {self.where}; needed: days of year (T,), or dates "
-                f"({FORMS}){got}"
+                f"({FORMS}){got}{self._near(DAYS[of])}"
             )
         days = self.days[DAYS[of]]
         if days.shape != (dates,):
@@ -226,8 +240,16 @@ class Fields:
             raise InputError(
                 f"{self.label(lack)}: missing or empty in the {self.where} although "
                 f"{have}{self.suffix} is there; give both, or neither for an absent orbit"
+                f"{self._near(lack)}"
             )
         return empty[orbit]
+
+    def warn_of_orbits(self) -> None:
+        """Log a warning for an orbit that is absent where the source has a name much like it."""
+        for orbit in ORBITS:
+            near = "" if orbit in self.arrays else self._near(orbit, _VERY_NEAR)
+            if near:
+                _log.warning("%s: not in the %s%s", self.label(orbit), self.where, near)
 
 
 def _check_dates(label: str, dates: int) -> None:

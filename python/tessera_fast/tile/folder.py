@@ -65,6 +65,7 @@ def read_folder(folder: Path, names: set[str]) -> Fields:
     """The arrays, days, year and georeference of a folder that holds the files ``names``."""
     fields = Fields(f"folder {folder}", {}, {}, form="folder", prefix=f"{folder}/", suffix=".npy")
     fields.year = year_in(given_name(folder))
+    fields.others = tuple(sorted(names - {f"{name}.npy" for name in (*ARRAYS, SCL)}))
     for name in (*ARRAYS, SCL):
         file = f"{name}.npy"
         if file not in names:

@@ -58,6 +58,7 @@ def settle(
     convert_units(fields, s1_units, s2_offset)
     bands, masks, doys = fields.checked_s2()
     orbits = fields.checked_orbits(bands)
+    fields.warn_of_orbits()
     before, known = dict(fields.arrays), years(fields)
     year = choose_year(fields, year, known) if days is None else _in_period(fields, days, year)
     _sort(fields)
