@@ -187,6 +187,7 @@ def checkpoints() -> dict[str, Path]:
 
     paths = {spec.name: BUILD / f"{spec.name}.safetensors" for spec in MODELS}
     for spec in MODELS:
+        paths[spec.name].unlink(missing_ok=True)
         save_safetensors(paths[spec.name], untrained_weights(spec))
     return paths
 
