@@ -9,7 +9,7 @@ import pytest
 from hostile import refused
 from official_checkpoints import MINI
 from tessera_fast.errors import InputError, WeightsError
-from tessera_fast.weights import load_weights, save_safetensors, untrained_weights
+from tessera_fast.weights import load_weights, save_safetensors, spec_of, untrained_weights
 
 SPEC = MINI["v2"]
 FIRST, QUERY = "s2_backbone.embedding.0.weight", "s1_backbone.attn_pool.query.weight"
@@ -203,3 +203,16 @@ def test_seeds(tmp_path):
         with pytest.raises(WeightsError, match="expected untrained:<seed>") as caught:
             load_weights("v2-nano", f"untrained:{seed}")
         assert len(str(caught.value)) < 300
+
+
+def test_the_spec_of_a_file_needs_no_values(tmp_path, saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(saved)
+    assert spec_of("~/x.safetensors") == spec_of(path) == SPEC
+    path.write_bytes(with_header(saved, swapped))
+    with pytest.raises(WeightsError, match="overlap those of another"):
+        spec_of(path)
+    for bad in ("a\0b.pt", "x" * 300 + ".pt", "v2-nan", 3):
+        with pytest.raises(InputError):
+            spec_of(bad)

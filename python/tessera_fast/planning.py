@@ -7,7 +7,6 @@ Tokens are counted in a sample of a tile's rows, by the packer itself, and scale
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,8 +28,7 @@ from .store import TileKey, zone
 from .suggest import checks_keywords, keywords_of, one_of
 from .tile import Tile, open_tile, unplaced
 from .untrusted import local_path, shown
-from .weights import Weights
-from .weights.load import unknown_model
+from .weights import Weights, spec_of
 
 SAMPLE_ROWS = 4  # of a tile: 0.8 % of one of 500 rows, in which tokens come within 2 % of all
 _SMALL = 1024  # pixels of a tile that is read whole
@@ -176,15 +174,7 @@ def _spec(model: str | os.PathLike[str] | Model) -> ModelSpec:
     """The sizes and rules of a model; of a checkpoint its values are not read."""
     if isinstance(model, Model):
         return model.spec
-    name = str(local_path(model, "model"))
-    if name in NAMED:
-        return NAMED[name]
-    if Path(name).suffix not in (".pt", ".pth", ".safetensors"):
-        raise unknown_model(name)
-    from .weights import checkpoint
-    from .weights.recognise import match
-
-    return match(checkpoint.read(Path(name)))[0]
+    return spec_of(model)
 
 
 def _width(spec: ModelSpec, dims: int | None) -> int:

@@ -55,17 +55,13 @@ def load_weights(
     Raises WeightsError for a file that is absent, unsafe, truncated or mismatched, and InputError
     for an unknown model name.
     """
-    name = _text(model, "model")
-    if name not in NAMED:
+    spec = _named_or_path(model)
+    if not isinstance(spec, ModelSpec):
         if weights is not None:
             raise WeightsError(
-                f"weights={shown(weights)} goes with a model's name, got model={shown(name)}"
+                f"weights={shown(weights)} goes with a model's name, got model={shown(model)}"
             )
-        path = local_path(name, "model")
-        if path.suffix not in (".pt", ".pth", ".safetensors") and not path.exists():
-            raise unknown_model(name)
-        return _from_file(path, None)
-    spec = NAMED[name]
+        return _from_file(spec, None)
     if weights is None:
         return _shipped(spec) if spec is DEMO else _find_released(spec)
     text = _text(weights, "weights")
@@ -84,6 +80,26 @@ def load_weights(
             f"{shown(text)}, where nothing is.{near}"
         )
     return _from_file(path, spec)
+
+
+def spec_of(model: str | os.PathLike[str]) -> ModelSpec:
+    """The spec of a named model or of a checkpoint, whose values are not read.
+
+    Raises as :func:`load_weights` does.
+    """
+    found = _named_or_path(model)
+    return found if isinstance(found, ModelSpec) else match(checkpoint.read(found))[0]
+
+
+def _named_or_path(model: str | os.PathLike[str]) -> ModelSpec | Path:
+    """The spec of a model's name, or the path of what may be a checkpoint."""
+    name = _text(model, "model")
+    if name in NAMED:
+        return NAMED[name]
+    path = local_path(name, "model")
+    if path.suffix not in (".pt", ".pth", ".safetensors") and not path.exists():
+        raise unknown_model(name)
+    return path
 
 
 def _text(value: object, what: str) -> str:
