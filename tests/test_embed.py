@@ -282,7 +282,7 @@ def test_forced_threads(tile, mini, monkeypatch, values):
         np.testing.assert_array_equal(tf.embed(tile, mini), values)
     for text in ("many", "0", "-1", "1.5", "²"):
         monkeypatch.setenv("TESSERA_FAST_THREADS", text)
-        with pytest.raises(tf.InputError, match="TESSERA_FAST_THREADS: expected a positive"):
+        with pytest.raises(tf.InputError, match="TESSERA_FAST_THREADS: expected a whole"):
             tf.embed(tile, mini)
 
 

@@ -77,9 +77,10 @@ def test_a_report_that_cannot_be_written_is_told_first(tiles, mini, tmp_path, mo
 def test_what_is_tried_first_leaves_nothing_and_changes_nothing(tiles, mini, tmp_path):
     report = tmp_path / "reports" / "a" / "report.json"
     report.parent.mkdir(parents=True)
-    report.write_text("of before")
+    before = '{\n "out": "of before"}'
+    report.write_text(before)
     job_report.check_report(report, tmp_path / "x")
-    assert report.read_text() == "of before" and len(list(report.parent.iterdir())) == 1
+    assert report.read_text() == before and len(list(report.parent.iterdir())) == 1
     job_report.check_report(tmp_path / "missing" / "report.json", tmp_path / "x")
     assert not (tmp_path / "missing").exists()
     tf.embed_tiles(tiles, tmp_path / "x", mini, report_file=tmp_path / "x" / "report.json")

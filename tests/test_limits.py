@@ -12,6 +12,7 @@ import pytest
 
 from conftest import PACKAGE, needs_zarr
 from tessera_fast import packages
+from tessera_fast.damage import damaged
 from tessera_fast.errors import BackendUnavailable, StoreError
 
 MIB = 1 << 20
@@ -52,6 +53,45 @@ def test_few_open_files(files, farm, mini, tmp_path):
         assert_done_or_said(done)
         assert "pip install" not in done.stderr  # all that is needed is there
     assert_done_or_said(limited(limits, "plan", farm, "--model", mini, "--no-calibrate"))
+
+
+@needs_zarr
+@pytest.mark.parametrize("files", [5, 6, 7, 8])
+def test_a_sound_store_is_not_called_damaged(files, farm, mini, tmp_path, run):
+    """What cannot be opened for want of open files is no damage."""
+    limits = {resource.RLIMIT_NOFILE: files}
+    if limited(limits, code=PRELUDE).returncode:
+        pytest.skip("Python itself does not start")
+    out = tmp_path / "x.zarr"
+    assert run("embed", farm, "-o", out, "--model", mini).code == 0
+    done = limited(limits, "verify", out)
+    assert_done_or_said(done)
+    assert "problem" not in done.stdout and "damaged" not in done.stderr
+    assert (": sound" in done.stdout) == (done.returncode == 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "damage"),
+    [
+        (OSError(errno.EMFILE, "too many"), False),
+        (RuntimeError("can't start new thread"), False),
+        (OSError(errno.EIO, "of the disk"), True),
+        (MemoryError(), True),  # a header may ask for any amount
+        (RuntimeError("a codec failed"), True),
+    ],
+)
+def test_limits_are_no_damage(error, damage):
+    def parse():
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError("a library wraps what it meets") from cause
+
+    with pytest.raises(KeyError if damage else ValueError):
+        try:
+            parse()
+        except damaged():
+            raise KeyError from None
 
 
 @needs_zarr

@@ -92,7 +92,8 @@ def test_empty_names_of_configurations(tmp_path, run):
     (tmp_path / "run.toml").write_text('[run]\nout = ""\nsteps = 1\n[data]\ntiles = "x"\n')
     assert "[run] out: expected the name of a file or" in run("train", tmp_path / "run.toml").err
     (tmp_path / "p.toml").write_text('embeddings = "x"\nlabels = ""\n')
-    assert "labels: expected the name of a file or" in run("probe", tmp_path / "p.toml").err
+    said = run("probe", tmp_path / "p.toml").err
+    assert "p.toml: labels: " in said and "expected the name of a file or folder, got ''" in said
 
 
 # ---- nothing is written over

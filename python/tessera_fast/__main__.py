@@ -119,6 +119,9 @@ def _write_no_more() -> None:
 
 def _end_quietly() -> None:
     """Libraries that tidy up at the end meet the same limit, and would print where they did."""
+    import warnings
+
+    warnings.simplefilter("ignore")
     sys.unraisablehook = lambda _: None
     threading.excepthook = lambda _: None
 
