@@ -60,7 +60,6 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _farm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("rasterio", reason="a tile for a store needs a roi.tiff")
     folder = tmp_path_factory.mktemp("tiles") / "farm_2024"
     return write_tile(synthetic_tile(*FARM_SHAPE), folder)
 

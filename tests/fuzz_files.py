@@ -6,6 +6,7 @@ Each function takes a scratch folder and returns (make_mutant, read) for `fuzz.r
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ import numpy as np
 import pytest
 
 import fuzz
+from products_outputs import LEFT, X0, Y0, lonlat, rectangle, store
 from tessera_fast.errors import TesseraError
 from tessera_fast.plan_rows import Failure, PlanRow
 from tessera_fast.plan_table import Plan
+from tessera_fast.probing.config import read_config as read_probe
+from tessera_fast.products.basis import basis_of, load_basis, save_basis
+from tessera_fast.products.parts import parts
+from tessera_fast.products.target import of_polygon
+from tessera_fast.store.reader import open_embeddings
 from tessera_fast.tile import open_tile
 from tessera_fast.tile.georeference import read_roi
 from tessera_fast.tile.geotiff import plain, write_plain
-from tile_sources import H, W, arrays, save, save_dates, stacked, write_zarr
+from tile_sources import H, W, arrays, dated, save, save_dates, stacked, write_zarr
+from train_configs import writer
 
 Format = tuple[Callable[[random.Random], Any], Callable[[Any], Any]]
 UTM = ("EPSG:32631", (10.0, 0.0, 5e5, 0.0, -10.0, 5.6e6))
@@ -141,6 +149,22 @@ def zarr_consolidated(scratch: Path) -> Format:
     return _cube(scratch, 3, True)
 
 
+def netcdf(scratch: Path) -> Format:
+    pytest.importorskip("h5netcdf")
+    dataset = dated(arrays())
+    for name in ("band", "polarization"):
+        dataset[name] = dataset[name].astype(object)  # text of any length
+    path = scratch / "cube_2024.nc"
+    dataset.to_netcdf(path, engine="h5netcdf")
+    data = path.read_bytes()
+
+    def read(mutant: bytes) -> None:
+        path.write_bytes(mutant)
+        use(open_tile(path))
+
+    return lambda rng: fuzz.mutate_bytes(rng, data, head=rng.choice((0, 2000))), read
+
+
 def plan_file(scratch: Path) -> Format:
     pytest.importorskip("pyarrow")
     import pyarrow
@@ -191,4 +215,86 @@ def plan_file(scratch: Path) -> Format:
     return retried, read
 
 
-FORMATS = {f.__name__: f for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, plan_file)}
+def polygon(scratch: Path) -> Format:
+    """A GeoJSON polygon, in the CRS of a store and in degrees, and a basis of its colours."""
+    pytest.importorskip("zarr")
+    path, _ = store(scratch / "x.zarr", LEFT)
+    output = open_embeddings(path)
+    square = rectangle(X0, Y0 - 300, X0 + 300, Y0)
+    feature = {"type": "Feature", "geometry": lonlat(square), "properties": {}}
+    found = [json.dumps(square).encode()]
+    found.append(json.dumps({"type": "FeatureCollection", "features": [feature] * 2}).encode())
+    save_basis(basis_of(output, parts(output)), output, scratch / "basis.json", False)
+    basis = (scratch / "basis.json").read_bytes()
+
+    def make(rng: random.Random) -> tuple[bool, bytes]:
+        of_colours = rng.random() < 0.3
+        return of_colours, fuzz.mutate_json(rng, basis if of_colours else rng.choice(found))
+
+    def read(mutant: tuple[bool, bytes]) -> None:
+        file = scratch / "damaged.json"
+        file.write_bytes(mutant[1])
+        if mutant[0]:
+            load_basis(file, output)
+        else:
+            of_polygon(file, output.layers, None, None)
+
+    return make, read
+
+
+def config(scratch: Path) -> Format:
+    """TOML files of a training run and of a probe."""
+    pytest.importorskip("torch")
+    if sys.version_info < (3, 11):
+        pytest.importorskip("tomli")
+    from tessera_fast.training.config import TwinsPart, read_config
+
+    found = {
+        "train.toml": writer(scratch, scratch)().read_bytes(),
+        "probe.toml": b'embeddings = "x.zarr"\nlabels = "y.npy"\ntiles = ["a", "b"]\nseeds = 3\n',
+    }
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        name = rng.choice(sorted(found))
+        return name, fuzz.mutate_bytes(rng, found[name])
+
+    def read(mutant: tuple[str, bytes]) -> None:
+        name, data = mutant
+        (scratch / name).write_bytes(data)
+        if name == "train.toml":
+            read_config(scratch / name, TwinsPart)
+        else:
+            read_probe(scratch / name)
+
+    return make, read
+
+
+def manifest(scratch: Path) -> Format:
+    """The manifest of an exported model, as engines and a model repository read it."""
+    pytest.importorskip("onnx")
+    import tessera_fast as tf
+    from tessera_fast.exports import folder, repository
+
+    tf.export("v2-nano", scratch / "onnx", weights="untrained")
+    path = scratch / "onnx" / folder.MANIFEST
+    whole = json.loads(path.read_bytes())
+    whole["engines"] = {"identity": {"package": "tensorrt"}, "targets": ["8.9"], "device": "a"}
+    for part in whole["graphs"].values():
+        part |= {"engine": part["file"], "engine_sha256": part["sha256"]}
+    data = json.dumps(whole).encode()
+
+    def read(mutant: bytes) -> None:
+        path.write_bytes(mutant)
+        folder.read_manifest(path.parent)
+        out = scratch / "repository"
+        shutil.rmtree(out, ignore_errors=True)
+        repository.write_repository(path.parent, out)
+
+    return lambda rng: fuzz.mutate_json(rng, data), read
+
+
+FORMATS = {
+    f.__name__: f
+    for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, netcdf, plan_file, polygon,
+              config, manifest)
+}  # fmt: skip

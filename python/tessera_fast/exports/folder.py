@@ -78,14 +78,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         graphs = take(manifest, "graphs", dict)
         if set(graphs) != set(PARTS):
             raise Unreadable(f"graphs: expected {', '.join(PARTS)}, got {shown(sorted(graphs))}")
+        engines = take_or_none(manifest, "engines", dict)
         for part in PARTS:
-            _check_graph(take(graphs, part, dict))
+            _check_graph(take(graphs, part, dict), engines is not None)
         if not plain_name(model := take(manifest, "model", str)) or not model.isprintable():
             raise Unreadable(f"model: expected the name of a model, got {shown(model)}")
         for table, name in (("weights", "sha256"), ("form", "precision")):
             if not (text := take(take(manifest, table, dict), name, str)).isalnum():
                 raise Unreadable(f"{table}: expected letters and digits, got {shown(text)}")
-        engines = take_or_none(manifest, "engines", dict)
         if engines is not None:
             take(take(engines, "identity", dict), "package", str)
             take(engines, "device", str)
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_graph(graph: dict[str, Any]) -> None:
+def _check_graph(graph: dict[str, Any], built: bool) -> None:
     for tensors in ("inputs", "outputs"):
         for tensor in take(graph, tensors, list):
             record = {"tensor": tensor}
@@ -112,7 +112,7 @@ def _check_graph(graph: dict[str, Any]) -> None:
             if not name.isidentifier() or not dtype.isidentifier() or not axes:
                 raise Unreadable(f"{tensors}: expected name, dtype and shape, got {shown(tensor)}")
     for name in ("file", "data", "engine"):
-        if name != "file" and name not in graph:
+        if name not in graph and (name == "data" or (name == "engine" and not built)):
             continue
         if not plain_name(file := take(graph, name, str)):
             raise Unreadable(f"{name}: expected the name of a file beside it, got {shown(file)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..untrusted import plain_name, shown
 from .folder import PARTS, read_manifest, whole_file
 
 MAX_BATCH = 256  # pixels of a batch that the server makes
@@ -46,22 +47,31 @@ def write_repository(
     if version < 1 or max_batch < 1:
         raise InputError(f"version, max_batch: expected at least 1, got {version}, {max_batch}")
     name = name or f"tessera-{manifest['model']}"
+    if not plain_name(name):
+        raise InputError(f"name: expected the name of a model, got {shown(name)}")
     names = {part: f"{name}_{_SUFFIX[part]}" for part in PARTS}
     for model in (*names.values(), name):
         if (repository / model / str(version)).exists():
             raise StoreError(f"{repository / model / str(version)}: exists; give another version")
-    for part, model in names.items():
-        graph = manifest["graphs"][part]
-        place = repository / model / str(version)
-        place.mkdir(parents=True)
-        source = graph["engine"] if engines else graph["file"]
-        shutil.copyfile(export / source, place / ("model.plan" if engines else "model.onnx"))
-        if "data" in graph and not engines:
-            shutil.copyfile(export / graph["data"], place / graph["data"])
-        backend = 'platform: "tensorrt_plan"' if engines else 'backend: "onnxruntime"'
-        _write(repository / model, _model(model, graph, backend, max_batch, cpu, manifest))
-    _write(repository / name, _ensemble(name, names, version, manifest, max_batch))
-    (repository / name / str(version)).mkdir(parents=True)
+    files = "engine" if engines else "file"
+    needed = [g[n] for g in manifest["graphs"].values() for n in (files, "data") if n in g]
+    gone = [file for file in needed if not (export / file).is_file()]
+    if gone:
+        raise InputError(f"{export}: expected {gone[0]} in it, as its manifest says; export again")
+    try:
+        for part, model in names.items():
+            graph = manifest["graphs"][part]
+            place = repository / model / str(version)
+            place.mkdir(parents=True)
+            shutil.copyfile(export / graph[files], place / f"model.{'plan' if engines else 'onnx'}")
+            if "data" in graph and not engines:
+                shutil.copyfile(export / graph["data"], place / graph["data"])
+            backend = 'platform: "tensorrt_plan"' if engines else 'backend: "onnxruntime"'
+            _write(repository / model, _model(model, graph, backend, max_batch, cpu, manifest))
+        _write(repository / name, _ensemble(name, names, version, manifest, max_batch))
+        (repository / name / str(version)).mkdir(parents=True)
+    except OSError as error:
+        raise StoreError(f"{repository}: the models cannot be written ({error})") from error
     return repository
 
 

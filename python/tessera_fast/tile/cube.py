@@ -9,7 +9,7 @@ from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
 from .chunks import lost_chunks
-from .cube_metadata import check_chunks, check_zarr
+from .cube_metadata import check_chunks, check_netcdf, check_zarr
 from .fields import Fields
 from .folder import given_name, year_in
 from .nodata import NoData
@@ -25,7 +25,9 @@ def read_cube(path: str) -> Fields:
     """
     xr = require("xarray", f"{path}: reading a cube", InputError)
     engine = {} if PurePath(path).suffix in NETCDF else {"engine": "zarr"}
-    if engine and "://" not in path:
+    if not engine:
+        check_netcdf(Path(path))
+    elif "://" not in path:
         check_zarr(Path(path))
     try:
         with warnings.catch_warnings():

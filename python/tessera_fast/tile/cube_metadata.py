@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import MAX_DIMS, MAX_SIZE, Unreadable, read_json, shown, take
+from ..untrusted import MAX_DIMS, MAX_SIZE, Unreadable, read_json, read_start, shown, take
 
 _GROUP = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _ARRAY = ("zarr.json", ".zarray", ".zattrs")
@@ -37,6 +37,16 @@ def check_zarr(store: Path) -> None:
             raise InputError(
                 f"{path}: expected the metadata of a cube, got {error}; write the cube again"
             ) from error
+
+
+def check_netcdf(path: Path) -> None:
+    """InputError where a file does not begin as netCDF does, in any of its formats."""
+    try:
+        start = read_start(path, 8)
+        if start[:3] != b"CDF" and start != b"\x89HDF\r\n\x1a\n":
+            raise Unreadable("a file that does not begin as netCDF does")
+    except (OSError, Unreadable) as error:
+        raise InputError(f"{path}: expected a cube that xarray opens, got {error}") from error
 
 
 def check_chunks(shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> None:
