@@ -137,7 +137,7 @@ def holders(path: Path) -> str:
 def _offset(name: str) -> int:
     if name in _RESERVED:
         return _RESERVED[name]
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
     return 2 + (int.from_bytes(digest, "little") >> 2)  # within a signed 64-bit offset
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import StoreError
-from ..untrusted import MAX_NAME, local_path, plain_name, shown
+from ..untrusted import MAX_NAME, local_path, plain_name, printable
 from .disk import RowFile
 from .metadata import carried_identity, is_empty
 from .state import BuildState
@@ -246,7 +246,7 @@ def other_tile(
         return None
     if None not in place.values() and all(marker.get(k) == v for k, v in place.items()):
         return None
-    finished, ours = (shown(s) if s else "arrays in memory" for s in (theirs, tile.source))
+    finished, ours = (printable(s) if s else "arrays in memory" for s in (theirs, tile.source))
     return (
         f"{path}: two tiles have the name {tile.name!a}: the finished one was read from "
         f"{finished}, this one from {ours}, and they are not known to have one place. Nothing was "

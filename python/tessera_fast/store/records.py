@@ -41,14 +41,15 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, path: Path, data: bytes | None = None) -> Stamp:
         """Of the file at ``path``, which holds ``data`` if that is known."""
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if data is None:
+        if data is not None:
+            found = os.stat(path)
+            state = hashlib.blake2b(data, digest_size=16)
+        else:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
                 state = hashlib.blake2b(digest_size=16)
                 for block in iter(partial(file.read, _HASH_BYTES), b""):
                     state.update(block)
-            else:
-                state = hashlib.blake2b(data, digest_size=16)
         return cls(state.hexdigest(), found.st_size, found.st_mtime_ns)
 
     @classmethod

@@ -267,7 +267,7 @@ class BuildState:
         if self.identity != identity and IDENTITY_FILE not in (move.name for move in moves):
             moves = [self.stage_identity(staged, identity), *moves]
         commit = self._transactions.promise(staged, moves, identity, layout)
-        if not self._transactions.apply(commit, identity):
+        if not self._transactions.apply(commit, identity, moves):
             raise StoreError(
                 f"{self.output}: was changed by something else while a tile was written to it; the "
                 "tile is not finished. Run again when nothing but tessera_fast writes there"

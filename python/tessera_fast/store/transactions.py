@@ -126,13 +126,16 @@ class Transactions:
         moves = found[1] if found else []
         return any(m.place.startswith("output/") and not (commit / m.name).exists() for m in moves)
 
-    def apply(self, commit: Path, identity: str | None) -> bool:
+    def apply(
+        self, commit: Path, identity: str | None, promised: Sequence[Move] | None = None
+    ) -> bool:
         """Make the moves of a transaction; several processes may do so side by side.
 
-        ``identity``: of the output. Raises StoreError if the transaction has another one, or is not
-        as this version writes it. False: it was given up, because it was made for other files.
+        ``identity``: of the output. ``promised``: its moves, if this process has just made it.
+        Raises StoreError if the transaction is of another output, or not as this version writes it.
+        False: it was given up, because it was made for other files.
         """
-        found = self._read(commit)
+        found = (identity, list(promised)) if promised is not None else self._read(commit)
         if found is None:  # it has been applied and is being removed
             disk.remove_tree(commit)
             return True
