@@ -183,6 +183,7 @@ def test_killed_copied_and_renamed(tiles, mini, tmp_path, uninterrupted):
         before, rounds = finished(out), rounds + 1
         what = rng.choice(["copy", "rename", "beside", "during"])
         place = tmp_path / f"{rounds}" / "x.zarr"
+        print(f"{kills} kills, {len(before)} tiles finished: {what}", flush=True)
         if what == "rename":
             out = renamed(out, place)
         elif what == "copy":  # and it is finished by itself, while nothing happens here
