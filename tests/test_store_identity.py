@@ -458,3 +458,27 @@ def test_a_tile_without_data_has_a_store(tmp_path):
     nothing = np.zeros_like(codes), np.full_like(scales, np.inf), np.zeros_like(counts)
     write(path, {FIRST: nothing})
     assert path.exists() and is_done(path, FIRST) and verified(path).sound
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_marker_of_the_other_kind_means_not_done(name, tmp_path):
+    path = tmp_path / name
+    made(path, FIRST)
+    torn = next((state_of(path) / "done").glob("t0*"))
+    edit(torn, lambda c: c.update({"shards": {}}, **{} if path.suffix else {"files": {}}))
+    if not path.suffix:
+        edit(torn, lambda c: c.pop("files"))
+    assert not is_done(path, FIRST)
+
+
+def test_a_store_that_is_removed_while_it_is_open_is_made_anew(tmp_path):
+    path = tmp_path / "x.zarr"
+    with closing(open_output(path, ALL, PROVENANCE)) as out:
+        for key in (FIRST, SECOND):
+            writer = out.begin(key)
+            spool(writer, DATA[key])
+            if key is SECOND:
+                shutil.rmtree(path)
+            writer.commit()
+        assert out.is_done(SECOND) and not out.is_done(FIRST)
+    assert is_done(path, SECOND) and verified(path).sound

@@ -10,7 +10,7 @@ from .state import new_identity
 from .zone import Grid
 
 
-def found(
+def continued(
     known: ShardRecord | None, places: dict[str, Path], data: dict[str, bytes]
 ) -> tuple[dict[str, Stamp], str]:
     """The stamps of a shard's files as they were read, and the lineage that they continue.

@@ -60,7 +60,7 @@ class NpyFolder:
         marker = self._state.marker(tile.name)
         if marker is None or marker["fingerprint"] != tile.fingerprint:
             return False
-        stamps = parse_stamps(marker.get("files"))
+        stamps = parse_stamps(marker.get("files", {}))
         if stamps.keys() != set(self._files(tile).values()):
             return False
         wrong = [f for f, stamp in stamps.items() if not stamp.fits(self.path / f)]

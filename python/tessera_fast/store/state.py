@@ -267,6 +267,7 @@ class BuildState:
         if self.identity != identity and IDENTITY_FILE not in (move.name for move in moves):
             moves = [self.stage_identity(staged, identity), *moves]
         commit = self._transactions.promise(staged, moves, identity, layout)
+        self._known = identity
         if not self._transactions.apply(commit, identity, moves):
             raise StoreError(
                 f"{self.output}: was changed by something else while a tile was written to it; the "
@@ -283,6 +284,7 @@ class BuildState:
 
     def forget(self) -> None:
         """The output that markers and shard records tell of is gone."""
+        self._known = None
         for name in ("done", "shards"):
             disk.remove_tree(self.folder / name)
 

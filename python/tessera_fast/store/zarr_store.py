@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import StoreError
 from . import disk, zone
 from .attributes import root_attributes
-from .merging import found, is_broken, overlap
+from .merging import continued, is_broken, overlap
 from .metadata import (
     IDENTITY,
     PROVENANCE,
@@ -105,14 +105,15 @@ class ZarrOutput:
                 self._read_store()  # another process may have enlarged it
         if not self._holds(grid):
             return False
-        if self._are_sound(grid, marker["shards"]):
+        lineages = marker.get("shards", {})
+        if self._are_sound(grid, lineages):
             return True
         # A commit may be under way, or another process may have enlarged the store meanwhile.
         with self._state.layout():
             self._read_store()
             with self._state.locks.held(map(_lock_of, self._named(grid))):
                 self._state.finish()
-                if self._are_sound(grid, marker["shards"]):
+                if self._are_sound(grid, lineages):
                     return True
         _log.warning(
             "%s: what it holds of tile %s is not what the tile's marker stands for (a file was "
@@ -358,7 +359,7 @@ class ZarrOutput:
             merged = store.read(t, shard, part)
             places = self._files(tile, top, left)
             known = self._state.shard(shard_name)
-            was, lineage = found(known, places, store.read_files)
+            was, lineage = continued(known, places, store.read_files)
             broken = is_broken(known, was)
             if broken:
                 _log.warning(
