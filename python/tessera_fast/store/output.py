@@ -237,20 +237,22 @@ def other_tile(
 ) -> str | None:
     """Why ``tile`` may not replace the finished tile of its name in the output at ``path``.
 
-    The same source, or the same ``place`` as in the ``marker``, is the same tile made again.
+    What was read from the same path is the same tile made again. Arrays have no path: there the
+    same ``place`` as in the ``marker`` makes it the same tile.
     """
     if marker is None or marker["fingerprint"] == tile.fingerprint:
         return None
     theirs = marker.get("source")
-    if tile.source is not None and tile.source == theirs:
-        return None
-    if None not in place.values() and all(marker.get(k) == v for k, v in place.items()):
+    if tile.source is not None and theirs is not None:
+        if tile.source == theirs:
+            return None
+    elif None not in place.values() and all(marker.get(k) == v for k, v in place.items()):
         return None
     finished, ours = (printable(s) if s else "arrays in memory" for s in (theirs, tile.source))
     return (
         f"{path}: two tiles have the name {tile.name!a}: the finished one was read from "
-        f"{finished}, this one from {ours}, and they are not known to have one place. Nothing was "
-        "changed; rename one input folder, or write to another output"
+        f"{finished}, this one from {ours}, and their observations differ. Nothing was changed; "
+        "rename one input folder, or write to another output"
     )
 
 
