@@ -208,8 +208,9 @@ def test_killed_copied_and_renamed(tiles, mini, tmp_path, uninterrupted):
             assert finished(out)[name] == content
         if what != "rename":
             copies += 1
-            for name, content in before.items():
-                assert finished(place)[name] == content
+            assert finished(place).keys() >= before.keys()
+            if what != "during":  # else some tiles may have been made again, with the same result
+                assert finished(place).items() >= before.items()
             assert listing(place) == listing(uninterrupted / "x.zarr")
             subprocess.run(["rm", "-r", str(place.parent)], check=True)
         if len(finished(out)) == SIDE_TILES:
