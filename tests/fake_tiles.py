@@ -97,3 +97,12 @@ def check(path, key, data, group="utm31"):
         np.testing.assert_array_equal(found[name], counts[..., n])
     for k in (8, 16):
         np.testing.assert_array_equal(found[f"embeddings_d{k}"], codes[..., :k])
+
+
+def remove_shards(path):
+    """Every file with pixels of a store, so that all of its tiles are made again."""
+    for array in path.glob("utm*/*"):
+        if array.name.startswith("embeddings") or array.name in (*COUNT_NAMES, "scales"):
+            for file in (array / "c").rglob("*"):
+                if file.is_file():
+                    file.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fake_tiles import PROVENANCE, X0, check, listing, spool, tile, write
+from fake_tiles import PROVENANCE, X0, check, listing, remove_shards, spool, tile, write
 from tessera_fast.errors import StoreError
 from tessera_fast.store import disk, transactions
 from tessera_fast.store.output import open_output
@@ -120,35 +121,37 @@ def test_a_renamed_output_finishes_its_transaction(name, tmp_path, monkeypatch):
     assert not path.exists() and not state_of(path).exists()
 
 
-def test_a_copy_of_a_store_and_an_older_copy_of_its_state(tmp_path):
-    """Taken while a job wrote: what cannot be vouched for is made again, nothing is overwritten."""
-    path, mixed = tmp_path / "x.zarr", tmp_path / "mixed" / "x.zarr"
-    made(path, FIRST)
-    mixed.parent.mkdir()
-    shutil.copytree(state_of(path), state_of(mixed))
-    made(path, SECOND)
-    shutil.copytree(path, mixed)
-    assert not is_done(mixed, FIRST)
-    made(mixed, *ALL)
-    made(path, THIRD, APART)
-    assert listing(mixed) == listing(path)
-    assert all(is_done(mixed, key) for key in DATA)
+def refused(path, key):
+    with closing(open_output(path, ALL, PROVENANCE)) as out:
+        assert not out.is_done(key)
+        before = listing(path)
+        reason = out.refusal(key)
+        with pytest.raises(StoreError, match="is not the file that the last commit left"):
+            out.begin(key)
+        assert listing(path) == before
+    return reason
 
 
-def test_an_older_copy_of_a_store_and_its_later_state(tmp_path, caplog):
-    """Markers that tell of pixels that the store never had do not count, also of the neighbour."""
+@pytest.mark.parametrize("older", ["state", "store"])
+def test_a_copy_that_mixes_two_moments(older, tmp_path):
+    """Nothing is overwritten; once the shards are removed, every tile that lay there is made again,
+    also one whose marker tells of pixels that the copy never had."""
     path, mixed = tmp_path / "x.zarr", tmp_path / "mixed" / "x.zarr"
-    made(path, FIRST)
     mixed.parent.mkdir()
-    shutil.copytree(path, mixed)
+    made(path, FIRST)
+    pairs = [(state_of(path), state_of(mixed)), (path, mixed)]
+    first, second = pairs if older == "state" else pairs[::-1]
+    shutil.copytree(*first)
     made(path, SECOND)
-    shutil.copytree(state_of(path), state_of(mixed))
+    shutil.copytree(*second)
+    assert str(mixed) in refused(mixed, FIRST)
+    assert not verified(mixed).sound
+    remove_shards(mixed)
     made(mixed, FIRST)
     assert not is_done(mixed, SECOND), "its pixels are not there"
-    assert "made again" in caplog.text
     made(mixed, SECOND)
     assert listing(mixed) == listing(path)
-    assert is_done(mixed, FIRST) and is_done(mixed, SECOND)
+    assert is_done(mixed, FIRST) and is_done(mixed, SECOND) and verified(mixed).sound
 
 
 def test_a_stale_transaction_does_not_overwrite(tmp_path, monkeypatch, caplog):
@@ -164,6 +167,8 @@ def test_a_stale_transaction_does_not_overwrite(tmp_path, monkeypatch, caplog):
     assert not is_done(copy, SECOND)
     assert "given up" in caplog.text
     assert {k: v for k, v in listing(copy).items() if "c" in k.parts} == before
+    refused(copy, SECOND)
+    remove_shards(copy)
     made(copy, *ALL)
     made(path, *ALL)
     assert listing(copy) == listing(path)
@@ -303,16 +308,19 @@ def test_a_lost_shard_is_made_again(lost, tmp_path, caplog):
     assert listing(path) == before and all(is_done(path, key) for key in DATA)
 
 
-def test_a_changed_file_is_made_again(tmp_path, caplog):
+def test_a_changed_file_is_not_overwritten(tmp_path):
+    """Somebody may have worked on it. Once it is removed, the tile is made again."""
     path = tmp_path / "folder"
     made(path, FIRST)
     with (path / "t0.npy").open("r+b") as file:
         file.seek(200)
         file.write(b"\x7f\x7f")
-    assert not is_done(path, FIRST)
-    assert "is not as it was when its tile was finished" in caplog.text
     (problem,) = verified(path).problems
     assert problem.where.startswith(str(path / "t0.npy"))
+    refused(path, FIRST)
+    (path / "t0.npy").unlink()
+    made(path, FIRST)
+    assert is_done(path, FIRST) and verified(path).sound
 
 
 def test_a_file_with_another_time_is_looked_into(tmp_path):
@@ -483,3 +491,14 @@ def test_a_store_that_is_removed_while_it_is_open_is_made_anew(tmp_path):
             writer.commit()
         assert out.is_done(SECOND) and not out.is_done(FIRST)
     assert is_done(path, SECOND) and verified(path).sound
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_doctor_checks_the_digests_of_an_output(name, tmp_path, run):
+    path = tmp_path / name
+    made(path, FIRST, SECOND)
+    assert re.search(r"ok +finished tiles +2 in", run("doctor", "--out", path).out)
+    file = next(path.rglob("scales/c/0/0/0") if path.suffix else path.glob("t0.npy"))
+    file.write_bytes(file.read_bytes()[:-1])
+    result = run("doctor", "--out", path)
+    assert result.code == 1 and "FAILED  finished tiles" in result.out

@@ -18,14 +18,16 @@ from typing import NamedTuple
 
 from . import __version__, backends, env, selftest
 from .backends.base import Plan as Running
-from .errors import TesseraError, WeightsError
+from .errors import StoreError, TesseraError, WeightsError
 from .free_memory import available_bytes
 from .info import instruction_sets
 from .packages import how_to_install, installed_as, version
 from .selftest import Absent, WrongAnswer
 from .sizes import size
 from .store.locks import Locks
+from .store.output import STATE
 from .untrusted import local_path
+from .verification import check
 from .weights import hub
 
 OK, ABSENT, FAILED = "ok", "absent", "FAILED"
@@ -54,7 +56,8 @@ Findings = Iterator[Finding]
 def groups(out: str | os.PathLike[str] | None = None) -> dict[str, Callable[[], Findings]]:
     """Heading -> checks, which take less than a minute in all and no network.
 
-    ``out``: a folder (or what would be one) that outputs are to be written to.
+    ``out``: a folder (or what would be one) that outputs are to be written to, or an output, whose
+    finished tiles are then checked by their digests.
     """
     folder = Path.cwd() if out is None else local_path(out, "out")
     checks: dict[str, Callable[[], Findings]] = {
@@ -239,7 +242,10 @@ def _sized(path: Path, release: hub.Release) -> str:
 
 
 def _folder(folder: Path) -> Findings:
-    there = _existing(folder)
+    is_store = (folder / "zarr.json").exists()
+    there = _existing(folder.parent if is_store else folder)
+    if is_store or (folder / STATE).is_dir():
+        yield _guarded("finished tiles", partial(_finished, folder))
     try:
         with tempfile.TemporaryDirectory(prefix=".tessera_fast_", dir=there) as name:
             place = Path(name)
@@ -250,6 +256,16 @@ def _folder(folder: Path) -> Findings:
             yield _guarded("locks", partial(_locks, place))
     except OSError as error:
         yield Finding(FAILED, "write", f"{there} cannot be written to: {error}")
+
+
+def _finished(output: Path) -> str:
+    found = check(output)
+    if not found.sound:
+        first, more = found.problems[0], len(found.problems) - 1
+        others = f" (and {more} more; tessera-fast verify {output} lists them)" if more else ""
+        raise StoreError(f"{first.where}: {first.what}. {first.fix}{others}")
+    tiles, digests = found.counts.get("markers", 0), found.counts.get("digests", 0)
+    return f"{tiles:,} in {output}, {digests:,} digests as recorded"
 
 
 def _existing(folder: Path) -> Path:

@@ -16,7 +16,9 @@ def add(commands: Commands) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", metavar="DIR", help="also check the file system that outputs are to be written to"
+        "--out",
+        metavar="DIR",
+        help="also check the file system that outputs are to be written to, and an output there",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .records import ShardRecord, Stamp
@@ -10,23 +11,42 @@ from .state import new_identity
 from .zone import Grid
 
 
+def changed(known: ShardRecord | None, places: dict[str, Path]) -> Path | None:
+    """A file of a shard, by array, that is there and is not the one that was recorded.
+
+    Lost files are another matter, see `is_broken`. None too where nothing was recorded.
+    """
+    if known is None:
+        return None
+    for name, file in places.items():
+        stamp = known.files.get(name)
+        if os.path.lexists(file) and (stamp is None or not stamp.fits(file)):
+            return file
+    return None
+
+
+def why_changed(file: Path) -> str:
+    """Why a tile is not written over such a file: it may be precious, or half of a mixture."""
+    return (
+        f"{file}: is not the file that the last commit left (something else changed it, or the "
+        "output was copied while a job wrote to it). Nothing was overwritten. Restore it from a "
+        "copy; or remove it and run again: the tiles that lie in it are then made again"
+    )
+
+
 def continued(
     known: ShardRecord | None, places: dict[str, Path], data: dict[str, bytes]
 ) -> tuple[dict[str, Stamp], str]:
     """The stamps of a shard's files as they were read, and the lineage that they continue.
 
-    A new lineage where they are not those that were recorded: whatever markers of the old one
+    A new lineage where files were lost, or are of no record: whatever markers of the old one
     promise has to be made again.
     """
-    recorded = dict(known.files) if known else {}
-    quick = {k: stamp for k, stamp in recorded.items() if k in data and stamp.fits(places[k])}
-    stamps = {k: quick[k] if k in quick else Stamp.of(places[k], data[k]) for k in data}
     if known is None:
+        stamps = {k: Stamp.of(places[k], data[k]) for k in data}
         return stamps, new_identity() if stamps else ""
-    return (
-        stamps,
-        known.lineage if quick.keys() == recorded.keys() == stamps.keys() else new_identity(),
-    )
+    stamps = {k: known.files[k] for k in data}
+    return stamps, known.lineage if stamps.keys() == known.files.keys() else new_identity()
 
 
 def is_broken(known: ShardRecord | None, found: dict[str, Stamp]) -> bool:

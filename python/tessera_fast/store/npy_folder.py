@@ -8,7 +8,6 @@ part of that layout and are not kept: the Zarr store keeps them. The state of th
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..untrusted import Unreadable, read_json
+from .merging import why_changed
 from .output import (
     STATE,
     Provenance,
@@ -34,8 +34,6 @@ from .state import new_identity
 from .transactions import Move
 
 __all__ = ["STATE", "NpyFolder"]
-
-_log = logging.getLogger(__name__)
 
 
 class NpyFolder:
@@ -63,18 +61,26 @@ class NpyFolder:
         stamps = parse_stamps(marker.get("files", {}))
         if stamps.keys() != set(self._files(tile).values()):
             return False
-        wrong = [f for f, stamp in stamps.items() if not stamp.fits(self.path / f)]
-        if wrong:
-            _log.warning(
-                "%s: is not as it was when its tile was finished; the tile is made again",
-                self.path / wrong[0],
-            )
-        return not wrong
+        return all(stamp.fits(self.path / file) for file, stamp in stamps.items())
 
     def refusal(self, tile: TileKey) -> str | None:
         place = {name: getattr(tile, name) for name in ("year", "crs", "height", "width")}
         place["transform"] = tile.transform and list(tile.transform)
-        return other_tile(self.path, tile, self._state.marker(tile.name), place)
+        marker = self._state.marker(tile.name)
+        if reason := other_tile(self.path, tile, marker, place):
+            return reason
+        stamps = parse_stamps(marker.get("files", {})) if marker else {}
+        if self._changed(stamps):
+            with self._state.layout():  # a commit may be under way
+                self._state.finish()
+            stamps = parse_stamps((self._state.marker(tile.name) or {}).get("files", {}))
+        file = self._changed(stamps)
+        return None if file is None else why_changed(file)
+
+    def _changed(self, stamps: dict[str, Stamp]) -> Path | None:
+        """A file of a finished tile that is there and is not the one that was written."""
+        files = ((self.path / name, stamp) for name, stamp in stamps.items())
+        return next((f for f, stamp in files if os.path.lexists(f) and not stamp.fits(f)), None)
 
     @property
     def extent(self) -> None:

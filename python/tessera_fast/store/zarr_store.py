@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import StoreError
 from . import disk, zone
 from .attributes import root_attributes
-from .merging import continued, is_broken, overlap
+from .merging import changed, continued, is_broken, overlap, why_changed
 from .metadata import (
     IDENTITY,
     PROVENANCE,
@@ -71,7 +71,8 @@ class ZarrOutput:
         self._seen: tuple[int, ...] = ()  # which layout `_zones` and `_shards` are of
         self._zones: dict[int, Grid] = {}
         self._shards: dict[int, Shards] = {}
-        self._sound: set[tuple[str, str]] = set()  # shards and lineages that were found as recorded
+        # Shards that were found as recorded, with the lineage, or without where none was asked for.
+        self._sound: set[tuple[str, str]] = set()
         self._identity = ""  # that the store carries; empty before there is one
         self._job = dict(extent or {})  # what all tiles of the job need
         places: list[Grid] = []
@@ -113,14 +114,7 @@ class ZarrOutput:
             self._read_store()
             with self._state.locks.held(map(_lock_of, self._named(grid))):
                 self._state.finish()
-                if self._are_sound(grid, lineages):
-                    return True
-        _log.warning(
-            "%s: what it holds of tile %s is not what the tile's marker stands for (a file was "
-            "changed or lost, or the store was copied while a job wrote to it); the tile is made "
-            "again", self.path, tile.name,
-        )  # fmt: skip
-        return False
+                return self._are_sound(grid, lineages)
 
     def _are_sound(self, tile: Grid, lineages: dict[str, str]) -> bool:
         """Whether the shards of a tile are those that commits of these lineages left.
@@ -160,7 +154,26 @@ class ZarrOutput:
     def refusal(self, tile: TileKey) -> str | None:
         grid = zone.place(tile)
         place = {k: v for k, v in zone.marked(tile, grid).items() if k != "fingerprint"}
-        return other_tile(self.path, tile, self._state.marker(store_key(tile)), place)
+        reason = other_tile(self.path, tile, self._state.marker(store_key(tile)), place)
+        if reason or not self._holds(grid) or not self._changed(grid):
+            return reason
+        with self._state.layout():  # a commit may be under way
+            self._read_store()
+            shards = self._named(grid)
+            with self._state.locks.held(map(_lock_of, shards)):
+                self._state.finish()
+                file = self._changed(grid)
+        return None if file is None else why_changed(file)
+
+    def _changed(self, tile: Grid) -> Path | None:
+        """A file of the tile's shards that is not the one that the last commit left."""
+        for name, top, left in self._named(tile):
+            if (name, "") not in self._sound:
+                file = changed(self._state.shard(name), self._files(tile, top, left))
+                if file is not None:
+                    return file
+                self._sound.add((name, ""))
+        return None
 
     def begin(self, tile: TileKey) -> TileWriter | None:
         key = store_key(tile)
@@ -359,6 +372,8 @@ class ZarrOutput:
             merged = store.read(t, shard, part)
             places = self._files(tile, top, left)
             known = self._state.shard(shard_name)
+            if (other := changed(known, places)) is not None:
+                raise StoreError(why_changed(other))
             was, lineage = continued(known, places, store.read_files)
             broken = is_broken(known, was)
             if broken:
