@@ -39,12 +39,11 @@ def continued(
 ) -> tuple[dict[str, Stamp], str]:
     """The stamps of a shard's files as they were read, and the lineage that they continue.
 
-    A new lineage where files were lost, or are of no record: whatever markers of the old one
+    A new lineage where files were lost, or nothing was recorded: whatever markers of another one
     promise has to be made again.
     """
     if known is None:
-        stamps = {k: Stamp.of(places[k], data[k]) for k in data}
-        return stamps, new_identity() if stamps else ""
+        return {k: Stamp.of(places[k], data[k]) for k in data}, new_identity()
     stamps = {k: known.files[k] for k in data}
     return stamps, known.lineage if stamps.keys() == known.files.keys() else new_identity()
 
