@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
             if text == "--" or (self._subparsers is not None and not text.startswith("-")):
                 return  # what follows are names of files, or a command's own
             name = text.partition("=")[0]
-            if self._subparsers is None and name in OF_THE_PROGRAM:
+            known = name in self._option_string_actions  # model-repository has a --version
+            if self._subparsers is None and name in OF_THE_PROGRAM and not known:
                 self.error(f"option {name!r} goes before the command")
             if name.startswith("--") and name not in self._option_string_actions:
                 self._unknown(name)
