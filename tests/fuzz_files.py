@@ -159,6 +159,7 @@ def netcdf(scratch: Path) -> Format:
     data = path.read_bytes()
 
     def read(mutant: bytes) -> None:
+        path.unlink()  # HDF5 shares what it knows of a file that is still open
         path.write_bytes(mutant)
         use(open_tile(path))
 

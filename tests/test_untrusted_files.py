@@ -269,7 +269,7 @@ def test_a_name_that_is_no_utf8(tmp_path, mini, run):
     folder = save(tmp_path / NOT_UTF8, arrays())
     assert tf.embed(folder, mini).shape == (H, W, 32)
     for out in ("x.zarr", "npy"):
-        with pytest.raises(InputError, match="a name that a file can have"):
+        with pytest.raises(InputError, match="a name in UTF-8 that a file can have"):
             tf.embed_tiles([open_tile(folder, **dict(zip(("crs", "transform"), UTM, strict=True)))],
                            tmp_path / out, mini)  # fmt: skip
     result = run("plan", folder, "--model", "v2-nano", "--no-calibrate")
