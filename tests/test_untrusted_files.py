@@ -301,3 +301,27 @@ def test_config_files(text, tmp_path):
     for read in (lambda: read_config(path, TwinsPart), lambda: probe(path)):
         with pytest.raises(InputError, match="expected a TOML file"):
             read()
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["://", "nothing://a", "http://[::1/x", "memory://\0", "zip://x::y", "reference://a",
+     "simplecache::memory://a", "ftp://127.0.0.1:1/a", "a" * 5000 + "://b", "local://\udcff"],
+)  # fmt: skip
+def test_addresses(url):
+    pytest.importorskip("fsspec")
+    with pytest.raises(InputError) as error:
+        open_tile(url)
+    str(error.value).encode()
+
+
+def test_small_files_behind_an_address_are_small(tmp_path):
+    pytest.importorskip("fsspec")
+    folder = save(tmp_path / "t_2024", arrays())
+    with (folder / "doys.npy").open("r+b") as file:
+        file.truncate(1 << 33)  # a hole
+    with pytest.raises(InputError, match=r"doys\.npy: expected at most 4194304 bytes"):
+        open_tile(f"file://{folder}")

@@ -15,6 +15,8 @@ _DAMAGED: tuple[type[Exception], ...] = (
 # of the interpreter, and of the C++ library
 _NO_THREADS = ("can't start new thread", os.strerror(errno.EAGAIN))
 _DAMAGED_OF = {
+    "aiohttp": "ClientError",
+    "ftplib": "Error",
     "pickle": "UnpicklingError",
     "pyarrow": "ArrowException",
     "rasterio.errors": "RasterioError",
@@ -23,7 +25,7 @@ _DAMAGED_OF = {
 
 
 def damaged() -> tuple[type[Exception], ...]:
-    """What zarr, xarray, rasterio, pyarrow, ... raise for damaged bytes that they do not notice.
+    """What zarr, xarray, rasterio, fsspec, ... raise for damaged bytes that they do not notice.
 
     For one call of such a library, never for code of ours: ``except damaged() as error``. Nothing
     where the error that is being handled comes of a limit of this process: no bytes can cause that,

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import Unreadable, npy_header_length, parse_npy_header
+from ..untrusted import Unreadable, named, npy_header_length, parse_npy_header
 from .arrays import StoredArray, scatter
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields
 from .folder import DATES, ONE_ORBIT, ZARR_MARKERS, dates_files, year_in
 from .georeference import read_roi
-from .npy import HEADER_BYTES, parse_array, spans, unreadable
+from .npy import HEADER_BYTES, SMALL_BYTES, parse_array, spans, unreadable
 
 # Runs nearer than this are one request: at 10 MB/s and more, 64 KiB take less than its round trip.
 _GAP = 64 << 10
@@ -28,7 +29,10 @@ _AT_ONCE = 64 << 20  # bytes asked for together
 
 DATES_FILES = tuple(f"{name}.npy" for name in (*itertools.chain(*DATES.values()), ONE_ORBIT))
 LARGE = tuple(name for name in (*ARRAYS, SCL) if name not in DAYS.values())  # read by ranges
-SMALL = (*(f"{name}.npy" for name in DAYS.values()), "roi.tiff", *DATES_FILES)  # read whole
+_ROI_BYTES = 64 << 20
+# Read whole, and the most bytes of each.
+SMALL = dict.fromkeys((*(f"{name}.npy" for name in DAYS.values()), *DATES_FILES), SMALL_BYTES)
+SMALL["roi.tiff"] = _ROI_BYTES
 
 
 def is_url(source: object) -> bool:
@@ -106,20 +110,26 @@ class Files:
         self.url = url.rstrip("/")
         try:
             self._system, path = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
+        except damaged() as error:  # a protocol that needs a package or settings, or is none
             raise InputError(
-                f"{url}: fsspec cannot open it ({error}); install what its protocol needs, such as "
-                "s3fs, gcsfs, adlfs or aiohttp"
+                f"{named(url)}: fsspec cannot open it ({first_line(error)}); check the address, or "
+                "install what its protocol needs, such as s3fs, gcsfs, adlfs or aiohttp"
             ) from error
         self._path = path.rstrip("/")
 
     def find(self, ranges: list[tuple[str, int, int | None]]) -> list[bytes | None]:
         """The bytes [start, stop) of files, asked for together; None for a file that is absent."""
         names, starts, stops = zip(*ranges, strict=True)
-        found: list[Any] = self._system.cat_ranges(
-            [f"{self._path}/{name}" for name in names], list(starts), list(stops),
-            on_error="return",
-        )  # fmt: skip
+        try:
+            found: list[Any] = self._system.cat_ranges(
+                [f"{self._path}/{name}" for name in names], list(starts), list(stops),
+                on_error="return",
+            )  # fmt: skip
+        except damaged() as error:  # of what is below the file system, such as a cache or archive
+            raise InputError(
+                f"{self.url}: cannot be read ({first_line(error)}); check the address, the network "
+                "and the rights"
+            ) from error
         for (name, start, stop), data in zip(ranges, found, strict=True):
             if isinstance(data, bytes) and stop is not None and len(data) > stop - start:
                 raise InputError(
@@ -162,8 +172,11 @@ def read_url(url: str) -> Fields:
         return read_cube(address)
     files = Files(url)
     wanted: list[tuple[str, int, int | None]] = [(f"{name}.npy", 0, HEADER_BYTES) for name in LARGE]
-    wanted += [(name, 0, None) for name in SMALL]
+    wanted += [(name, 0, most + 1) for name, most in SMALL.items()]
     found = {w[0]: data for w, data in zip(wanted, files.find(wanted), strict=True) if data}
+    for name, most in SMALL.items():
+        if len(found.get(name, b"")) > most:
+            raise InputError(f"{files.url}/{name}: expected at most {most} bytes, got more")
     if "bands.npy" in found:
         return _read_folder(files, found)
     if any(files.find([(name, 0, 1) for name in ZARR_MARKERS])):
