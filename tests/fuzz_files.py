@@ -27,7 +27,7 @@ from tessera_fast.store.reader import open_embeddings
 from tessera_fast.tile import open_tile
 from tessera_fast.tile.georeference import read_roi
 from tessera_fast.tile.geotiff import plain, write_plain
-from tile_sources import H, W, arrays, dated, save, save_dates, stacked, write_zarr
+from tile_sources import H, W, arrays, save, save_dates, stacked, write_zarr
 from train_configs import writer
 
 Format = tuple[Callable[[random.Random], Any], Callable[[Any], Any]]
@@ -147,23 +147,6 @@ def zarr_v2(scratch: Path) -> Format:
 
 def zarr_consolidated(scratch: Path) -> Format:
     return _cube(scratch, 3, True)
-
-
-def netcdf(scratch: Path) -> Format:
-    pytest.importorskip("h5netcdf")
-    dataset = dated(arrays())
-    for name in ("band", "polarization"):
-        dataset[name] = dataset[name].astype(object)  # text of any length
-    path = scratch / "cube_2024.nc"
-    dataset.to_netcdf(path, engine="h5netcdf")
-    data = path.read_bytes()
-
-    def read(mutant: bytes) -> None:
-        path.unlink()  # HDF5 shares what it knows of a file that is still open
-        path.write_bytes(mutant)
-        use(open_tile(path))
-
-    return lambda rng: fuzz.mutate_bytes(rng, data, head=rng.choice((0, 2000))), read
 
 
 def plan_file(scratch: Path) -> Format:
@@ -296,6 +279,6 @@ def manifest(scratch: Path) -> Format:
 
 FORMATS = {
     f.__name__: f
-    for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, netcdf, plan_file, polygon,
+    for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, plan_file, polygon,
               config, manifest)
 }  # fmt: skip

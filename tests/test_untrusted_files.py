@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fuzz
 import tessera_fast as tf
 from fuzz_files import UTM
 from tessera_fast.errors import InputError, TesseraError
@@ -191,6 +192,19 @@ def test_deep_and_torn_metadata(tmp_path):
             open_tile(path)
 
 
+@pytest.mark.filterwarnings("ignore")  # of h5netcdf, when it gives up
+def test_netcdf_that_is_cut_or_none(tmp_path):
+    pytest.importorskip("h5netcdf")
+    path = tmp_path / "c_2024.nc"
+    by_variable(arrays()).to_netcdf(path, engine="h5netcdf")
+    data = path.read_bytes()
+    for damaged in (b"", b"no netCDF", data[:8], data[: len(data) // 2], data[:8] + bytes(5000)):
+        path.unlink()
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="expected a cube that xarray opens"):
+            open_tile(path)
+
+
 # ---- plans
 
 ROW = PlanRow(
@@ -325,3 +339,20 @@ def test_small_files_behind_an_address_are_small(tmp_path):
         file.truncate(1 << 33)  # a hole
     with pytest.raises(InputError, match=r"doys\.npy: expected at most 4194304 bytes"):
         open_tile(f"file://{folder}")
+
+
+def test_a_plan_does_not_grow_when_it_is_read(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "plan.parquet"
+    Plan([ROW], [], OPTIONS, None, None, 0).save(path)
+    table = pyarrow.parquet.read_table(path)
+    long = pyarrow.array(["a" * (1 << 28)])
+    grown = table.set_column(0, "name", long).replace_schema_metadata(table.schema.metadata)
+    pyarrow.parquet.write_table(grown, path, compression="zstd", write_statistics=False)
+    assert path.stat().st_size < 1 << 20
+    outcome = fuzz.Outcome()
+    fuzz.one(0, 0, lambda rng: b"", lambda _: Plan.load(path), outcome)
+    assert outcome.refused == {"InputError": 1} and not outcome.faults

@@ -30,6 +30,7 @@ from .untrusted import (
 _KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
 MOST_WORKERS = 1 << 20  # and shards of a job
 _LARGEST = 1 << 24  # pixels a side
+_UNPACKED, _RATIO = 16 << 20, 100  # bytes of columns: at most so many, and times the file's
 _TEXT = ("name", "source", "crs", "fingerprint")
 _LONGEST = 1 << 16  # bytes of a text; a CRS as WKT takes a few thousand
 _WHOLE = ("s2_dates", "s1_asc_dates", "s1_desc_dates", "pixels", "s2_tokens", "s1_tokens",
@@ -129,15 +130,18 @@ def _column(arrow: Any, name: str, values: list[Any]) -> Any:
 def _read_parquet(arrow: Any, parquet: Any, data: bytes) -> tuple[Any, Iterator[dict[str, Any]]]:
     """What a plan's file says beside its rows, and the rows, unchecked."""
     names = [f.name for f in fields(PlanRow)]
-    try:  # no metadata of row groups: pyarrow 26 ends the process where those of a column are bad
+    try:  # no metadata of columns: pyarrow 26 ends the process where they are damaged
         file = parquet.ParquetFile(
             arrow.BufferReader(data), read_dictionary=_TEXT, page_checksum_verification=True
         )
-        schema = file.schema_arrow
+        schema, about = file.schema_arrow, file.metadata
+        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
     except damaged() as error:
         raise Unreadable(first_line(error)) from error
     if schema.names != names or _KEY not in (schema.metadata or {}):
         raise Unreadable("a Parquet file of other columns")
+    if not 0 <= size <= _UNPACKED + _RATIO * len(data):
+        raise Unreadable(f"columns of {size} bytes in a file of {len(data)}")
     return parse_json(schema.metadata[_KEY], len(data)), _records(arrow, file)
 
 
