@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged
 from ..progress import Progress, progress_bar
-from ..untrusted import Unreadable, read_json
+from ..untrusted import Unreadable, map_npy, read_json
 from .places import SCALES, markers, state_folder
 from .selfcheck import Check
 from .state_check import check_markers
@@ -62,10 +61,9 @@ def _record(out: Check) -> dict[str, Any] | None:
 
 def _opened(out: Check, file: Path, again: str) -> np.ndarray | None:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except damaged() as error:
-        out.problem(file, f"cannot be read ({file.stat().st_size:,} bytes, {type(error).__name__}: "
-                    f"{error})", again)  # fmt: skip
+        return map_npy(file)
+    except (OSError, ValueError) as error:  # ValueError: no array at all, or an empty one
+        out.problem(file, f"cannot be read ({file.stat().st_size:,} bytes: {error})", again)
         return None
 
 
