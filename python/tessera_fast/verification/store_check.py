@@ -13,7 +13,7 @@ from ..progress import Progress, progress_bar
 from ..store.metadata import PROVENANCE, check_metadata, import_zarr
 from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
-from ..untrusted import Unreadable, read_json
+from ..untrusted import Unreadable, read_json, shown, take, take_numbers, take_whole
 from .places import marked_place, markers
 from .selfcheck import Check
 from .shard_check import Shards
@@ -38,6 +38,9 @@ def check_store(out: Check, progress: Progress) -> None:
         return
     attributes = dict(root.attrs)
     provenance = attributes.get(PROVENANCE)
+    if not isinstance(provenance, dict | None):
+        out.problem(out.path / "zarr.json", f"its provenance is {shown(provenance)}", ANEW)
+        provenance = None
     if provenance is None:
         out.notes.append("not written by tessera_fast: no markers, and what made it is not known")
     zones = {n: z for n in names if (z := _zone(out, root, n, attributes))}
@@ -81,12 +84,25 @@ def _marked(out: Check) -> list[tuple[str, Grid]]:
 
 def _grid(group: Any, name: str, arrays: dict[str, Any]) -> Grid | None:
     """None where the georeference is none, which has been named by then."""
-    transform = group.attrs.get("spatial:transform")
-    if transform is None or not name[3:].isdigit():
+    try:
+        transform = take_numbers(dict(group.attrs), "spatial:transform", 6)
+    except Unreadable:
+        return None
+    if not name[3:].isdigit():
         return None
     height, width = arrays["embeddings"].shape[2:]
     years = tuple(arrays["time"][:].tolist())
     return Grid(int(name[3:]), transform[2], transform[5], height, width, years)
+
+
+def _depths(attributes: dict[str, Any]) -> dict[str, int]:
+    """Widths of the arrays of embeddings, by name, as the root says; Unreadable if it cannot."""
+    found = {}
+    for depth in take({"geoemb:depths": [], **attributes}, "geoemb:depths", list):
+        if not isinstance(depth, dict):
+            raise Unreadable(f"geoemb:depths: expected objects, got {shown(depth)}")
+        found[take(depth, "array", str)] = take_whole(depth, "dimensions", 1, 2**31)
+    return found
 
 
 def _told(error: BaseException) -> str:
@@ -106,7 +122,11 @@ def _zone(out: Check, root: Any, name: str, attributes: dict[str, Any]) -> dict[
     except damaged() as error:
         out.problem(where, f"cannot be read ({_told(error)})", ANEW)
         return None
-    depths = {d["array"]: d["dimensions"] for d in attributes.get("geoemb:depths", ())}
+    try:
+        depths = _depths(attributes)
+    except Unreadable as error:
+        out.problem(out.path / "zarr.json", f"its geoemb:depths cannot be read ({error})", ANEW)
+        return None
     counts = COUNT_NAMES if PROVENANCE in attributes else ()
     if missing := {"embeddings", "scales", "time", "x", "y", *depths, *counts} - arrays.keys():
         out.problem(where, f"lacks the arrays {', '.join(sorted(missing))}", ANEW)
@@ -140,12 +160,16 @@ def _georeference(
     codes = tuple(f"EPSG:{hemisphere}{name[3:]}" for hemisphere in (326, 327))
     if geo.get("proj:code") not in codes:
         out.problem(where, f"expected proj:code {codes[0]}, got {geo.get('proj:code')}", ANEW)
-    transform, shape = geo.get("spatial:transform"), geo.get("spatial:shape", [h, w])
-    if transform is None or len(transform) != 6 or list(shape) != [h, w]:
+    given, shape = geo.get("spatial:transform"), geo.get("spatial:shape", [h, w])
+    try:
+        transform = list(take_numbers(geo, "spatial:transform", 6))
+    except Unreadable:
+        transform = []
+    if not transform or shape != [h, w]:
         out.problem(
             where,
-            f"spatial:transform {transform} and spatial:shape {shape} do not "
-            f"describe {h} x {w} pixels",
+            f"spatial:transform {shown(given)} and spatial:shape {shown(shape)} do not describe "
+            f"{h} x {w} pixels",
             ANEW,
         )
         return
@@ -173,11 +197,15 @@ def _georeference(
 
 def _consolidated(out: Check, zarr: Any, zones: dict[str, Any]) -> None:
     fix = f"Run: python -c \"import zarr; zarr.consolidate_metadata('{out.path}')\""
-    consolidated = zarr.open_group(str(out.path), mode="r").metadata.consolidated_metadata
-    if consolidated is None:
+    try:
+        consolidated = zarr.open_group(str(out.path), mode="r").metadata.consolidated_metadata
+        known = None if consolidated is None else consolidated.flattened_metadata
+    except damaged() as error:
+        out.problem(out.path, f"its consolidated metadata cannot be read ({_told(error)})", fix)
+        return
+    if known is None:
         out.problem(out.path, "has no consolidated metadata, and geotessera needs it", fix)
         return
-    known = consolidated.flattened_metadata
     for name, arrays in zones.items():
         seen = {k: getattr(known.get(f"{name}/{k}"), "shape", None) for k in arrays}
         if stale := [k for k, array in arrays.items() if seen[k] != array.shape]:
