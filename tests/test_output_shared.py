@@ -275,6 +275,35 @@ def test_what_a_dead_process_promised_comes_before_what_is_newer(tmp_path, monke
         np.testing.assert_array_equal(np.load(tmp_path / "folder/a.npy"), fake(new, seed=1)[0])
 
 
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_move_that_another_process_makes_in_between(tmp_path, monkeypatch, caplog, name):
+    """Whoever comes finishes what lies in ``commit``, also what its owner is about to move."""
+    path, key = tmp_path / name, tile()
+    write(path, {key: fake(key)})
+    moves, looks = [], []
+    real_move, real_lies = transactions.Transactions._move, transactions._lies
+
+    def move(*arguments):
+        moves.append(arguments)
+        return real_move(*arguments)
+
+    def lies(stamp, place):
+        looks.append(place)
+        if len(looks) == turn:  # the owner's look is late: somebody else has made this move
+            real_move(*moves[-1])
+        return real_lies(stamp, place)
+
+    monkeypatch.setattr(transactions.Transactions, "_move", move)
+    monkeypatch.setattr(transactions, "_lies", lies)
+    for turn in range(1, 60):
+        looks.clear()
+        again = replace(key, fingerprint=f"inputs of turn {turn}")
+        write(path, {again: fake(again, seed=turn)})
+        if len(looks) < turn:
+            break
+    assert 4 < turn < 59 and not caplog.text
+
+
 def test_an_empty_store_of_a_killed_process_stands_in_nobodys_way(tmp_path, monkeypatch):
     path, key = tmp_path / "x.zarr", tile()
     out = open_output(path, [key, tile("far", x0=X0 + 9000)], PROVENANCE)

@@ -135,7 +135,8 @@ def base(tmp_path_factory, weights):
         for path in top_level(name, seen):
             if not (Path(place) / path.name).exists():
                 (Path(place) / path.name).symlink_to(path)
-    (Path(place) / "tessera_fast.pth").write_text(f"{PACKAGE}\n")
+    # The package alone: the folder that it lies in may hold every other package too.
+    (Path(place) / "tessera_fast").symlink_to(PACKAGE / "tessera_fast")
     folder = root / "work"
     folder.mkdir()
     return folder, reader(folder, weights, str(python), root / "scripts"), str(python)

@@ -184,16 +184,15 @@ class Transactions:
     def _move(self, commit: Path, move: Move, number: int) -> list[Path]:
         """Make one move; the folders whose names have changed."""
         staged, place = commit / move.name, self._place(move.place)
+        if staged.is_symlink():
+            raise _Conflict(f"{staged} is a symbolic link")
+        # Looked at again behind the place: another process may have made the move in between.
+        if staged.exists() and _in_the_way(move, place) and staged.exists():
+            raise _Conflict(f"{place} is not the file that was to be replaced")
         if not staged.exists():
             if not _lies(move.stamp, place):
                 raise _Conflict(f"{place} is not there, or another one")
             return [place.parent]  # moved before, perhaps not synced
-        if staged.is_symlink():
-            raise _Conflict(f"{staged} is a symbolic link")
-        if move.replaces != "anything" and not _lies(move.stamp, place):
-            there = os.path.lexists(place)
-            if there if move.replaces is None else not _lies(move.replaces, place):
-                raise _Conflict(f"{place} is not the file that was to be replaced")
         made = disk.make_folders(place.parent)
         with suppress(FileNotFoundError):  # moved just now, by another process
             if place.is_dir():  # a folder cannot be renamed onto one that holds files
@@ -234,6 +233,15 @@ class Transactions:
     def _each(self, function: Any, paths: Sequence[Path]) -> None:
         for _ in self._pool.map(function, paths):
             pass
+
+
+def _in_the_way(move: Move, place: Path) -> bool:
+    """Whether what lies at ``place`` is neither what the move replaces nor what it brings."""
+    if move.replaces == "anything" or _lies(move.stamp, place):
+        return False
+    if move.replaces is None:
+        return os.path.lexists(place)
+    return not _lies(move.replaces, place)
 
 
 def _lies(stamp: Stamp, place: Path) -> bool:
