@@ -8,6 +8,7 @@ lost as a whole or not at all.
 """
 
 import random
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Recorder:
     log: list[Change | Synced] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._turn = threading.Lock()
         self._next = 1
         self._names: dict[Entry, int] = {}
         self._folders: set[int] = {0}
@@ -70,7 +72,8 @@ class Recorder:
     def _noted(self, note: Callable[..., None], real: Callable[..., None]):
         def function(*paths):
             result = real(*paths) if note in (self._write, self._make_folder) else None
-            note(*paths)
+            with self._turn:  # syncs come from several threads
+                note(*paths)
             return result if note in (self._write, self._make_folder) else real(*paths)
 
         return function
@@ -126,6 +129,8 @@ class Recorder:
 
     def _sync_folder(self, path):
         number = 0 if path == self.root else self._add(path, True)
+        for inner in sorted(path.iterdir()):  # zarr makes files of a new layout by itself
+            self._add(inner, inner.is_dir())
         self.log.append(Synced(number))
 
     def after(self, count: int, is_lost: Callable[[], bool]) -> Tree:

@@ -181,6 +181,8 @@ def band_rows(tile: Tile, model: Model, memory: int | str | None, processes: int
     # orbit, multiplicity and step. Of two bands that are written: values, and codes of one.
     per_pixel = 2 * dates * 12 + 3 * 4 * model.repr_dim + model.repr_dim
     per_row = 3 * tile.bytes_per_row + tile.width * per_pixel
+    if memory is None and per_row * tile.height <= _FIXED_BYTES:
+        return tile.height  # `_default_memory` is never less
     limit = _default_memory(set_aside, processes) if memory is None else parse_bytes(memory)
     rows = (limit - set_aside) // per_row
     if rows < 1:

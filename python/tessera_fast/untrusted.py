@@ -8,6 +8,7 @@ turn that into the package's error for their kind of file.
 from __future__ import annotations
 
 import ast
+import errno
 import functools
 import json
 import math
@@ -51,6 +52,8 @@ class Unreadable(ValueError):
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _FLAGS |= getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_LINK_FOUND = (errno.ELOOP, errno.EMLINK)  # what systems answer where O_NOFOLLOW meets a link
+_A_LINK = "a symbolic link, where a file is expected"
 
 
 def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[BufferedReader, int]:
@@ -59,9 +62,14 @@ def open_file(path: str | os.PathLike[str], *, links: bool = True) -> tuple[Buff
     ``links``: False refuses a symbolic link. Raises Unreadable for anything that is not such a
     file, and OSError where it is absent or cannot be read. A pipe or device is never waited for.
     """
-    if not links and os.path.islink(path):
-        raise Unreadable("a symbolic link, where a file is expected")
-    descriptor = os.open(path, _FLAGS if links else _FLAGS | _NO_LINK)
+    if not links and not _NO_LINK and os.path.islink(path):
+        raise Unreadable(_A_LINK)
+    try:
+        descriptor = os.open(path, _FLAGS if links else _FLAGS | _NO_LINK)
+    except OSError as error:
+        if not links and error.errno in _LINK_FOUND and os.path.islink(path):
+            raise Unreadable(_A_LINK) from None
+        raise
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -234,12 +242,12 @@ def below(base: Path, relative: str) -> Path:
     parts = relative.split("/") if isinstance(relative, str) else []
     if len(parts) > 32 or not all(plain_name(part, _FILE_NAME) for part in parts):
         raise Unreadable(f"expected a path below {base}, got {shown(relative)}")
-    place = base
+    place = os.fspath(base)
     for part in parts:
-        place = place / part
-        if place.is_symlink():
+        place = f"{place}{os.sep}{part}"
+        if os.path.islink(place):
             raise Unreadable(f"expected no symbolic link, got one at {place}")
-    return place
+    return Path(place)
 
 
 def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:

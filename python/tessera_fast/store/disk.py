@@ -70,6 +70,13 @@ def remove_tree(path: Path) -> None:
 
     A link is removed itself, never what it leads to.
     """
+    try:
+        os.rmdir(path)  # most are empty
+        return
+    except FileNotFoundError:
+        return
+    except OSError:  # it holds something, or is no folder
+        pass
     if path.is_symlink():
         path.unlink(missing_ok=True)
     for _ in range(_TRIES):

@@ -20,7 +20,7 @@ def changed(known: ShardRecord | None, places: dict[str, Path]) -> Path | None:
         return None
     for name, file in places.items():
         stamp = known.files.get(name)
-        if os.path.lexists(file) and (stamp is None or not stamp.fits(file)):
+        if (stamp is None or not stamp.fits(file)) and os.path.lexists(file):
             return file
     return None
 

@@ -80,7 +80,7 @@ class NpyFolder:
     def _changed(self, stamps: dict[str, Stamp]) -> Path | None:
         """A file of a finished tile that is there and is not the one that was written."""
         files = ((self.path / name, stamp) for name, stamp in stamps.items())
-        return next((f for f, stamp in files if os.path.lexists(f) and not stamp.fits(f)), None)
+        return next((f for f, stamp in files if not stamp.fits(f) and os.path.lexists(f)), None)
 
     @property
     def extent(self) -> None:

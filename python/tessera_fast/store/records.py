@@ -89,7 +89,7 @@ def parse_stamps(value: Any) -> dict[str, Stamp]:
 
 def to_json(record: Mapping[str, Any]) -> bytes:
     """A record as the bytes of its file."""
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode()
+    return json.dumps(record, sort_keys=True, allow_nan=False).encode()
 
 
 @dataclass(frozen=True)

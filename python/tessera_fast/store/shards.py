@@ -3,8 +3,13 @@
 E embedding width, h, w rows and columns of the part of a shard that a tile covers.
 """
 
+from __future__ import annotations
+
+import asyncio
+import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +25,70 @@ Window = tuple[slice, slice]  # rows and columns
 _FULL = (*COUNT_NAMES, "scales", "embeddings")  # the others are prefixes of the last
 
 
+class Awaiting:
+    """A thread that runs what zarr does for many arrays at once. Use ``contextlib.closing``.
+
+    zarr's own calls hand every single array to a thread and wait for it, which takes longer than
+    the work on a small tile. This thread is apart from the caller's, which may run a loop itself.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "zarr")  # no thread before the first use
+        self._runner: asyncio.Runner | None = None
+
+    def results(self, calls: Iterable[Awaitable[Any]]) -> list[Any]:
+        """What every call returns or raises."""
+        return self._thread.submit(self._run, list(calls)).result()
+
+    def _run(self, calls: list[Awaitable[Any]]) -> list[Any]:
+        async def gathered() -> list[Any]:
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(gathered())
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._thread.submit(self._runner.close).result()
+            self._runner = None
+        self._thread.shutdown()
+
+
 class Shards:
     """The pixel arrays of the zarr group in ``folder``, opened once and used for many tiles.
 
     A shard is changed in memory, in an array that is like the store's and as large, and comes out
     as the file that the store is to have. Of its chunks only those with new pixels are decoded and
-    encoded. One shard at a time: `read`, then `encode` for each array.
+    encoded. One shard at a time: `read`, then `encode`.
     """
 
-    def __init__(self, zarr: Any, group: Any, folder: Path, names: list[str]) -> None:
-        self._folder = folder
+    def __init__(
+        self, zarr: Any, group: Any, folder: Path, names: list[str], awaiting: Awaiting
+    ) -> None:
+        self._folder, self._awaiting = folder, awaiting
         self._files: dict[str, Any] = {}  # of the shard, by path in the group
         self.read_files: dict[str, bytes] = {}  # of the shard as `read` found it, by array
-        self._arrays: dict[str, Any] = {}
-        self._whole: dict[str, Any] = {}  # likewise, but chunks without data are encoded too
-        for arrays, empty in ((self._arrays, False), (self._whole, True)):
+        create = importlib.import_module("zarr.api.asynchronous").create_array
+        made: list[dict[str, Any]] = []
+        for empty in (False, True):
             memory = zarr.storage.MemoryStore(self._files)
-            for name in names:
-                like = group[name]
-                arrays[name] = zarr.create_array(
+            likes = [group[name] for name in names]
+            arrays = self._awaiting.results(
+                create(
                     memory, name=name, shape=like.shape, dtype=like.dtype, chunks=like.chunks,
                     shards=like.shards, compressors=like.compressors, filters=like.filters,
                     fill_value=like.fill_value, config={"write_empty_chunks": empty},
                     overwrite=True,
-                )  # fmt: skip
+                )
+                for name, like in zip(names, likes, strict=True)
+            )  # fmt: skip
+            for array in arrays:
+                if isinstance(array, BaseException):
+                    raise array
+            made.append(dict(zip(names, arrays, strict=True)))
+        # The second likewise, but chunks without data are encoded too.
+        self._arrays, self._whole = made
         self._buffer = type(next(iter(self._files.values())))  # what a store in memory holds
 
     def file(self, name: str, t: int, shard: Window) -> Path:
@@ -54,22 +99,17 @@ class Shards:
         """``part`` of a shard, of all arrays but prefixes: (h, w), embeddings (E, h, w)."""
         self._files.clear()
         self.read_files.clear()
-        pixels = {}
         for name, array in self._arrays.items():
             file = self.file(name, t, shard)
             data = self._bytes(file, array)
             if data is not None:
                 self.read_files[name] = data
                 self._files[self._key(file)] = self._buffer.from_bytes(data)
-            if name not in _FULL:
-                continue
-            if data is None:
-                pixels[name] = _blank(array, part)
-                continue
-            try:
-                pixels[name] = array[(t, ..., *part)]
-            except damaged() as error:
-                raise _damaged(file, error) from error
+        names = [name for name in _FULL if name in self.read_files]
+        found = self._awaiting.results(self._arrays[n].getitem((t, ..., *part)) for n in names)
+        pixels = {name: _blank(self._arrays[name], part) for name in _FULL}
+        for name, result in zip(names, found, strict=True):
+            pixels[name] = _sound(result, self.file(name, t, shard))
         return pixels
 
     def blank(self, part: Window) -> dict[str, np.ndarray]:
@@ -88,31 +128,47 @@ class Shards:
             raise _damaged(file, error) from error
 
     def encode(
-        self, name: str, t: int, shard: Window, part: Window, merged: Mapping[str, np.ndarray]
-    ) -> bytes | None:
-        """The file of a shard with what is ``merged``, as `read` gives it; None if it has no data,
-        and never had."""
-        values = merged.get(name)
-        if values is None:
-            values = merged["embeddings"][: self._arrays[name].shape[1]]
-        key = self._key(self.file(name, t, shard))
-        had = name in self.read_files
-        try:
-            self._arrays[name][(t, ..., *part)] = values
-        except damaged() as error:  # of the chunks that were there
-            raise _damaged(self.file(name, t, shard), error) from error
-        if had and key not in self._files:  # not left out, as the one that is there would stay
-            self._whole[name][(t, ..., *part)] = values
-        file = self._files.pop(key, None)
-        return None if file is None else file.to_bytes()
+        self, t: int, shard: Window, part: Window, merged: Mapping[str, np.ndarray]
+    ) -> dict[str, bytes]:
+        """The file of each array of a shard with what is ``merged``, as `read` gives it. None of
+        an array that has no data, and never had."""
+        where = (t, ..., *part)
+        files = {name: self.file(name, t, shard) for name in self._arrays}
+        keys = {name: self._key(file) for name, file in files.items()}
+        values = {
+            name: merged[name] if name in merged else merged["embeddings"][: array.shape[1]]
+            for name, array in self._arrays.items()
+        }
+        results = self._awaiting.results(
+            array.setitem(where, values[name]) for name, array in self._arrays.items()
+        )
+        # Chunks that were there may be damaged. Files that were there are not left out.
+        emptied = [n for n in self.read_files if keys[n] not in self._files]
+        results += self._awaiting.results(
+            self._whole[name].setitem(where, values[name]) for name in emptied
+        )
+        for name, result in zip([*self._arrays, *emptied], results, strict=True):
+            _sound(result, files[name])
+        encoded = {name: self._files.pop(key, None) for name, key in keys.items()}
+        return {name: file.to_bytes() for name, file in encoded.items() if file is not None}
 
     def _key(self, file: Path) -> str:
         return file.relative_to(self._folder).as_posix()
 
 
+def _sound(result: Any, file: Path) -> Any:
+    """What zarr returned for the shard in ``file``; StoreError if it raised for damaged bytes."""
+    if isinstance(result, BaseException):
+        try:
+            raise result
+        except damaged() as error:
+            raise _damaged(file, error) from error
+    return result
+
+
 def _blank(array: Any, part: Window) -> np.ndarray:
     size = (*array.shape[1:-2], *(s.stop - s.start for s in part))
-    return np.full(size, array.fill_value, array.dtype)
+    return np.full(size, array.metadata.fill_value, array.dtype)
 
 
 def _damaged(file: Path, error: Exception) -> StoreError:

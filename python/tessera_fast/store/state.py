@@ -86,7 +86,7 @@ class BuildState:
         gone: OSError | None = None
         for _ in range(_TRIES):
             try:
-                _make_real_folder(self.folder)
+                self._transactions.unsynced += _make_real_folder(self.folder)
                 locks = Locks(self.folder / "lock")
             except (FileNotFoundError, FileExistsError) as error:
                 gone = error  # the last process to leave removed the folder in between
@@ -264,7 +264,8 @@ class BuildState:
         Needs ``layout``, held to change it where ``layout`` is True. The state takes the
         ``identity`` of the output if it has none yet. OSError: see `SpooledTile.commit`.
         """
-        if self.identity != identity and IDENTITY_FILE not in (move.name for move in moves):
+        known = self._known == identity or self.identity == identity
+        if not known and IDENTITY_FILE not in (move.name for move in moves):
             moves = [self.stage_identity(staged, identity), *moves]
         commit = self._transactions.promise(staged, moves, identity, layout)
         self._known = identity
@@ -353,11 +354,11 @@ def holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _make_real_folder(folder: Path) -> None:
-    """Make a folder and its parents; StoreError if anything else has its name."""
+def _make_real_folder(folder: Path) -> list[Path]:
+    """Make a folder and its parents, see `disk.make_folders`; StoreError if it is anything else."""
     _check_real_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return disk.make_folders(folder)
     except FileExistsError:
         _check_real_folder(folder)
         raise

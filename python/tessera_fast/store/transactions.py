@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -79,6 +80,8 @@ class Transactions:
 
     def __init__(self, state: Path, output: Path, pool: Executor) -> None:
         self._state, self._output, self._pool = state, output, pool
+        self.unsynced = [state.parent, output.parent]  # the folders may be new, by any process
+        self._checked: dict[str, Path] = {}  # folders without links on the way, of one transaction
         self._folder = state / "commit"
 
     def pending(self, *, layout: bool = False) -> list[Path]:
@@ -98,18 +101,17 @@ class Transactions:
 
         Before the rename nothing has changed. After it, the moves will be made by somebody.
         """
+        self._checked.clear()
         for move in moves:
             self._place(move.place)  # raises while nothing has been promised
         listed = [move.to_json() for move in moves]
         record = {"format": FORMAT, "identity": identity, "moves": listed}
         disk.write(staged / LIST, to_json(record))
         names = [*dict.fromkeys(move.name for move in moves), LIST]
-        parts = [part for name in names for part in disk.files_in(staged / name)]
-        # A file with two names is a shard that the store holds already.
-        self._each(disk.sync_file, [p for p in parts if p.is_file() and p.stat().st_nlink == 1])
-        self._each(disk.sync_folder, [*(p for p in parts if p.is_dir()), staged])
-        for parent in disk.make_folders(self._folder):
+        self._sync([part for name in names for part in disk.files_in(staged / name)] + [staged])
+        for parent in dict.fromkeys((*disk.make_folders(self._folder), *self.unsynced)):
             disk.sync_folder(parent)
+        self.unsynced.clear()
         commit = self._folder / f"{uuid4().hex}{_LAYOUT if layout else ''}"
         disk.rename(staged, commit)
         disk.sync_folder(self._folder)
@@ -135,6 +137,8 @@ class Transactions:
         Raises StoreError if the transaction is of another output, or not as this version writes it.
         False: it was given up, because it was made for other files.
         """
+        if promised is None:
+            self._checked.clear()
         found = (identity, list(promised)) if promised is not None else self._read(commit)
         if found is None:  # it has been applied and is being removed
             disk.remove_tree(commit)
@@ -152,7 +156,7 @@ class Transactions:
                 touched.update(self._move(commit, move, n))
         except _Conflict as conflict:
             return self._given_up(commit, moves, conflict)
-        self._each(disk.sync_folder, sorted(touched))
+        self._sync(sorted(touched))
         disk.remove(commit / LIST)  # first, so that what is half removed is not applied
         disk.remove_tree(commit)
         return True
@@ -184,18 +188,18 @@ class Transactions:
     def _move(self, commit: Path, move: Move, number: int) -> list[Path]:
         """Make one move; the folders whose names have changed."""
         staged, place = commit / move.name, self._place(move.place)
-        if staged.is_symlink():
+        if os.path.islink(staged):
             raise _Conflict(f"{staged} is a symbolic link")
         # Looked at again behind the place: another process may have made the move in between.
-        if staged.exists() and _in_the_way(move, place) and staged.exists():
+        if os.path.exists(staged) and _in_the_way(move, place) and os.path.exists(staged):
             raise _Conflict(f"{place} is not the file that was to be replaced")
-        if not staged.exists():
+        if not os.path.exists(staged):
             if not _lies(move.stamp, place):
                 raise _Conflict(f"{place} is not there, or another one")
             return [place.parent]  # moved before, perhaps not synced
         made = disk.make_folders(place.parent)
         with suppress(FileNotFoundError):  # moved just now, by another process
-            if place.is_dir():  # a folder cannot be renamed onto one that holds files
+            if os.path.isdir(place):  # a folder cannot be renamed onto one that holds files
                 disk.rename(place, commit / f"replaced-{number}")
             disk.rename(staged, place)
         return [*made, place.parent]
@@ -206,7 +210,11 @@ class Transactions:
         folder, _, name = relative.rpartition("/")
         base = self._output if root == "output" else self._state
         try:
-            return (below(base, folder) if folder else base) / name
+            parent = self._checked.get(f"{root}/{folder}")
+            if parent is None:
+                parent = below(base, folder) if folder else base
+                self._checked[f"{root}/{folder}"] = parent
+            return parent / name
         except Unreadable as error:
             raise StoreError(f"{self._state}: a transaction cannot be finished: {error}") from error
 
@@ -230,9 +238,21 @@ class Transactions:
         self.drop(commit)
         return over
 
-    def _each(self, function: Any, paths: Sequence[Path]) -> None:
-        for _ in self._pool.map(function, paths):
-            pass
+    def _sync(self, paths: Sequence[Path]) -> None:
+        """Files and folders at once, in any order; a commit waits for the slowest of them."""
+        waiting = [self._pool.submit(_sync, path) for path in paths[1:]]
+        for path in paths[:1]:
+            _sync(path)
+        for sync in waiting:
+            sync.result()
+
+
+def _sync(path: Path) -> None:
+    found = os.lstat(path)
+    if stat.S_ISDIR(found.st_mode):
+        disk.sync_folder(path)
+    elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        disk.sync_file(path)  # one with two names is a shard that the store holds already
 
 
 def _in_the_way(move: Move, place: Path) -> bool:
@@ -246,6 +266,8 @@ def _in_the_way(move: Move, place: Path) -> bool:
 
 def _lies(stamp: Stamp, place: Path) -> bool:
     """Whether a file, or a zarr group with this metadata, is at ``place``."""
-    if place.is_symlink():
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(place).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    return stamp.fits(place / "zarr.json" if place.is_dir() else place)
+    return stamp.fits(place / "zarr.json" if is_folder else place)

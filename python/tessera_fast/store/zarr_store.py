@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..untrusted import map_npy
 from . import disk, zone
 from .attributes import root_attributes
 from .merging import changed, continued, is_broken, overlap, why_changed
@@ -42,7 +43,7 @@ from .output import (
     store_key,
 )
 from .records import ShardRecord, Stamp
-from .shards import Shards, outranks
+from .shards import Awaiting, Shards, outranks
 from .state import new_identity
 from .transactions import Move
 from .zone import SHARD, Grid
@@ -71,6 +72,7 @@ class ZarrOutput:
         self._seen: tuple[int, ...] = ()  # which layout `_zones` and `_shards` are of
         self._zones: dict[int, Grid] = {}
         self._shards: dict[int, Shards] = {}
+        self._awaiting = Awaiting()
         # Shards that were found as recorded, with the lineage, or without where none was asked for.
         self._sound: set[tuple[str, str]] = set()
         self._identity = ""  # that the store carries; empty before there is one
@@ -191,6 +193,7 @@ class ZarrOutput:
         return self._state.holders()
 
     def close(self) -> None:
+        self._awaiting.close()
         self._state.close()
 
     @property
@@ -356,13 +359,13 @@ class ZarrOutput:
             folder = self.path / grid.group
             with decoding(folder):
                 self._shards[tile.zone] = Shards(
-                    self._zarr, self._root()[grid.group], folder, self._arrays
+                    self._zarr, self._root()[grid.group], folder, self._arrays, self._awaiting
                 )
         store = self._shards[tile.zone]
         t = grid.years.index(tile.years[0])
         row, col = grid.offset(tile)
         codes, scales, counts = (
-            np.load(spooled.file(n), mmap_mode="r") for n in ("embeddings", "scales", "counts")
+            map_npy(spooled.file(n)) for n in ("embeddings", "scales", "counts")
         )
         moves: dict[str, list[Move]] = {name: [] for name in (*self._arrays, "")}
         lineages = {}
@@ -394,14 +397,12 @@ class ZarrOutput:
             if broken or wins.any():
                 for name, values in merged.items():
                     np.copyto(values, fresh[name], where=wins)
-                for name in self._arrays:
-                    encoded = store.encode(name, t, shard, part, merged)
-                    if encoded is not None:
-                        file = f"{name}.{top}.{left}"
-                        disk.write(spooled.folder / file, encoded)
-                        stamps[name] = Stamp.of(spooled.folder / file, encoded)
-                        place = f"output/{places[name].relative_to(self.path).as_posix()}"
-                        moves[name].append(Move(file, place, stamps[name], was.get(name)))
+                for name, encoded in store.encode(t, shard, part, merged).items():
+                    file = f"{name}.{top}.{left}"
+                    disk.write(spooled.folder / file, encoded)
+                    stamps[name] = Stamp.of(spooled.folder / file, encoded)
+                    place = f"output/{places[name].relative_to(self.path).as_posix()}"
+                    moves[name].append(Move(file, place, stamps[name], was.get(name)))
             lineages[shard_name] = lineage
             record = ShardRecord(lineage, stamps)
             if record != known:
