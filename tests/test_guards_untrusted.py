@@ -24,7 +24,6 @@ ALLOWED: dict[str, tuple[set[str], str]] = {
         {"json.loads", "ast.literal_eval", "tomllib.loads"}, "the one place that parses",
     ),
     "doctor.py": ({"read_bytes"}, "one byte of its own"),
-    "store/zarr_store.py": ({"np.load"}, "the state's readers: its own spool"),
     "selftest.py": ({"json.loads", "read_text"}, "a file of the package itself"),
     "training/loop.py": ({"torch.load"}, "tensors of a run, with weights_only: no code runs"),
     "control_groups.py": ({"read_text"}, "the kernel's own files"),
