@@ -20,7 +20,7 @@ import gpu_case
 import tessera_fast as tf
 from tessera_fast import backends
 from tessera_fast.backends.base import Plan
-from tessera_fast.model import Model
+from tessera_fast.model.model import Model
 from tessera_fast.packing import Observations, pack
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile

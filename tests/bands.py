@@ -1,7 +1,7 @@
 """The bands of one tile, as the pipeline gives them."""
 
-from tessera_fast.pipeline import Band, Settings, embed_bands
-from tessera_fast.stages import Clock
+from tessera_fast.pipeline.embed import Band, Settings, embed_bands
+from tessera_fast.pipeline.stages import Clock
 
 
 def embed_rows(tile, model, *, quantized=False, **settings) -> list[Band]:

@@ -17,8 +17,8 @@ import pytest
 import fuzz
 from products_outputs import LEFT, X0, Y0, lonlat, rectangle, store
 from tessera_fast.errors import TesseraError
-from tessera_fast.plan_rows import Failure, PlanRow
-from tessera_fast.plan_table import Plan
+from tessera_fast.planning.rows import Failure, PlanRow
+from tessera_fast.planning.table import Plan
 from tessera_fast.probing.config import read_config as read_probe
 from tessera_fast.products.basis import basis_of, load_basis, save_basis
 from tessera_fast.products.parts import parts

@@ -8,7 +8,7 @@ import pytest
 
 import tessera_fast as tf
 from tessera_fast import env
-from tessera_fast.cpus import available_cpus
+from tessera_fast.machine.cpus import available_cpus
 
 MACHINE = 64  # CPUs of the affinity
 

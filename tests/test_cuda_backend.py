@@ -21,8 +21,8 @@ from tessera_fast.backends.base import Plan  # noqa: E402
 from tessera_fast.backends.cuda import cuda  # noqa: E402
 from tessera_fast.backends.cuda.encoder import CudaEncoder  # noqa: E402
 from tessera_fast.backends.cuda.replay import Replay, rounded  # noqa: E402
-from tessera_fast.device_arrays import DeviceArrays  # noqa: E402
 from tessera_fast.errors import BackendUnavailable, InputError  # noqa: E402
+from tessera_fast.model.device_arrays import DeviceArrays  # noqa: E402
 from tessera_fast.packing import Observations, PackedTokens, pack  # noqa: E402
 from tessera_fast.quantization import QuantizedEmbeddings, quantize  # noqa: E402
 from tessera_fast.spec import ModelSpec, variant  # noqa: E402

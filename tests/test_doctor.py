@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from oracle import assert_golden
-from tessera_fast import doctor, selftest
 from tessera_fast.backends.cpu import CpuEncoder
-from tessera_fast.info import instruction_sets
+from tessera_fast.diagnostics import doctor, selftest
+from tessera_fast.diagnostics.info import instruction_sets
 from tessera_fast.weights import hub
 
 NEEDED = ("numpy", "pyproj", "tqdm", "zarr")
@@ -142,7 +142,7 @@ def test_a_wrong_date_is_found(monkeypatch):
 
 
 def test_wrong_parts_are_found(monkeypatch):
-    from tessera_fast.model import Model
+    from tessera_fast.model.model import Model
     from tessera_fast.store.reader import Layer
 
     right = Model.quantize, Layer.codes

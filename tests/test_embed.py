@@ -13,7 +13,7 @@ from conftest import PACKAGE
 from official_checkpoints import MINI
 from oracle import assert_golden
 from tessera_fast import _cpu
-from tessera_fast.pipeline import band_rows
+from tessera_fast.pipeline.embed import band_rows
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.weights import save_safetensors, untrained_weights
 from tile_sources import NAMES, by_variable, flat, stacked

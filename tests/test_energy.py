@@ -1,6 +1,6 @@
 """Joules from a powercap tree: packages alone, wrap-around, and systems without."""
 
-from tessera_fast.energy import EnergyMeter
+from tessera_fast.machine.energy import EnergyMeter
 
 
 def write(root, name, energy, largest=10_000_000):

@@ -16,7 +16,7 @@ import pytest
 import tessera_fast as tf
 from conftest import FARM_SHAPE, OUTPUTS, needs_zarr
 from fake_tiles import listing
-from tessera_fast.pipeline import band_rows
+from tessera_fast.pipeline.embed import band_rows
 from tessera_fast.spec import S2_BANDS
 from tessera_fast.store import disk
 from tessera_fast.synthetic import synthetic_tile, write_tile

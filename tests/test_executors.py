@@ -15,7 +15,7 @@ import tessera_fast as tf
 from conftest import PACKAGE
 from fake_tiles import listing
 from region import write_region
-from tessera_fast.executors.domains import _cpus, domains
+from tessera_fast.jobs.executors.domains import _cpus, domains
 from test_kill import command, finish, start, workers
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
@@ -257,8 +257,8 @@ def test_other_processes_need_paths(tiles, mini, tmp_path):
 
 
 def test_domains_share_the_processors(monkeypatch):
-    from tessera_fast.executors.base import Job
-    from tessera_fast.pipeline import Settings
+    from tessera_fast.jobs.executors.base import Job
+    from tessera_fast.pipeline.embed import Settings
 
     job = Job("x", "v2-nano", None, "cpu", "auto", None, None, Settings(), True, {}, None)
     mine = os.sched_getaffinity(0)

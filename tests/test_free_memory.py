@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera_fast.free_memory import available_bytes
+from tessera_fast.machine.free_memory import available_bytes
 
 GIB = 1 << 30
 NO_LIMIT = "9223372036854771712"  # how version 1 says so

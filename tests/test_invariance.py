@@ -15,9 +15,9 @@ from isas import every_isa
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import InputError
-from tessera_fast.model import Model
+from tessera_fast.model.model import Model
 from tessera_fast.packing import Observations
-from tessera_fast.pipeline import band_rows
+from tessera_fast.pipeline.embed import band_rows
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.weights import untrained_weights

@@ -10,7 +10,7 @@ import pytest
 
 import tessera_fast as tf
 from region import write_region
-from tessera_fast import job_report
+from tessera_fast.jobs import report as job_report
 from tessera_fast.weights import load_weights
 from test_executors import workers
 from test_kill import command, start
@@ -44,7 +44,7 @@ def no_model(monkeypatch):
     def load(*args, **options):
         pytest.fail("the model is loaded")
 
-    monkeypatch.setattr("tessera_fast.executors.base.load_model", load)
+    monkeypatch.setattr("tessera_fast.jobs.executors.base.load_model", load)
 
 
 def unwritable(tmp_path, tiles, out):
@@ -265,8 +265,8 @@ def test_pending_tiles_are_counted(tiles, mini, tmp_path):
 def test_no_folder_of_the_weights_is_kept(source, kept, mini):
     from dataclasses import replace
 
-    from tessera_fast.pipeline import Settings
-    from tessera_fast.runner import provenance_of
+    from tessera_fast.jobs.runner import provenance_of
+    from tessera_fast.pipeline.embed import Settings
 
     with tf.load_model(mini) as model:
         model.weights = replace(load_weights(mini), source=source)
@@ -289,7 +289,7 @@ def test_an_output_says_nothing_of_the_machine(out, tiles, mini, tmp_path):
 
 def test_a_plan_that_cannot_be_written_is_told_first(tiles, tmp_path, run, monkeypatch):
     pytest.importorskip("pyarrow", reason="plans are kept by pyarrow")
-    monkeypatch.setattr("tessera_fast.planning.plan", lambda *a, **k: pytest.fail("planned"))
+    monkeypatch.setattr("tessera_fast.planning.plan.plan", lambda *a, **k: pytest.fail("planned"))
     for path in (tiles, tmp_path / "gone" / "p.parquet", "/proc/p.parquet"):
         result = run("plan", tiles, "-o", path)
         assert result.code == 1 and str(path) in result.err

@@ -12,8 +12,8 @@ import pytest
 
 from conftest import PACKAGE, needs_zarr
 from tessera_fast import packages
-from tessera_fast.damage import damaged
 from tessera_fast.errors import BackendUnavailable, StoreError
+from tessera_fast.untrusted.damage import damaged
 
 MIB = 1 << 20
 PRELUDE = "import argparse, ctypes, json, logging, numpy, numpy.random, tempfile, threading"

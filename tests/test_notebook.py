@@ -12,7 +12,7 @@ import pytest
 
 import tessera_fast as tf
 from conftest import needs_zarr
-from tessera_fast.notebook import SHOWN, in_notebook, table
+from tessera_fast.machine.notebook import SHOWN, in_notebook, table
 from tessera_fast.progress import progress_bar
 from tessera_fast.synthetic import synthetic_tile
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from tessera_fast import calibration
 from tessera_fast.backends.base import Plan
+from tessera_fast.diagnostics.profile import work
 from tessera_fast.errors import BackendUnavailable, InputError, WeightsError
 from tessera_fast.packing import pack
-from tessera_fast.pipeline import band_rows
-from tessera_fast.planning import plan
-from tessera_fast.profiling import work
+from tessera_fast.pipeline.embed import band_rows
+from tessera_fast.planning import rate as calibration
+from tessera_fast.planning.plan import plan
 from tessera_fast.spec import RELEASED, variant
 from tessera_fast.synthetic import synthetic_tile, write_tile
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from tessera_fast import planning
-from tessera_fast.calibration import Calibration
 from tessera_fast.errors import InputError, StoreError, TesseraError
-from tessera_fast.plan_rows import Failure, PlanRow
-from tessera_fast.plan_table import Plan, count, duration, size
+from tessera_fast.planning import plan as planning
+from tessera_fast.planning.rate import Calibration
+from tessera_fast.planning.rows import Failure, PlanRow
+from tessera_fast.planning.table import Plan, count, duration, size
 
 ROW = PlanRow(
     "a_2024", "/tiles/a_2024", 2024, "EPSG:32631", (10.0, 0.0, 5e5, 0.0, -10.0, 5e6), 500, 400,

@@ -5,10 +5,10 @@ import pytest
 
 import tessera_fast as tf
 from products_outputs import rectangle, same
-from tessera_fast.job import embed_tiles
+from tessera_fast.drawing.quicklook import pca_image
+from tessera_fast.jobs.embed_tiles import embed_tiles
 from tessera_fast.products.mosaics import mosaic
 from tessera_fast.products.pictures import picture
-from tessera_fast.quicklook import pca_image
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.tile import open_windows
 from test_quicklook import read_png

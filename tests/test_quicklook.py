@@ -6,8 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from tessera_fast.errors import InputError, StoreError
-from tessera_fast.quicklook import (
+from tessera_fast.drawing.quicklook import (
     pca_basis,
     pca_image,
     quicklook,
@@ -15,6 +14,7 @@ from tessera_fast.quicklook import (
     true_colour,
     write_png,
 )
+from tessera_fast.errors import InputError, StoreError
 from tessera_fast.synthetic import CLASSES, synthetic_classes, synthetic_tile
 from tessera_fast.tile import open_tile
 
@@ -152,7 +152,7 @@ def test_true_colour_takes_clear_summer_dates_then_the_year_then_nothing():
 
 
 def test_true_colour_in_bands_of_rows_is_the_same(monkeypatch):
-    from tessera_fast import quicklook as module
+    from tessera_fast.drawing import quicklook as module
 
     tile = synthetic_tile(20, 16)
     whole = true_colour(tile)

@@ -8,8 +8,8 @@ import pytest
 
 import tessera_fast as tf
 from region import whole, write_region
-from tessera_fast import job_tasks
-from tessera_fast.plan_rows import Failure
+from tessera_fast.jobs import tasks as job_tasks
+from tessera_fast.planning.rows import Failure
 from tessera_fast.synthetic import write_tile
 from tessera_fast.tile import expand
 from tessera_fast.tile.sources import numbered

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tessera_fast.stages import Ahead, Behind, Clock
+from tessera_fast.pipeline.stages import Ahead, Behind, Clock
 
 
 @pytest.fixture(autouse=True)

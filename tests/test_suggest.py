@@ -21,10 +21,10 @@ from tessera_fast.errors import InputError, TesseraError, UnknownKeyword
 from tessera_fast.exports.form import PRECISIONS as OF_TENSORRT
 from tessera_fast.probing.config import read_config as read_probe
 from tessera_fast.spec import S1_BANDS, S2_BANDS
-from tessera_fast.suggest import closest, keywords_of
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.training.config import TwinsPart
 from tessera_fast.training.config import read_config as read_training
+from tessera_fast.untrusted.suggest import closest, keywords_of
 
 FUNCTIONS = [name for name in tf.__all__ if inspect.isfunction(getattr(tf, name))]
 (_CHOICES,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from tessera_fast import job_tasks
+from tessera_fast.jobs import tasks as job_tasks
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.tile.sources import name_of, source_path
 

@@ -15,7 +15,7 @@ from tessera_fast.errors import InputError
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.tile import open_tile, remote
 from tessera_fast.tile.npy import spans
-from tessera_fast.untrusted import parse_npy_header
+from tessera_fast.untrusted.readers import parse_npy_header
 from tile_sources import NAMES, H, T, W, arrays, assert_same, flat, save, to_memory
 
 fsspec = pytest.importorskip("fsspec")

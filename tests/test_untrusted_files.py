@@ -15,8 +15,8 @@ import fuzz
 import tessera_fast as tf
 from fuzz_files import UTM
 from tessera_fast.errors import InputError, TesseraError
-from tessera_fast.plan_rows import PlanRow
-from tessera_fast.plan_table import Plan
+from tessera_fast.planning.rows import PlanRow
+from tessera_fast.planning.table import Plan
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.tile import expand, open_tile
 from tessera_fast.tile.georeference import read_roi

@@ -13,12 +13,12 @@ import tessera_fast as tf
 from conftest import PACKAGE
 from region import write_region
 from tessera_fast.errors import BackendUnavailable, TesseraError
-from tessera_fast.executors import local
-from tessera_fast.executors import ray as ray_executor
-from tessera_fast.executors.attempts import Attempts
-from tessera_fast.executors.base import Watch
-from tessera_fast.executors.domains import Domain
-from tessera_fast.runner import Task
+from tessera_fast.jobs.executors import local
+from tessera_fast.jobs.executors import ray as ray_executor
+from tessera_fast.jobs.executors.attempts import Attempts
+from tessera_fast.jobs.executors.base import Watch
+from tessera_fast.jobs.executors.domains import Domain
+from tessera_fast.jobs.runner import Task
 from tessera_fast.store import TileKey
 from test_kill import command
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import BackendUnavailable, InputError, StoreError, TesseraError, WeightsError
 
 if TYPE_CHECKING:
-    from .exporting import export
-    from .job import embed_tiles
-    from .model import Model, load_model
-    from .official import encode_pixels, encode_tile
-    from .pipeline import embed
-    from .plan_table import Plan
-    from .planning import plan
+    from .jobs.embed_tiles import embed_tiles
+    from .model.export import export
+    from .model.model import Model, load_model
+    from .model.official import encode_pixels, encode_tile
+    from .pipeline.embed import embed
+    from .planning.plan import plan
+    from .planning.table import Plan
     from .probing import ProbeReport, probe, rankme
     from .products import export_store, mosaic, picture, stac_items
     from .quantization import QuantizedEmbeddings, dequantize, quantize
@@ -61,25 +61,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Model": "model",
-    "Plan": "plan_table",
+    "Model": "model.model",
+    "Plan": "planning.table",
     "ProbeReport": "probing",
     "QuantizedEmbeddings": "quantization",
     "Tile": "tile",
     "convert": "weights",
     "dequantize": "quantization",
-    "embed": "pipeline",
-    "embed_tiles": "job",
-    "encode_pixels": "official",
-    "encode_tile": "official",
-    "export": "exporting",
+    "embed": "pipeline.embed",
+    "embed_tiles": "jobs.embed_tiles",
+    "encode_pixels": "model.official",
+    "encode_tile": "model.official",
+    "export": "model.export",
     "export_store": "products",
-    "load_model": "model",
+    "load_model": "model.model",
     "mosaic": "products",
     "open_tile": "tile",
     "open_windows": "tile",
     "picture": "products",
-    "plan": "planning",
+    "plan": "planning.plan",
     "probe": "probing",
     "quantize": "quantization",
     "rankme": "probing",
@@ -90,7 +90,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        from .suggest import closest
+        from .untrusted.suggest import closest
 
         near = closest(name, __all__)
         # without ``obj``: the interpreter would add a guess of its own

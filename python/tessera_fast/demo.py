@@ -6,16 +6,16 @@ import time
 import numpy as np
 
 from .drawing.legend import legend
+from .drawing.quicklook import pca_image, side_by_side, true_colour, write_png
 from .errors import StoreError
 from .files import refuse_existing
-from .job import embed_tiles
-from .model import load_model
-from .pipeline import embed
-from .quicklook import pca_image, side_by_side, true_colour, write_png
+from .jobs.embed_tiles import embed_tiles
+from .model.model import load_model
+from .pipeline.embed import embed
 from .spec import DEMO
 from .store.reader import tiles_of
 from .synthetic import CLASSES, synthetic_classes, synthetic_tile
-from .untrusted import local_path
+from .untrusted.readers import local_path
 
 YEAR = 2024
 LABELS = 10  # pixels of a class whose name the map is told

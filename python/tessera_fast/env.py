@@ -19,11 +19,11 @@ import logging
 import os
 from pathlib import Path
 
-from .cpus import available_cpus
 from .errors import InputError
-from .given import whole_number
-from .suggest import closest
-from .untrusted import local_path
+from .machine.cpus import available_cpus
+from .untrusted.numbers import whole_number
+from .untrusted.readers import local_path
+from .untrusted.suggest import closest
 
 _PREFIX = "TESSERA_FAST_"
 KNOWN = tuple(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .errors import TesseraError
-from .notebook import in_notebook
+from .machine.notebook import in_notebook
 from .packages import has, require
 
 # None: a bar if stderr is a terminal or this is a notebook; True or False; or a function of

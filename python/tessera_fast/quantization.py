@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import InputError
-from .suggest import checks_keywords
+from .untrusted.suggest import checks_keywords
 
 ABSMAX_FLOOR = 1e-12  # of v2; v1.x floors the scale at 1e-8 instead (spec.py)
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError
-from .suggest import closest
-from .untrusted import plain_name, shown
+from .untrusted.readers import plain_name, shown
+from .untrusted.suggest import closest
 
 S2_BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 S1_BANDS = ("VV", "VH")

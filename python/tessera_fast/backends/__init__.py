@@ -5,7 +5,7 @@ import logging
 
 from ..errors import BackendUnavailable
 from ..spec import ModelSpec
-from ..suggest import one_of
+from ..untrusted.suggest import one_of
 from ..weights import Weights
 from .base import Backend, Encoder, Plan
 

@@ -12,9 +12,9 @@ import numpy as np
 from .. import env
 from ..errors import BackendUnavailable
 from ..packing import PackedTokens
-from ..positions import positional_table
 from ..spec import ModelSpec
 from ..weights import Weights
+from ..weights.positions import positional_table
 from .base import Plan
 
 PRECISIONS = ("fp32", "bf16", "int8")

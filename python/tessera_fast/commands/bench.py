@@ -26,12 +26,12 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ..diagnostics.profile import report
     from ..files import refuse_existing
-    from ..model import load_model
-    from ..profiling import report
+    from ..model.model import load_model
     from ..synthetic import synthetic_tile
     from ..tile import open_tile
-    from ..untrusted import local_target
+    from ..untrusted.readers import local_target
 
     if args.trace:
         refuse_existing([local_target(args.trace, "trace")], args.overwrite)

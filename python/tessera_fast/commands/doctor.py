@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every finding, and at the end what is optional and not here; FAILED if a check is."""
-    from .. import doctor
+    from ..diagnostics import doctor
 
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     counts: Counter[str] = Counter()

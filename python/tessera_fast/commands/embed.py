@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from ..errors import TesseraError
-from ..plan_table import Plan
-from ..untrusted import Unreadable, parse_json, printable, shown
+from ..planning.table import Plan
+from ..untrusted.readers import Unreadable, parse_json, printable, shown
 from .common import (
     FAILED,
     OK,
@@ -83,8 +83,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..job import embed_tiles
-    from ..runner import TileReport
+    from ..jobs.embed_tiles import embed_tiles
+    from ..jobs.runner import TileReport
     from ..spec import DEMO
     from ..store import Provenance
 
@@ -139,7 +139,7 @@ def _what(args: argparse.Namespace) -> tuple[Any, str, int | None, dict[str, Any
         plan = Plan.load(args.tiles[0])
     except TesseraError as error:
         if args.report and not args.dry_run:
-            from ..job_report import JobReport
+            from ..jobs.report import JobReport
 
             JobReport(args.out, error=f"{type(error).__name__}: {error}").save(args.report)
         raise
@@ -149,7 +149,7 @@ def _what(args: argparse.Namespace) -> tuple[Any, str, int | None, dict[str, Any
 def _dry_run(
     args: argparse.Namespace, tiles: Any, model: str, dims: int | None, options: dict[str, Any]
 ) -> int:
-    from ..planning import plan
+    from ..planning.plan import plan
 
     if not isinstance(tiles, Plan):
         tiles = plan(

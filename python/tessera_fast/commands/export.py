@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _export_model(args: argparse.Namespace) -> int:
-    from ..exporting import export
+    from ..model.export import export
 
     started = time.perf_counter()
     folder = export(

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..info import describe
+    from ..diagnostics.info import describe
 
     if args.check:
         return doctor.run(args)

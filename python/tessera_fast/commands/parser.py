@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..suggest import closest
+from ..untrusted.suggest import closest
 
 OF_THE_PROGRAM = ("-v", "--verbose", "--version")
 

@@ -44,8 +44,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..plan_table import plan_target
-    from ..planning import plan
+    from ..planning.plan import plan
+    from ..planning.table import plan_target
     from ..products.files import check_writable
 
     if args.out:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from ..untrusted import local_target
+from ..untrusted.readers import local_target
 from .common import OK, Commands, add_tile_options, positive
 
 

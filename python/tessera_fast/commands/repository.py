@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..untrusted import local_path, local_target
+from ..untrusted.readers import local_path, local_target
 from .common import OK, Commands, positive
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, StoreError
 from ..files import refuse_existing
-from ..untrusted import local_target
+from ..untrusted.readers import local_target
 from .common import FAILED, OK, Commands
 
 WIDEST = 100  # columns of the report in a terminal

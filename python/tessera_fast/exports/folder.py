@@ -16,7 +16,7 @@ from onnx import helper
 from .. import __version__
 from ..errors import InputError, StoreError
 from ..spec import S1_BANDS, S2_BANDS, ModelSpec
-from ..untrusted import Unreadable, plain_name, read_json, shown, take, take_or_none
+from ..untrusted.readers import Unreadable, plain_name, read_json, shown, take, take_or_none
 from ..weights import Weights
 from ..weights.checkpoint import digest
 from . import network

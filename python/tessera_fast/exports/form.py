@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..spec import ModelSpec
-from ..suggest import one_of
+from ..untrusted.suggest import one_of
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LAYOUTS = ("packed", "dense")

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ..positions import positional_table
 from ..spec import S1_BANDS, S2_BANDS, ModelSpec
+from ..weights.positions import positional_table
 from .form import Form
 from .graph import Graph
 from .layers import MASKED, Layers

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
-from ..untrusted import plain_name, shown
+from ..untrusted.readers import plain_name, shown
 from .folder import PARTS, read_manifest, whole_file
 
 MAX_BATCH = 256  # pixels of a batch that the server makes

@@ -10,10 +10,10 @@ from typing import Any
 from .. import backends
 from ..backends.base import Plan
 from ..errors import InputError
-from ..model import Model, load_model
+from ..model.model import Model, load_model
 from ..spec import NAMED
-from ..suggest import one_of
 from ..tile import Tile, expand, open_tile, period_of_year
+from ..untrusted.suggest import one_of
 from ..weights import load_weights, untrained_weights
 from . import raw
 from .evaluate import COMMONEST

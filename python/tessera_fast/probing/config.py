@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..suggest import closest
 from ..tile.remote import is_url
-from ..untrusted import Unreadable, local_path, read_toml, shown
+from ..untrusted.readers import Unreadable, local_path, read_toml, shown
+from ..untrusted.suggest import closest
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (

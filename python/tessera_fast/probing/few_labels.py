@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import InputError
 from ..packages import has
 from ..progress import Progress, progress_bar
-from ..suggest import checks_keywords, closest, one_of
-from ..untrusted import shown
+from ..untrusted.readers import shown
+from ..untrusted.suggest import checks_keywords, closest, one_of
 from .beside import BASELINES, RAW, Asked, all_features
 from .evaluate import Problem, evaluate, maps
 from .heads import check_head

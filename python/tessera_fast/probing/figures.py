@@ -11,7 +11,7 @@ import numpy as np
 from ..drawing.legend import legend
 from ..drawing.letters import width as columns
 from ..drawing.palette import colour, ramp
-from ..quicklook import side_by_side
+from ..drawing.quicklook import side_by_side
 from .canvas import FAINT, GREY, LETTER, PAPER, TITLE, Canvas
 from .evaluate import COMMONEST
 from .report import ALL, ProbeReport, with_spread

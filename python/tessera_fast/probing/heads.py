@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..suggest import one_of
+from ..untrusted.suggest import one_of
 from .packages import require_sklearn
 
 CLASSIFIERS = ("logistic", "knn", "mlp", "forest")

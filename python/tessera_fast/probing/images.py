@@ -18,7 +18,7 @@ from ..packages import has, require
 from ..products.parts import Part, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
-from ..untrusted import Unreadable, local_path, map_npy
+from ..untrusted.readers import Unreadable, local_path, map_npy
 
 _BLOCK_BYTES = 64 << 20  # of features held at once
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
 from ..products.globe import near
 from ..products.target import Target
 from ..tile.remote import is_url
-from ..untrusted import Unreadable, local_path, map_npy
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import Unreadable, local_path, map_npy
 from .images import Image
 
 _MOST = 1 << 22  # pixels of a raster read at once

@@ -10,12 +10,12 @@ import numpy as np
 
 from .. import __version__
 from ..drawing.palette import Colour, colour
+from ..drawing.quicklook import write_png
 from ..errors import StoreError
 from ..files import refuse_existing
 from ..packages import has
 from ..products.files import whole
 from ..products.geotiff import Raster, written
-from ..quicklook import write_png
 from . import figures
 from .report import ProbeReport
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import InputError
-from ..model import Model
+from ..model.model import Model
 from ..packing import Observations
 from ..spec import S2_BANDS
 from ..tile import Tile

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..notebook import table
-from ..untrusted import local_target
+from ..machine.notebook import table
+from ..untrusted.readers import local_target
 from .evaluate import COMMONEST, Scores
 from .images import Image
 from .metrics import CLASSIFICATION, LESS_IS_BETTER, REGRESSION

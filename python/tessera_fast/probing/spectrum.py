@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..errors import InputError
-from ..suggest import checks_keywords
+from ..untrusted.suggest import checks_keywords
 
 
 @checks_keywords()

@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.quicklook import PcaBasis, pca_basis
 from ..errors import InputError
-from ..quicklook import PcaBasis, pca_basis
 from ..store.reader import Embeddings
-from ..untrusted import Unreadable, local_path, local_target, read_json, shown, take, take_numbers
+from ..untrusted.readers import (
+    Unreadable,
+    local_path,
+    local_target,
+    read_json,
+    shown,
+    take,
+    take_numbers,
+)
 from .files import whole
 from .parts import Part, Window
 

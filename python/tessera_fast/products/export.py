@@ -16,8 +16,8 @@ from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.disk import RowFile
 from ..store.reader import Embeddings, open_embeddings
-from ..suggest import checks_keywords, one_of
-from ..untrusted import local_target
+from ..untrusted.readers import local_target
+from ..untrusted.suggest import checks_keywords, one_of
 from .files import whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .parts import BLOCK, Part, parts

@@ -16,8 +16,8 @@ from ..files import refuse_existing
 from ..packages import require
 from ..progress import Progress, progress_bar
 from ..store.reader import Embeddings, Layer, open_embeddings
-from ..suggest import checks_keywords, one_of
-from ..untrusted import local_target
+from ..untrusted.readers import local_target
+from ..untrusted.suggest import checks_keywords, one_of
 from .geotiff import Raster, band_names, checked_bands, tags, written
 from .globe import near
 from .parts import BLOCK, placed

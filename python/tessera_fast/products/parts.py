@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import InputError, StoreError
 from ..store.reader import Embeddings, Layer, TileRecord, tiles_of
-from ..suggest import closest
-from ..untrusted import local_path
+from ..untrusted.readers import local_path
+from ..untrusted.suggest import closest
 
 BLOCK = 256  # rows and columns read at once: 32 MiB of float32 at E = 128
 Window = tuple[slice, slice]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..drawing.quicklook import PcaBasis, pca_image, side_by_side, stacked, write_png
 from ..errors import InputError
 from ..files import refuse_existing
 from ..progress import Progress, progress_bar
-from ..quicklook import PcaBasis, pca_image, side_by_side, stacked, write_png
 from ..store.reader import Embeddings, Layer, open_embeddings
-from ..suggest import checks_keywords
-from ..untrusted import local_target
+from ..untrusted.readers import local_target
+from ..untrusted.suggest import checks_keywords
 from .basis import basis_of, load_basis, save_basis
 from .geotiff import Raster, tags, written
 from .parts import Part, clusters, parts, placed

@@ -15,8 +15,8 @@ import numpy as np
 from ..errors import StoreError
 from ..packages import require
 from ..store.reader import Embeddings, Layer, open_embeddings
-from ..suggest import checks_keywords
-from ..untrusted import local_path, local_target
+from ..untrusted.readers import local_path, local_target
+from ..untrusted.suggest import checks_keywords
 from .files import whole
 from .globe import bounds, cut, joined, unwrapped
 from .parts import Part, clusters, parts, placed

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
 from ..store.reader import Layer
-from ..untrusted import Unreadable, local_path, read_json, shown
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import Unreadable, local_path, read_json, shown
 from .globe import HALF, near, unwrapped
 from .parts import placed
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..damage import damaged, first_line
 from ..errors import StoreError
 from ..packages import require
-from ..untrusted import MAX_DIMS, MAX_JSON, MAX_SIZE, Unreadable, read_json, shown, take
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import MAX_DIMS, MAX_JSON, MAX_SIZE, Unreadable, read_json, shown, take
 from .records import checked_identity
 
 IDENTITY = "tessera_fast:identity"  # root attributes of a store

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreError
-from ..untrusted import Unreadable, read_json
+from ..untrusted.readers import Unreadable, read_json
 from .merging import why_changed
 from .output import (
     STATE,

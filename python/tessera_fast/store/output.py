@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import StoreError
-from ..untrusted import MAX_NAME, local_path, plain_name, printable
+from ..untrusted.readers import MAX_NAME, local_path, plain_name, printable
 from .disk import RowFile
 from .metadata import carried_identity, is_empty
 from .state import BuildState

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..damage import damaged, first_line
 from ..errors import StoreError
-from ..untrusted import (
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import (
     Unreadable,
     local_path,
     parse_npy_header,

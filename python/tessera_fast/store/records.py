@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import StoreError
-from ..untrusted import Unreadable, plain_name, read_json, take, take_or_none, take_whole
+from ..untrusted.readers import Unreadable, plain_name, read_json, take, take_or_none, take_whole
 
 FORMAT = 2  # of states; 1 had no identity, and paths relative to the folder around the output
 _LIMIT = 8 << 20  # bytes of a marker or shard record: a tile of 30,000 x 30,000 pixels has 0.8 MB

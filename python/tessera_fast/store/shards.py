@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged, first_line
 from ..errors import StoreError
-from ..untrusted import Unreadable, read_bytes
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import Unreadable, read_bytes
 from .output import COUNT_NAMES
 from .zone import shard_path
 

@@ -25,15 +25,7 @@ from uuid import uuid4
 from ..errors import StoreError
 from . import disk
 from .locks import LAYOUT, PRESENCE, Locks, holders
-from .records import (
-    FORMAT,
-    ShardRecord,
-    Stamp,
-    read_identity,
-    read_marker,
-    read_shard,
-    to_json,
-)
+from .records import FORMAT, ShardRecord, Stamp, read_identity, read_marker, read_shard, to_json
 from .transactions import Move, Transactions
 
 IDENTITY_FILE = "identity.json"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from ..errors import StoreError
-from ..untrusted import Unreadable, below, plain_name, read_json, take
+from ..untrusted.readers import Unreadable, below, plain_name, read_json, take
 from . import disk
 from .records import FORMAT, Stamp, checked_identity, to_json
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from ..untrusted import map_npy
+from ..untrusted.readers import map_npy
 from . import disk, zone
 from .attributes import root_attributes
 from .merging import changed, continued, is_broken, overlap, why_changed

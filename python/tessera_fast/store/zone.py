@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..packages import require
-from ..untrusted import shown, take_numbers
+from ..untrusted.readers import shown, take_numbers
 from . import disk
 from .output import COUNT_NAMES, TileKey
 

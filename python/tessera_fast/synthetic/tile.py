@@ -22,7 +22,7 @@ from ..spec import S1_BANDS, S2_BANDS
 from ..tile import Tile, open_tile
 from ..tile.fields import DAYS, ORBITS
 from ..tile.geotiff import plain, write_plain
-from ..untrusted import local_path, shown
+from ..untrusted.readers import local_path, shown
 from .landscape import CLASSES, Landscape, landscape, rng, smooth_noise
 
 __all__ = ["CLASSES", "EDGE_PIXELS", "synthetic_classes", "synthetic_tile", "write_tile"]

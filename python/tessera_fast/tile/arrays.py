@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import NpyHeader, Unreadable, npy_header_length, open_file, parse_npy_header
+from ..untrusted.readers import (
+    NpyHeader,
+    Unreadable,
+    npy_header_length,
+    open_file,
+    parse_npy_header,
+)
 from .npy import HEADER_BYTES, spans, unreadable
 
 ALL = slice(None)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import Unreadable, plain_name, read_json
+from ..untrusted.readers import Unreadable, plain_name, read_json
 from .arrays import ALL, Picks, RowArray
 
 AXES = 3  # of time, y and x

@@ -5,9 +5,9 @@ import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
+from ..untrusted.damage import damaged, first_line
 from .chunks import lost_chunks
 from .cube_metadata import check_chunks, check_netcdf, check_zarr
 from .fields import Fields

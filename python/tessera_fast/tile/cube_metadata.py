@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import MAX_DIMS, MAX_SIZE, Unreadable, read_json, read_start, shown, take
+from ..untrusted.readers import MAX_DIMS, MAX_SIZE, Unreadable, read_json, read_start, shown, take
 
 _GROUP = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _ARRAY = ("zarr.json", ".zarray", ".zattrs")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..damage import damaged
 from ..errors import InputError
 from ..spec import S1_BANDS, S2_BANDS
-from ..untrusted import shown
+from ..untrusted.damage import damaged
+from ..untrusted.readers import shown
 from .arrays import ALL, Picks, RowArray, packable
 from .dataset_place import cannot_be_read, georeference_of, read_values
 from .dates import are_dates, decoded

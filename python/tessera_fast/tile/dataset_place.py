@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import shown
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import shown
 from .georeference import Georeference, affine
 
 # Attributes and scalar coordinates that name a CRS: those of STAC's projection extension, and what

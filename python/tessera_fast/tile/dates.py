@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged, first_line
-from ..untrusted import shown
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import shown
 
 FORMS = "datetime64, datetime, cftime or ISO 8601 text such as 2024-05-03T10:30:31Z"
 _YEARS = 1900, 2099  # others are no dates of a satellite, but a wrong epoch or a fill value

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spec import MAX_DOY, S1_BANDS, S2_BANDS
-from ..suggest import closest
+from ..untrusted.suggest import closest
 from .arrays import Part, RowArray
 from .dates import FORMS, as_dates, days_of_year
 from .georeference import UNKNOWN, Georeference

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..untrusted import Unreadable, read_bytes
+from ..untrusted.readers import Unreadable, read_bytes
 from .arrays import NpyArray
 from .fields import ARRAYS, DAYS, ORBITS, SCL, Fields
 from .georeference import read_roi

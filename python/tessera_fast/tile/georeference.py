@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..damage import damaged, first_line
 from ..errors import InputError, TesseraError
 from ..packages import why_not
-from ..untrusted import Unreadable, read_start, shown
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import Unreadable, read_start, shown
 from .geotiff import START_BYTES, read_plain
 
 

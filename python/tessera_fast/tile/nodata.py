@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import shown
+from ..untrusted.readers import shown
 from .arrays import ALL, Converted, Picks, RowArray
 
 # Attributes of CF, of rioxarray and GDAL, and of odc-stac, that name values which are no data.

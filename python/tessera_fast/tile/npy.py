@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import InputError
-from ..untrusted import Unreadable, parse_npy_header
+from ..untrusted.readers import Unreadable, parse_npy_header
 
 # A header that np.save wrote for a plain array takes 128 bytes; what is longer is read again.
 HEADER_BYTES = 1024

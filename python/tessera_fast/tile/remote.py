@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged, first_line
 from ..errors import InputError
 from ..packages import require
-from ..untrusted import Unreadable, named, npy_header_length, parse_npy_header
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import Unreadable, named, npy_header_length, parse_npy_header
 from .arrays import StoredArray, scatter
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..suggest import closest
-from ..untrusted import Unreadable, local_path, printable, shown
+from ..untrusted.readers import Unreadable, local_path, printable, shown
+from ..untrusted.suggest import closest
 from .arrays import MemoryArray, RowArray
 from .cube import NETCDF, read_cube
 from .fields import ARRAYS, DAYS, SCL, Fields

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, TesseraError
-from ..notebook import table
+from ..machine.notebook import table
 from ..packing import Observations, Orbit
-from ..suggest import checks_keywords
-from ..untrusted import shown
+from ..untrusted.readers import shown
+from ..untrusted.suggest import checks_keywords
 from .arrays import RowArray
 from .fields import ORBITS, TileOrbit
 from .georeference import UNKNOWN, Georeference, affine, crs_name

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from ..errors import InputError
-from ..suggest import closest
+from ..untrusted.suggest import closest
 from .arrays import Convert, Converted
 from .fields import ORBITS, SCL, Fields
 from .nodata import NoData, without_mask_fills, without_orbit_fills

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError
-from ..suggest import checks_keywords, keywords_of
+from ..untrusted.suggest import checks_keywords, keywords_of
 from .arrays import ALL, Part, RowArray
 from .tile import Tile, open_tile
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..spec import ModelSpec, variant
-from ..suggest import closest, one_of
-from ..untrusted import Unreadable, local_path, parse_json, read_toml
+from ..untrusted.readers import Unreadable, local_path, parse_json, read_toml
+from ..untrusted.suggest import closest, one_of
 from .views import DATES
 
 

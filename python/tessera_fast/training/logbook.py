@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..damage import first_line
 from ..errors import BackendUnavailable, InputError
 from ..packages import require
 from ..sizes import duration
-from ..untrusted import Unreadable, read_bytes
+from ..untrusted.damage import first_line
+from ..untrusted.readers import Unreadable, read_bytes
 from .official_format import write_whole
 
 Row = dict[str, float]

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..damage import damaged, first_line
 from ..errors import InputError, StoreError
 from ..spec import ModelSpec
-from ..untrusted import parse_json, shown, take, take_or_none, take_whole
+from ..untrusted.damage import damaged, first_line
+from ..untrusted.readers import parse_json, shown, take, take_or_none, take_whole
 from . import losses
 from .config import Config, OptimizerPart
 from .logbook import Logbook, Report, Row, Say, Waiting

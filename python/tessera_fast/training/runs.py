@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..model import Model, load_model
+from ..model.model import Model, load_model
 from ..sizes import count
 from ..spec import ModelSpec
 from ..weights import load_weights

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..damage import damaged
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..quantization import quantize
 from ..spec import NAMED
 from ..store.reader import Embeddings, Layer
+from ..untrusted.damage import damaged
 from .figures import Differences, Figures, Pixels, measure
 from .gates import Gate
 from .pairs import Pair

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from ..damage import damaged
 from ..errors import InputError, StoreError
 from ..files import refuse_filled
-from ..notebook import table
+from ..machine.notebook import table
 from ..progress import Progress
 from ..store.reader import Embeddings, open_embeddings
-from ..suggest import checks_keywords
-from ..untrusted import local_path
+from ..untrusted.damage import damaged
+from ..untrusted.readers import local_path
+from ..untrusted.suggest import checks_keywords
 from .alone import Alone, alone, lone_arrays
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..progress import Progress, progress_bar
-from ..untrusted import Unreadable, map_npy, read_json
+from ..untrusted.readers import Unreadable, map_npy, read_json
 from .places import SCALES, markers, state_folder
 from .selfcheck import Check
 from .state_check import check_markers

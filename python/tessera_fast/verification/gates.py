@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import InputError
-from ..suggest import one_of
+from ..untrusted.suggest import one_of
 
 ENOUGH_CODES = 10  # codes that a share would let be further off: fewer say nothing of a share
 

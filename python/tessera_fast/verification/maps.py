@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.quicklook import side_by_side, write_png
 from ..errors import StoreError
 from ..packages import has, require
-from ..quicklook import side_by_side, write_png
 from .pairs import Pair
 
 _LEAST = 0.5  # decades that the colours span: about equal values look about equal

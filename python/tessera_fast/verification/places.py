@@ -12,7 +12,7 @@ from ..store.npy_folder import STATE
 from ..store.output import TileKey
 from ..store.reader import Embeddings, Layer
 from ..store.zone import Grid, place
-from ..untrusted import Unreadable, read_json, take, take_numbers, take_whole
+from ..untrusted.readers import Unreadable, read_json, take, take_numbers, take_whole
 
 SCALES = "_scales"  # <tile>_scales.npy beside <tile>.npy
 

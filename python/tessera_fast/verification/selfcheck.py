@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import StoreError
-from ..notebook import table
+from ..machine.notebook import table
 from ..progress import Progress
-from ..untrusted import local_path
+from ..untrusted.readers import local_path
 from .layout import wrapped
 
 SHOWN = 50  # problems that the report prints; JSON has all

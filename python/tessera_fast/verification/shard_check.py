@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..damage import damaged
 from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
+from ..untrusted.damage import damaged
 from .selfcheck import Check
 from .value_rules import Fault, count_faults, quantized_faults
 

@@ -11,7 +11,7 @@ from ..store.output import IDENTITY
 from ..store.records import Stamp, check_marker, parse_stamps, read_identity, read_shard
 from ..store.state import IDENTITY_FILE, holds_files
 from ..store.zone import Grid, shard_name, shards
-from ..untrusted import Unreadable, read_json, shown
+from ..untrusted.readers import Unreadable, read_json, shown
 from .places import SCALES, is_store, marked_place, markers, state_folder
 from .selfcheck import Check
 from .shard_check import file_of

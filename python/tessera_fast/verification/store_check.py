@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..damage import damaged
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
 from ..store.metadata import PROVENANCE, check_metadata, import_zarr
 from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
-from ..untrusted import Unreadable, read_json, shown, take, take_numbers, take_whole
+from ..untrusted.damage import damaged
+from ..untrusted.readers import Unreadable, read_json, shown, take, take_numbers, take_whole
 from .places import marked_place, markers
 from .selfcheck import Check
 from .shard_check import Shards

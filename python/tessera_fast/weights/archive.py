@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 
-from ..untrusted import Unreadable, named, shown
+from ..untrusted.readers import Unreadable, named, shown
 
 _MAX_ENTRIES = 100_000  # a checkpoint has one per tensor, with an optimizer's some thousand
 _MAX_DIRECTORY = 16 << 20  # bytes

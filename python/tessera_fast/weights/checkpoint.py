@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import StoreError, WeightsError
-from ..suggest import one_of
-from ..untrusted import (
+from ..untrusted.readers import (
     MAX_DIMS,
     MAX_SIZE,
     Unreadable,
@@ -31,6 +30,7 @@ from ..untrusted import (
     shown,
     take,
 )
+from ..untrusted.suggest import one_of
 from .archive import entries
 from .unpickle import TensorRecord, unpickle
 from .wrappers import config_of, state_of

@@ -12,8 +12,8 @@ import numpy as np
 from .. import env
 from ..errors import InputError, WeightsError
 from ..spec import DEMO, NAMED, ModelSpec
-from ..suggest import checks_keywords, closest
-from ..untrusted import local_path, shown
+from ..untrusted.readers import local_path, shown
+from ..untrusted.suggest import checks_keywords, closest
 from . import checkpoint, hub
 from .checkpoint import StoredTensor
 from .recognise import SPEC_KEY, match

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, WeightsError
 from ..spec import NAMED, RELEASED, ModelSpec
-from ..untrusted import Unreadable, named, parse_json, shown
+from ..untrusted.readers import Unreadable, named, parse_json, shown
 from .checkpoint import Checkpoint, StoredTensor
 from .wrappers import unwrapped
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import WeightsError
-from ..untrusted import MAX_DIMS, MAX_SIZE, named, shown
+from ..untrusted.readers import MAX_DIMS, MAX_SIZE, named, shown
 
 # A file can ask for much more work than it has bytes, so both are bounded. A checkpoint with an
 # optimizer takes 40 instructions and 200 bytes a tensor.

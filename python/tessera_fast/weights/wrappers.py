@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ..untrusted import Unreadable, named
+from ..untrusted.readers import Unreadable, named
 from .unpickle import Opaque, TensorRecord
 
 # Official keys first, then Lightning, DeepSpeed, and averaged weights beside the trained ones.

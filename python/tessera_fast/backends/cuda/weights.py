@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.triton.elements import ACCURATE, Linear, prepare
-from ...positions import positional_table
 from ...spec import S1_BANDS, S2_BANDS, ModelSpec
+from ...weights.positions import positional_table
 
 Norm = tuple[Tensor, Tensor]  # weight and bias [D] float32
 

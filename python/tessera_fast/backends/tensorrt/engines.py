@@ -19,7 +19,7 @@ from ...exports import folder as exports
 from ...exports.calibrate import Calibration, synthetic_calibration
 from ...exports.form import VERSION, Form
 from ...spec import MAX_SEQUENCE, S1_BANDS, S2_BANDS, ModelSpec
-from ...untrusted import Unreadable, parse_json, read_bytes
+from ...untrusted.readers import Unreadable, parse_json, read_bytes
 from ...weights import Weights
 from .adapter import Engine, Package, Profile, build
 

@@ -1,0 +1,1 @@
+"""What runs here, whether it gives the right numbers, and where the time goes."""

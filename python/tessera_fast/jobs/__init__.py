@@ -1,0 +1,1 @@
+"""Many tiles to one output: sources, tasks, the runner, executors, the report."""

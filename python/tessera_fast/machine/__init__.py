@@ -1,0 +1,1 @@
+"""What this process runs on and in: CPUs, memory, control groups, energy, a notebook."""

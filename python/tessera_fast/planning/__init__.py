@@ -1,0 +1,1 @@
+"""What a job takes, before it runs: a rate is measured, a table of tiles is made."""

@@ -1,0 +1,1 @@
+"""What people and files give: bytes, names, numbers and options, read with limits and checked."""
