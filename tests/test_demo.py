@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from tessera_fast.demo import classified
+from tessera_fast.commands.demo import classified
 from tessera_fast.spec import DEMO, NAMED, RELEASED
 from tessera_fast.synthetic import synthetic_classes, synthetic_tile
 from tessera_fast.weights import load_weights

@@ -8,7 +8,7 @@ import pytest
 
 import tessera_fast as tf
 from conftest import needs_zarr
-from tessera_fast.demo import run_demo
+from tessera_fast.commands.demo import run_demo
 from tessera_fast.errors import InputError, StoreError, TesseraError
 from tessera_fast.sizes import binary, parse_bytes
 from tessera_fast.synthetic import synthetic_tile, write_tile

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailable, InputError, StoreError, TesseraError, WeightsError
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .jobs.embed_tiles import embed_tiles
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .tile import Tile, open_tile, open_windows
     from .verification import verify
     from .weights import convert
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",

@@ -15,9 +15,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .errors import TesseraError
-from .exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, TERMINATED
+from .errors import BROKEN_PIPE, FAILED, INTERRUPTED, TERMINATED, TesseraError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .commands.parser import Parser

@@ -3,10 +3,10 @@
 import argparse
 from typing import Any, TypeAlias
 
+from ..errors import FAILED as FAILED
+from ..errors import OK as OK
+from ..errors import PARTLY as PARTLY
 from ..errors import InputError
-from ..exit_codes import FAILED as FAILED
-from ..exit_codes import OK as OK
-from ..exit_codes import PARTLY as PARTLY
 from ..sizes import parse_bytes
 from ..spec import NAMED
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import __version__, backends, env
+from .. import backends, env
 from ..backends.base import Plan as Running
 from ..errors import StoreError, TesseraError, WeightsError
 from ..machine.free_memory import available_bytes
@@ -26,6 +26,7 @@ from ..store.locks import Locks
 from ..store.output import STATE
 from ..untrusted.readers import local_path
 from ..verification import check
+from ..version import __version__
 from ..weights import hub
 from . import selftest
 from .info import instruction_sets

@@ -4,10 +4,11 @@ import platform
 import sys
 from typing import NamedTuple
 
-from .. import __version__, backends, env
+from .. import backends, env
 from ..backends.base import Plan
 from ..packages import version
 from ..spec import NAMED, RELEASED
+from ..version import __version__
 
 _PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
              "rioxarray", "rasterio", "pyarrow", "onnx", "onnxruntime", "tensorrt",

@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from .. import __version__
 from ..errors import InputError, StoreError
 from ..spec import S1_BANDS, S2_BANDS, ModelSpec
 from ..untrusted.readers import Unreadable, plain_name, read_json, shown, take, take_or_none
+from ..version import __version__
 from ..weights import Weights
 from ..weights.checkpoint import digest
 from . import network

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..errors import InputError, StoreError, TesseraError
 from ..model.model import Model
 from ..pipeline.embed import Band, Settings, embed_bands
@@ -22,6 +21,7 @@ from ..pipeline.stages import Behind, Clock
 from ..quantization import QuantizedEmbeddings
 from ..store import Output, Provenance, TileKey, TileWriter
 from ..tile import Tile, open_tile, suspicions
+from ..version import __version__
 
 _POLL = 0.25  # seconds between two looks at a tile that another process has
 _log = logging.getLogger(__name__)

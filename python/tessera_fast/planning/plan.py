@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import __version__, env
+from .. import env
 from ..diagnostics.profile import work
 from ..errors import BackendUnavailable, InputError, TesseraError
 from ..model.model import Model
@@ -24,6 +24,7 @@ from ..tile import Tile, open_tile, unplaced
 from ..untrusted.numbers import whole_number
 from ..untrusted.readers import local_path, shown
 from ..untrusted.suggest import checks_keywords, keywords_of, one_of
+from ..version import __version__
 from ..weights import Weights, spec_of
 from .rate import Calibration, calibrate_rate, nominal
 from .rows import MOST_WORKERS, Failure, PlanRow

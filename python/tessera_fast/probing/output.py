@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
 from ..drawing.palette import Colour, colour
 from ..drawing.quicklook import write_png
 from ..errors import StoreError
@@ -16,6 +15,7 @@ from ..files import refuse_existing
 from ..packages import has
 from ..products.files import whole
 from ..products.geotiff import Raster, written
+from ..version import __version__
 from . import figures
 from .report import ProbeReport
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import __version__
 from ..errors import StoreError
 from ..packages import require
 from ..store.reader import Embeddings
+from ..version import __version__
 from .files import whole
 
 _CACHE = 32 << 20  # bytes of GDAL's block cache: a block of 256 x 256 x 128 float32
