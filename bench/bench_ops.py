@@ -20,7 +20,8 @@ import numpy as np
 import tessera_fast as tf
 import timing
 import workloads
-from tessera_fast.diagnostics.profile import elements, peak, work
+from tessera_fast.diagnostics.profile import elements, peak
+from tessera_fast.model.flop import work
 from tessera_fast.packing import pack
 
 

@@ -26,7 +26,7 @@ from gpu_case import Case
 from gpu_peaks import append_rows, machine, seconds
 from tessera_fast import backends
 from tessera_fast.backends.base import Plan
-from tessera_fast.diagnostics.profile import work
+from tessera_fast.model.flop import work
 from tessera_fast.model.model import Model
 from tessera_fast.weights import Weights, load_weights
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tessera_fast.store.output import COUNT_NAMES, Provenance, TileKey, open_output
+from tessera_fast.store.base import COUNT_NAMES, Provenance, TileKey
+from tessera_fast.store.output import open_output
 
 PROVENANCE = Provenance(
     model="v2-nano", weights_sha256="ab" * 32, weights_source="untrained:1", trained=False,

@@ -209,7 +209,7 @@ def test_bad_folder(case, farm, mini, run, tmp_path):
 
 def test_errors_in_the_pixels_come_after_work_was_spooled(farm, mini, run, tmp_path, monkeypatch):
     """The cases above with a bad last band did write rows of the bands before it."""
-    from tessera_fast.store.output import SpooledTile
+    from tessera_fast.store.spool import SpooledTile
 
     written = []
     write_rows = SpooledTile.write_rows

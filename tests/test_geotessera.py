@@ -15,7 +15,8 @@ if importlib.util.find_spec("geotessera") is None:
 from geotessera import GeoTesseraZarr
 from pyproj import Transformer
 
-from tessera_fast.store.output import Provenance, TileKey, open_output
+from tessera_fast.store.base import Provenance, TileKey
+from tessera_fast.store.output import open_output
 
 PROVENANCE = Provenance(
     model="v2-nano", weights_sha256="ab" * 32, weights_source="untrained:1", trained=False,

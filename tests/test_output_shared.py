@@ -19,7 +19,8 @@ from fake_tiles import FLOAT, PROVENANCE, X0, Y0, check, fake, listing, spool, t
 from tessera_fast.errors import StoreError
 from tessera_fast.store import locks, transactions
 from tessera_fast.store.locks import LAYOUT, Locks
-from tessera_fast.store.output import hold_output, job_extent, open_output, open_state
+from tessera_fast.store.output import hold_output, job_extent, open_output
+from tessera_fast.store.state import open_state
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")

@@ -9,8 +9,8 @@ import pytest
 
 import tessera_fast as tf
 from tessera_fast.backends.base import Plan
-from tessera_fast.diagnostics.profile import work
 from tessera_fast.errors import BackendUnavailable, InputError, WeightsError
+from tessera_fast.model.flop import work
 from tessera_fast.packing import pack
 from tessera_fast.pipeline.embed import band_rows
 from tessera_fast.planning import rate as calibration

@@ -8,7 +8,8 @@ import pytest
 import tessera_fast as tf
 from isas import BEST
 from tessera_fast.__main__ import main
-from tessera_fast.diagnostics.profile import elements, peak, profile, work
+from tessera_fast.diagnostics.profile import elements, peak, profile
+from tessera_fast.model.flop import work
 from tessera_fast.packing import pack
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile, write_tile

@@ -14,15 +14,8 @@ from golden_cases import CASES, MODEL_INPUT, MODELS, golden_observations, golden
 from oracle import assert_golden, assert_reduced
 from tessera_fast import backends
 from tessera_fast.backends.base import Plan
-from tessera_fast.backends.tensorrt import (
-    EMULATED,
-    adapter,
-    encoder,
-    engines,
-    lanes,
-    precision_of,
-    tensorrt,
-)
+from tessera_fast.backends.tensorrt import adapter, encoder, engines, lanes, precision_of, tensorrt
+from tessera_fast.backends.tensorrt.device import EMULATED
 from tessera_fast.errors import BackendUnavailable, InputError
 from tessera_fast.exports.feeds import bins
 from tessera_fast.exports.form import PRECISIONS

@@ -23,7 +23,7 @@ from ..machine.free_memory import available_bytes
 from ..packages import how_to_install, installed_as, version
 from ..sizes import size
 from ..store.locks import Locks
-from ..store.output import STATE
+from ..store.state import STATE
 from ..untrusted.readers import local_path
 from ..verification import check
 from ..version import __version__

@@ -10,12 +10,12 @@ import torch
 
 from ..backends.cuda.encoder import CudaEncoder
 from ..errors import BackendUnavailable, InputError
+from ..model.flop import work
 from ..model.model import Model
 from ..packing import Observations, pack
 from ..quantization import QuantizedEmbeddings
 from ..tile import Tile
 from ..untrusted.readers import local_target
-from .profile import work
 
 _REPEATS = 5
 _PEAK_SIZE = 8192  # rows, columns and depth of the product: 1.1 TFLOP fill any GPU

@@ -21,7 +21,7 @@ from ..planning.rows import MOST_WORKERS, PlanRow
 from ..planning.sources import Source, listed
 from ..planning.table import Plan
 from ..store import TileKey, zone
-from ..store.output import npy_files, store_key
+from ..store.base import npy_files, store_key
 from ..tile import Tile, open_tile, open_windows, unplaced
 from ..tile.sources import source_path
 from ..untrusted.numbers import whole_number

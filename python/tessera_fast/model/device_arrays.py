@@ -1,7 +1,7 @@
 """Series that already lie on the model's GPU, from torch, CuPy, JAX or whatever speaks DLPack.
 
 Nothing is copied but what has another dtype or order than the packer reads. T dates, H x W pixels,
-C bands; the checks are those of official.py.
+C bands; the checks are those of host_arrays.py.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..spec import MAX_DOY
 from ..tile.plain import unmasked
-from .official import has_form
+from .host_arrays import has_form
 
 _RAW = (torch.uint16, torch.int16, torch.float32)
 
 
 class DeviceArrays:
-    """As official.HostArrays, with tensors on the model's device."""
+    """As host_arrays.HostArrays, with tensors on the model's device."""
 
     def __init__(self, device: str, standardize: bool) -> None:
         """``device`` is the model's."""

@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 
 from .. import env
-from ..diagnostics.profile import work
 from ..errors import BackendUnavailable, InputError, TesseraError
+from ..model.flop import work
 from ..model.model import Model
 from ..packages import has
 from ..packing import pack

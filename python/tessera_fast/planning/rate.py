@@ -19,8 +19,8 @@ import numpy as np
 
 from .. import backends, env
 from ..backends.base import Plan as Running
-from ..diagnostics.profile import work
 from ..errors import StoreError
+from ..model.flop import work
 from ..model.model import Model
 from ..packing import Observations, pack
 from ..quantization import QuantizedEmbeddings

@@ -20,7 +20,8 @@ from .images import Features, Image, open_features
 from .labels import Labels, read_labels
 from .packages import require_sklearn
 from .places import places_of
-from .report import ALL, ProbeReport
+from .report import ProbeReport
+from .results import ALL
 from .spectrum import rankme
 from .splits import SPLITS, check_fields, groups_of
 from .table import rows_at, table_of

@@ -14,19 +14,19 @@ from ..drawing.palette import colour, ramp
 from ..drawing.quicklook import side_by_side
 from .canvas import FAINT, GREY, LETTER, PAPER, TITLE, Canvas
 from .evaluate import COMMONEST
-from .report import ALL, ProbeReport, with_spread
+from .results import ALL, ProbeResults, with_spread
 
 _PANEL = 320  # pixels of a map's width, about
 _LARGEST = 800
 _OTHERS = (205, 205, 202)  # labels that are not of the probe
 
 
-def scores(report: ProbeReport) -> np.ndarray:
+def scores(report: ProbeResults) -> np.ndarray:
     """The first metric of everything: over numbers of labels, or of every seed."""
     return _curves(report) if len(report.counts) > 1 else _strips(report)
 
 
-def _subtitle(report: ProbeReport) -> str:
+def _subtitle(report: ProbeResults) -> str:
     return f"head {report.head}, split by {report.split}, {report.seeds} seeds"
 
 
@@ -35,7 +35,7 @@ def _widest(lines: Iterable[str]) -> int:
     return max((columns(line, LETTER) for line in lines), default=0)
 
 
-def _ink(report: ProbeReport, name: str) -> tuple[int, int, int]:
+def _ink(report: ProbeResults, name: str) -> tuple[int, int, int]:
     if name == COMMONEST:
         return GREY
     order = [report.name, *(n for n in report.scores if n not in (report.name, COMMONEST))]
@@ -60,7 +60,7 @@ def _number(value: float, step: float) -> str:
     return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def _curves(report: ProbeReport) -> np.ndarray:
+def _curves(report: ProbeResults) -> np.ndarray:
     metric, counts = report.metrics[0], report.counts
     left, top, width, height = 90, 84, 640, 400
     stats = {n: np.array([report.mean(n, c, metric) for c in counts]) for n in report.scores}
@@ -109,7 +109,7 @@ def _curves(report: ProbeReport) -> np.ndarray:
     return canvas.image
 
 
-def _strips(report: ProbeReport) -> np.ndarray:
+def _strips(report: ProbeResults) -> np.ndarray:
     """A row for each kind of features: a dot for every seed and a line at their mean."""
     metric, (count,) = report.metrics[0], report.counts
     names = list(report.scores)
@@ -144,7 +144,7 @@ def _strips(report: ProbeReport) -> np.ndarray:
     return canvas.image
 
 
-def confusion(report: ProbeReport) -> np.ndarray:
+def confusion(report: ProbeResults) -> np.ndarray:
     """Shares of a class's pixels that were given each class, with the most labels."""
     matrix = report.scores[report.name].confusion
     assert matrix is not None
@@ -172,7 +172,7 @@ def confusion(report: ProbeReport) -> np.ndarray:
     return canvas.image
 
 
-def maps(report: ProbeReport, i: int) -> np.ndarray:
+def maps(report: ProbeResults, i: int) -> np.ndarray:
     """Labels and maps of the i-th image side by side, over a legend."""
     stride = math.ceil(max(report.labels[i].shape) / _LARGEST)
     panels = [report.labels[i], *(found[i] for found in report.maps.values())]
@@ -187,7 +187,7 @@ def maps(report: ProbeReport, i: int) -> np.ndarray:
     return np.concatenate([row, _legend(report, row.shape[1])])
 
 
-def _coloured(report: ProbeReport, values: np.ndarray) -> np.ndarray:
+def _coloured(report: ProbeResults, values: np.ndarray) -> np.ndarray:
     """(h, w, 4) uint8."""
     out = np.zeros((*values.shape, 4), np.uint8)
     if report.task == "regression":
@@ -203,14 +203,14 @@ def _coloured(report: ProbeReport, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _stretch(report: ProbeReport) -> tuple[float, float]:
+def _stretch(report: ProbeResults) -> tuple[float, float]:
     """What is darkest and brightest: 2 and 98 % of the labels."""
     known = np.concatenate([v[np.isfinite(v)] for v in report.labels])
     low, high = np.percentile(known, (2, 98))
     return float(low), float(high)
 
 
-def _legend(report: ProbeReport, width: int) -> np.ndarray:
+def _legend(report: ProbeResults, width: int) -> np.ndarray:
     """Colours and what they mean, in as many lines as are needed."""
     if report.task == "regression":
         low, high = _stretch(report)
@@ -227,7 +227,7 @@ def _legend(report: ProbeReport, width: int) -> np.ndarray:
     return legend(entries, width)
 
 
-def scatter(report: ProbeReport) -> np.ndarray:
+def scatter(report: ProbeResults) -> np.ndarray:
     """How many pixels have each label and each mapped value, by colour; on the line it is right."""
     truth = np.concatenate([v.ravel() for v in report.labels])
     found = np.concatenate([v.ravel() for v in report.maps[report.name]])

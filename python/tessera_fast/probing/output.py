@@ -17,11 +17,11 @@ from ..products.files import whole
 from ..products.geotiff import Raster, written
 from ..version import __version__
 from . import figures
-from .report import ProbeReport
+from .results import ProbeResults
 
 
-def save(report: ProbeReport, folder: Path, overwrite: bool) -> Path:
-    """Write everything of a report; see `ProbeReport.save`."""
+def save(report: ProbeResults, folder: Path, overwrite: bool) -> Path:
+    """Write everything of a report; see `ProbeResults.save`."""
     check_folder(folder, overwrite)
     with whole(folder, overwrite) as out:
         out.mkdir()
@@ -51,12 +51,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _palette(report: ProbeReport) -> dict[int, Colour]:
+def _palette(report: ProbeResults) -> dict[int, Colour]:
     """The colours of the picture, by the code of the class."""
     return {c.code: colour(k) for k, c in enumerate(report.classes)}
 
 
-def _write_tiff(report: ProbeReport, i: int, path: Path) -> None:
+def _write_tiff(report: ProbeResults, i: int, path: Path) -> None:
     """The map of the embeddings as codes of classes or values; nothing without a place, or without
     rasterio: a note of the report says so."""
     image, values = report.images[i], report.maps[report.name][i]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from .images import Image
-from .report import ClassCount
+from .results import ClassCount
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Outputs: a Zarr store in geotessera's layout, or a folder of .npy files."""
 
-from .output import Output, Provenance, TileKey, TileWriter, hold_output, job_extent, open_output
+from .base import Output, Provenance, TileKey, TileWriter
+from .output import hold_output, job_extent, open_output
 
 __all__ = [
     "Output",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import zone
+from .base import Provenance
 from .metadata import PROVENANCE
-from .output import Provenance
 
 
 def root_attributes(p: Provenance) -> dict[str, Any]:

@@ -149,3 +149,9 @@ class RowFile:
         """Close without caring for what is in it."""
         with suppress(OSError):
             self._file.close()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
+    with suppress(OSError):
+        folder.rmdir()

@@ -16,24 +16,13 @@ import numpy as np
 
 from ..errors import StoreError
 from ..untrusted.readers import Unreadable, read_json
+from .base import Provenance, TileKey, TileWriter, check_names, npy_files, other_tile
+from .disk import remove_empty
 from .merging import why_changed
-from .output import (
-    STATE,
-    Provenance,
-    SpooledTile,
-    TileKey,
-    TileWriter,
-    check_names,
-    npy_files,
-    open_state,
-    other_tile,
-    remove_empty,
-)
 from .records import Stamp, parse_stamps
-from .state import new_identity
+from .spool import SpooledTile
+from .state import STATE, new_identity, open_state
 from .transactions import Move
-
-__all__ = ["STATE", "NpyFolder"]
 
 
 class NpyFolder:

@@ -30,9 +30,9 @@ from ..untrusted.readers import (
     take_or_none,
     take_whole,
 )
+from .base import COUNT_NAMES
 from .metadata import PROVENANCE, check_metadata, import_zarr
-from .npy_folder import STATE
-from .output import COUNT_NAMES
+from .state import STATE
 
 _SCALES = "_scales"
 _PREFIX = "embeddings_d"

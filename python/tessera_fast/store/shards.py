@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import StoreError
 from ..untrusted.damage import damaged, first_line
 from ..untrusted.readers import Unreadable, read_bytes
-from .output import COUNT_NAMES
+from .base import COUNT_NAMES
 from .zone import shard_path
 
 Window = tuple[slice, slice]  # rows and columns

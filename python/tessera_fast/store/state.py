@@ -25,10 +25,12 @@ from uuid import uuid4
 from ..errors import StoreError
 from . import disk
 from .locks import LAYOUT, PRESENCE, Locks, holders
+from .metadata import carried_identity, is_empty
 from .records import FORMAT, ShardRecord, Stamp, read_identity, read_marker, read_shard, to_json
 from .transactions import Move, Transactions
 
 IDENTITY_FILE = "identity.json"
+STATE = ".tessera_fast"  # of a folder of .npy files, within it
 _FOLDERS = ("commit", "done", "shards", "spool", "staging")
 _SYNCS = 8  # files at once: a file system writes its journal once for all of them
 _TRIES = 200  # times that the folder may be removed by others while it is opened
@@ -370,3 +372,15 @@ def _check_real_folder(folder: Path) -> None:
             f"{folder}: expected a folder of this program, got {got}, which is not followed; move "
             "it away, or write to another output"
         )
+
+
+def open_state(target: Path) -> BuildState:
+    """The state of the output at an absolute path."""
+    if target.suffix == ".zarr":
+        return BuildState(
+            target.with_name(target.name + ".state"),
+            target,
+            carried=lambda: carried_identity(target),
+            is_empty=lambda: is_empty(target),
+        )
+    return BuildState(target / STATE, target)

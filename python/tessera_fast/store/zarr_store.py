@@ -21,6 +21,7 @@ from ..errors import StoreError
 from ..untrusted.readers import map_npy
 from . import disk, zone
 from .attributes import root_attributes
+from .base import COUNT_NAMES, Provenance, TileKey, TileWriter, check_names, other_tile, store_key
 from .merging import changed, continued, is_broken, overlap, why_changed
 from .metadata import (
     IDENTITY,
@@ -31,20 +32,10 @@ from .metadata import (
     import_zarr,
     open_store,
 )
-from .output import (
-    COUNT_NAMES,
-    Provenance,
-    SpooledTile,
-    TileKey,
-    TileWriter,
-    check_names,
-    open_state,
-    other_tile,
-    store_key,
-)
 from .records import ShardRecord, Stamp
 from .shards import Awaiting, Shards, outranks
-from .state import new_identity
+from .spool import SpooledTile
+from .state import new_identity, open_state
 from .transactions import Move
 from .zone import SHARD, Grid
 

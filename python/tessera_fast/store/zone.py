@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..packages import require
 from ..untrusted.readers import shown, take_numbers
 from . import disk
-from .output import COUNT_NAMES, TileKey
+from .base import COUNT_NAMES, TileKey
 
 PIXEL = 10.0  # metres
 SHARD = 256  # pixels; 8 MiB of codes at E = 128: what a commit reads, merges and writes at once

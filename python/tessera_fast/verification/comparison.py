@@ -21,11 +21,12 @@ from .alone import Alone, alone, lone_arrays
 from .causes import likely_causes
 from .compare import Reader, Streamed, stream
 from .figures import Figures
+from .findings import Check
 from .gates import Gate, choose
 from .judge import Limit, judge, passes
 from .maps import Maps
 from .pairs import Matching, Pair, match
-from .selfcheck import Check, check
+from .selfcheck import check
 
 KEEP = 20  # pixels that a comparison names
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..progress import Progress, progress_bar
 from ..untrusted.readers import Unreadable, map_npy, read_json
+from .findings import Check
 from .places import SCALES, markers, state_folder
-from .selfcheck import Check
 from .state_check import check_markers
 from .value_rules import Fault, float_faults, quantized_faults
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..store.base import TileKey
 from ..store.npy_folder import STATE
-from ..store.output import TileKey
 from ..store.reader import Embeddings, Layer
 from ..store.zone import Grid, place
 from ..untrusted.readers import Unreadable, read_json, take, take_numbers, take_whole

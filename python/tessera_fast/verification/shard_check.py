@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..store.output import COUNT_NAMES
+from ..store.base import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
 from ..untrusted.damage import damaged
-from .selfcheck import Check
+from .findings import Check
 from .value_rules import Fault, count_faults, quantized_faults
 
 _SIDE = 256  # rows and columns read at once: 8 MiB of codes at E = 128

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..store.base import IDENTITY
 from ..store.locks import PRESENCE, Locks
-from ..store.output import IDENTITY
 from ..store.records import Stamp, check_marker, parse_stamps, read_identity, read_shard
 from ..store.state import IDENTITY_FILE, holds_files
 from ..store.zone import Grid, shard_name, shards
 from ..untrusted.readers import Unreadable, read_json, shown
+from .findings import Check
 from .places import SCALES, is_store, marked_place, markers, state_folder
-from .selfcheck import Check
 from .shard_check import file_of
 
 _AGAIN = "Remove this marker and run the same `tessera-fast embed` again"

@@ -9,13 +9,13 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import Progress, progress_bar
+from ..store.base import COUNT_NAMES
 from ..store.metadata import PROVENANCE, check_metadata, import_zarr
-from ..store.output import COUNT_NAMES
 from ..store.zone import PIXEL, Grid
 from ..untrusted.damage import damaged
 from ..untrusted.readers import Unreadable, read_json, shown, take, take_numbers, take_whole
+from .findings import Check
 from .places import marked_place, markers
-from .selfcheck import Check
 from .shard_check import Shards
 from .state_check import check_markers
 

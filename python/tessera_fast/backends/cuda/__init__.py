@@ -5,7 +5,6 @@ CUDA: slowly, for tests. That needs TRITON_INTERPRET=1 and a build with TESSERA_
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendUnavailable
@@ -13,6 +12,7 @@ from ...packages import has, how_to_install, problem
 from ...spec import ModelSpec
 from ...weights import Weights
 from ..base import Plan
+from .device import INTERPRETER, interpreted
 
 if TYPE_CHECKING:
     from .encoder import CudaEncoder
@@ -22,7 +22,6 @@ AUTOMATIC_PRECISION = "bf16"
 # The first compute capability with the instructions of a precision; others need 8.0.
 _NEEDS = {"fp8": (8, 9)}
 _OLDEST = (8, 0)
-INTERPRETER = "interpreter"
 
 
 class CudaBackend:
@@ -61,11 +60,6 @@ class CudaBackend:
             device = torch.device("cuda", torch.cuda.current_device())
         precision = AUTOMATIC_PRECISION if plan.precision == "auto" else plan.precision
         return CudaEncoder(spec, weights, device, precision, _native(device.type))
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter in this process."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _native(kind: str) -> Any:

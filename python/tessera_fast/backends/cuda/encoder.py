@@ -18,8 +18,8 @@ from ...packing import Observations, PackedTokens
 from ...spec import MAX_SEQUENCE, ModelSpec
 from ...weights import Weights
 from ..base import check_tokens
-from . import INTERPRETER
 from .arena import Arena, padded
+from .device import INTERPRETER
 from .forward import Network, Route
 from .fused import FusedNetwork
 from .packer import DevicePacker

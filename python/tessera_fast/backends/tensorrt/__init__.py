@@ -13,11 +13,11 @@ from ...spec import ModelSpec
 from ...weights import Weights
 from ..base import Plan
 from . import adapter
+from .device import EMULATED
 
 if TYPE_CHECKING:
     from .encoder import TensorrtEncoder
 
-EMULATED = "onnxruntime"
 # The first compute capability with the products of a precision.
 _NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
 _OLDEST = (7, 5)

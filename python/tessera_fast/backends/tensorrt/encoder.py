@@ -18,7 +18,7 @@ from ...exports.form import Form
 from ...packing import PackedTokens
 from ...weights import Weights
 from ..base import check_out, check_tokens
-from . import EMULATED
+from .device import EMULATED
 from .engines import HEAD_PIXELS, batch_pixels
 from .lanes import Lane, Module, emulated_modules, engine_modules
 
