@@ -60,7 +60,7 @@ def run(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     used = sorted({e for k in kinds.values() for e in k.values()})
     peaks = {(e, t): peak(isa, e, t) for e in used for t in {1, args.threads}}
     seconds = timing.interleaved(
-        {str(key): partial(model._encoder.encode, s2, s1, out) for key, model in models.items()},
+        {str(key): partial(model.encoder.encode, s2, s1, out) for key, model in models.items()},
         args.rounds,
     )
     for e, t in peaks:  # the clock may have risen meanwhile: the better of before and after
@@ -84,7 +84,7 @@ def run(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{name} {precision} on {isa}, {threads} threads, {workload}: "
               f"{rows[-1]['px_s']:,.1f} px/s, {rows[-1]['share_of_limit']:.0%} of the limit, "
               f"{rows[-1]['speed_of_one_thread']:.2f}x one thread")  # fmt: skip
-        ops: dict[str, float] = model._encoder.profile(s2, s1, out)  # type: ignore[attr-defined]
+        ops: dict[str, float] = model.encoder.profile(s2, s1, out)  # type: ignore[attr-defined]
         busy = sum(ops.values())
         for op, took in ops.items():
             row = {"bench": "op", **common, "precision": precision, "threads": threads, "op": op,

@@ -166,7 +166,7 @@ def _our_run(case: Case, model: Model, device: torch.device, batch: int) -> Call
         out = torch.from_numpy(out).to(place)
 
     def run(i: int) -> Any:
-        model._encoder.encode(*parts[i % len(parts)], out)
+        model.encoder.encode(*parts[i % len(parts)], out)
         return out
 
     return run
@@ -279,7 +279,7 @@ def invariant(case: Case, model: Model, entry: Entry) -> bool:
     """Whether a few pixels by themselves equal, bit for bit, the same pixels in a whole batch."""
     few = min(gpu_case.SAMPLE, entry.batch)
     alone = np.full((few, case.spec.saved_dim), np.nan, np.float32)
-    model._encoder.encode(*case.packed(0, few), alone)
+    model.encoder.encode(*case.packed(0, few), alone)
     return bool((alone == to_numpy(entry.run(0))[:few]).all())
 
 
@@ -288,8 +288,8 @@ def ops(case: Case, model: Model, entry: Entry, device: torch.device) -> dict[st
     found: dict[str, Any] = {}
     tokens = case.packed(0, entry.batch, device if device.type == "cuda" else None)
     out = entry.run(0)
-    if hasattr(model._encoder, "profile"):
-        found["ops_s"] = model._encoder.profile(*tokens, out)
+    if hasattr(model.encoder, "profile"):
+        found["ops_s"] = model.encoder.profile(*tokens, out)
     if device.type == "cuda":
         from torch.profiler import ProfilerActivity, profile
 
@@ -348,8 +348,8 @@ def tile_to_int8(
     alone = next((r["px_s"] for r in others if r["contender"] == label and r["px_s"]), None)
     if alone and row["px_s"]:
         row["share_of_model_only"] = row["px_s"] / alone
-    if hasattr(model._encoder, "ranges"):
-        with model._encoder.ranges.timed() as by_op:
+    if hasattr(model.encoder, "ranges"):
+        with model.encoder.ranges.timed() as by_op:
             run()
         row["stages_s"] = dict(by_op)
     row["contender"] = f"{label}, tile to int8"

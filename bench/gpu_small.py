@@ -133,10 +133,10 @@ def profiled(model: Model, device: torch.device) -> None:
     case = gpu_case.Case(model.spec, gpu_case.dates(model.spec, (50, 60)), PROFILED_PIXELS)
     tokens = case.packed(0, PROFILED_PIXELS, device)
     out = torch.full((PROFILED_PIXELS, model.spec.saved_dim), torch.nan, device=device)
-    model._encoder.encode(*tokens, out)
+    model.encoder.encode(*tokens, out)
     torch.cuda.synchronize(device)
     torch.cuda.profiler.start()
-    model._encoder.encode(*tokens, out)
+    model.encoder.encode(*tokens, out)
     torch.cuda.synchronize(device)
     torch.cuda.profiler.stop()
 

@@ -96,7 +96,7 @@ def embeddings(
             window = workloads.choose(model.spec, tile, pixels)[1]
             s2, s1, _ = pack(window, model.spec)
             out = np.empty((s2.pixels, model.repr_dim), np.float32)
-            model._encoder.encode(s2, s1, out)
+            model.encoder.encode(s2, s1, out)
             parts.append(out)
         return np.concatenate(parts), model.provenance()["isa"]
 

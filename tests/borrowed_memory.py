@@ -74,7 +74,7 @@ def encode_tokens(model: tf.Model, given: dict[str, np.ndarray], stop: Clock) ->
     def encode() -> None:
         for name, array in good.items():  # so that the check at the start passes at times
             tokens[name][...] = array
-        model._encoder.encode(s2, s1, out)
+        model.encoder.encode(s2, s1, out)
 
     with written(tokens, {name: values[name] for name in good}):
         return count(stop, [encode])

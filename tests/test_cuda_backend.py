@@ -196,7 +196,7 @@ def test_packing_on_the_device_is_packing_on_the_host():
     there = np.empty((PIXELS, model.repr_dim), np.float32)
     counts = model.encode(seen, there)
     s2, s1, expected_counts = pack(seen, model.spec)
-    np.testing.assert_array_equal(encode(model._encoder, (s2, s1, None)), there)
+    np.testing.assert_array_equal(encode(model.encoder, (s2, s1, None)), there)
     np.testing.assert_array_equal(counts, expected_counts)
     never = counts.sum(-1) == 0
     assert never[NEVER] and not never.all()
@@ -223,14 +223,14 @@ def test_tensors_in_and_out():
 
     def on_device(tokens: PackedTokens) -> PackedTokens:
         moved = {
-            name: torch.from_numpy(value).to(model._encoder.device)
+            name: torch.from_numpy(value).to(model.encoder.device)
             for name, value in vars(tokens).items()
             if isinstance(value, np.ndarray)
         }
         return replace(tokens, **moved)
 
-    out = torch.full((PIXELS, model.repr_dim), torch.nan, device=model._encoder.device)
-    model._encoder.encode(on_device(s2), on_device(s1), out)
+    out = torch.full((PIXELS, model.repr_dim), torch.nan, device=model.encoder.device)
+    model.encoder.encode(on_device(s2), on_device(s1), out)
     np.testing.assert_array_equal(out.cpu().numpy(), expected)
 
 
@@ -241,7 +241,7 @@ def test_observations_on_the_device(spec):
     counts = model.encode(seen, expected)
 
     def moved(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(model._encoder.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(model.encoder.device)
 
     there = replace(
         seen,
@@ -250,7 +250,7 @@ def test_observations_on_the_device(spec):
         s2_doys=moved(seen.s2_doys),
         orbits=tuple(replace(o, bands=moved(o.bands), doys=moved(o.doys)) for o in seen.orbits),
     )
-    out = torch.full((PIXELS, model.repr_dim), torch.nan, device=model._encoder.device)
+    out = torch.full((PIXELS, model.repr_dim), torch.nan, device=model.encoder.device)
     np.testing.assert_array_equal(model.encode(there, out), counts)
     np.testing.assert_array_equal(out.cpu().numpy(), expected)
 
@@ -290,7 +290,7 @@ def test_several_threads_share_a_model():
 def test_rounded_requests_give_the_same():
     """What a CUDA graph replays: sizes rounded up, on buffers that hold an older request."""
     model, seen = tiny(), farm()
-    encoder = model._encoder
+    encoder = model.encoder
     rounded_up = encode(encoder, pack(seen, model.spec))  # small: it went through Replay
     with encoder.ranges.timed():  # nothing is replayed while ops are timed
         plain = encode(encoder, pack(seen, model.spec))
@@ -321,7 +321,7 @@ def test_every_op_is_timed():
     model, seen = tiny(), farm()
     s2, s1, _ = pack(seen, model.spec)
     out = np.empty((PIXELS, model.repr_dim), np.float32)
-    seconds = model._encoder.profile(s2, s1, out)
+    seconds = model.encoder.profile(s2, s1, out)
     assert {"embed", "pool", "reducer", "finish"} <= set(seconds)
     assert all(s > 0 for s in seconds.values())
     assert np.isfinite(out[0]).all()
@@ -351,7 +351,7 @@ def test_a_closed_model_says_so():
 def test_tokens_without_steps_are_refused():
     s2, s1, _ = pack(farm(), TINY)
     with pytest.raises(InputError, match="without steps"):
-        encode(tiny(TINY_GRU)._encoder, (s2, s1, None))
+        encode(tiny(TINY_GRU).encoder, (s2, s1, None))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""What a reviewer would have to watch: symbols, layers, tolerances, sizes, docstrings."""
+"""What a reviewer would have to watch: symbols, imports, tolerances, sizes, docstrings.
+
+Where things stand in the package is watched by test_guards_layout.py.
+"""
 
 import ast
 import os
@@ -105,110 +108,7 @@ def test_the_rest_of_the_library_has_no_wide_instructions():
         assert not re.search(r"%[yz]mm", output("objdump", "-d", path)), path
 
 
-# ---- layers
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name below the package ("" for __init__) -> file."""
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts).removesuffix("__init__").rstrip(".")] = path
-    return found
-
-
-def imports(module: str, path: Path) -> set[str]:
-    """Modules of the package that ``module`` imports, anywhere; "packing:Orbit" for a name."""
-    here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    here = [part for part in here if part]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            absolute = [alias.name for alias in node.names]
-        else:
-            absolute = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            assert not any(n.split(".")[0] == "tessera_fast" for n in absolute), "relative, please"
-            continue
-        base = here[: len(here) - node.level + 1] + (node.module or "").split(".")
-        target = ".".join(part for part in base if part)
-        for alias in node.names:
-            submodule = f"{target}.{alias.name}".lstrip(".")
-            known = submodule in MODULES or submodule == "_cpu"
-            found.add(submodule if known else f"{target}:{alias.name}")
-    return found
-
-
-MODULES = modules()
-IMPORTS = {module: imports(module, path) for module, path in MODULES.items()}
-
-
-def importers(target: str) -> set[str]:
-    """Modules that import ``target`` or a name of it."""
-    return {m for m, found in IMPORTS.items() if any(i.split(":")[0] == target for i in found)}
-
-
-def test_the_reference_imports_nothing_that_it_judges():
-    allowed = {"packing:Observations", "packing:Orbit", "packing:PackedTokens"}
-    for module in [m for m in MODULES if m.split(".")[0] == "reference"]:
-        for found in IMPORTS[module] - allowed:
-            assert found.split(":")[0].split(".")[0] in ("errors", "spec", "reference"), module
-
-
-def test_back_ends_do_not_import_each_other():
-    for module in [m for m in MODULES if m.startswith("backends.")]:
-        own = module.split(".")[:2]
-        rooms = {i.split(":")[0] for i in IMPORTS[module]}
-        others = {i for i in rooms if i.startswith("backends") and i.split(".")[:2] != own}
-        assert others <= {"backends.base"}, module
-
-
-def test_only_the_user_level_imports_the_pipeline():
-    jobs = {"executors.base", "job", "runner"}
-    assert importers("pipeline") <= {"", "commands.common", "demo", "planning", "profiling"} | jobs
-    assert importers("job") <= {"", "commands.embed", "demo"}
-
-
-def test_native_code_is_behind_packing_the_cpu_back_end_and_the_model():
-    assert importers("_cpu") == {"packing", "backends.cpu", "model", "profiling", "info"}
-
-
-def test_rooms_do_not_know_what_comes_after_them():
-    """tile -> packing -> backends -> store: none imports a later one, all import the shared."""
-    shared = {"", "errors", "env", "files", "notebook", "packages", "progress", "sizes", "spec"}
-    shared |= {"suggest", "untrusted", "damage", "messages", "given"}
-    rooms = {
-        "tile": {"tile", "packing"},
-        "weights": {"weights"},
-        "packing": {"_cpu"},
-        "positions": set(),
-        "quantization": set(),
-        "store": {"store"},
-        "reference": {"reference", "packing"},
-        "synthetic": {"synthetic", "tile"},
-        "drawing": {"drawing"},
-        "products": {"products", "quantization", "quicklook", "store"},
-        "training": {"training", "model", "packing", "tile", "weights"},
-        "verification": {"verification", "quantization", "quicklook", "store"},
-        "exports": {"exports", "packing", "positions", "synthetic", "weights"},
-        "backends": {
-            "backends",
-            "exports",
-            "kernels",
-            "packing",
-            "positions",
-            "quantization",
-            "reference",
-            "weights",
-            "_cpu",
-        },
-    }
-    assert set(rooms) <= set(MODULES), "a room was renamed: follow it here"
-    for module in MODULES:
-        room = module.split(".")[0]
-        if room in rooms:
-            found = {i.split(":")[0].split(".")[0] for i in IMPORTS[module]}
-            assert found <= rooms[room] | shared, module
+# ---- the import of the package
 
 
 def run_python(code: str) -> str:

@@ -7,8 +7,7 @@ import pytest
 
 from tessera_fast.errors import InputError, StoreError, TesseraError
 from tessera_fast.planning import plan as planning
-from tessera_fast.planning.rate import Calibration
-from tessera_fast.planning.rows import Failure, PlanRow
+from tessera_fast.planning.rows import Calibration, Failure, PlanRow
 from tessera_fast.planning.table import Plan, count, duration, size
 
 ROW = PlanRow(

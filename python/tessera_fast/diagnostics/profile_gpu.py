@@ -29,7 +29,7 @@ def report_gpu(
 
     ``trace``: where a timeline of one pass is written, for ui.perfetto.dev.
     """
-    encoder = model._encoder
+    encoder = model.encoder
     if not isinstance(encoder, CudaEncoder):
         raise BackendUnavailable(f"bench: expected the cuda back end, got {model.backend}")
     if trace is not None and not local_target(trace, "trace").parent.is_dir():

@@ -41,7 +41,7 @@ class Model:
         self.weights = weights
         self.backend = backend
         self.plan = plan
-        self._encoder = encoder
+        self.encoder = encoder
         self._turn = threading.Lock()
 
     @property
@@ -55,12 +55,12 @@ class Model:
 
     @property
     def precision(self) -> str:
-        return self._encoder.precision
+        return self.encoder.precision
 
     @property
     def device(self) -> str:
         """Where it runs: "cpu", "cuda:0"."""
-        return self._encoder.place
+        return self.encoder.place
 
     @property
     def trained(self) -> bool:
@@ -76,7 +76,7 @@ class Model:
         return {
             "backend": self.backend,
             "precision": self.precision,
-            **self._encoder.provenance,
+            **self.encoder.provenance,
         }
 
     def width(self, dims: int | None) -> int:
@@ -123,7 +123,7 @@ class Model:
     @property
     def quantizes(self) -> bool:
         """Whether the encoder packs and quantises by itself, on its device."""
-        return isinstance(self._encoder, WindowEncoder)
+        return isinstance(self.encoder, WindowEncoder)
 
     def prepare(
         self,
@@ -168,10 +168,10 @@ class Model:
     ) -> np.ndarray:
         """Encode with the dates that ``draw`` gives."""
         seed = window.seed + draw
-        if isinstance(self._encoder, WindowEncoder):
+        if isinstance(self.encoder, WindowEncoder):
             assert window.observations is not None
             with self._turn:
-                return self._encoder.encode_window(
+                return self.encoder.encode_window(
                     window.observations, out, row0=window.row0, seed=seed,
                     binary_masks=window.binary_masks, progress=progress,
                 )  # fmt: skip
@@ -181,7 +181,7 @@ class Model:
             packed = self._pack(window.observations, window.row0, seed, window.binary_masks)
         s2, s1, counts = packed
         with self._turn:
-            self._encoder.encode(s2, s1, out, progress)
+            self.encoder.encode(s2, s1, out, progress)
         return counts
 
     def _pack(
@@ -202,7 +202,7 @@ class Model:
 
     def close(self) -> None:
         """Free the weights; the model is not used again."""
-        self._encoder.close()
+        self.encoder.close()
 
     def __enter__(self) -> "Model":
         return self

@@ -26,8 +26,8 @@ from ..untrusted.readers import local_path, shown
 from ..untrusted.suggest import checks_keywords, keywords_of, one_of
 from ..version import __version__
 from ..weights import Weights, spec_of
-from .rate import Calibration, calibrate_rate, nominal
-from .rows import MOST_WORKERS, Failure, PlanRow
+from .rate import calibrate_rate, nominal
+from .rows import MOST_WORKERS, Calibration, Failure, PlanRow
 from .sources import absolute, listed
 from .table import Plan
 

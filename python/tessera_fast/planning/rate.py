@@ -11,9 +11,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,7 @@ from ..spec import ModelSpec
 from ..store import Provenance, TileKey, open_output
 from ..tile import Tile, open_tile
 from ..weights import Weights
-
-if TYPE_CHECKING:
-    from .rows import PlanRow
+from .rows import Calibration, PlanRow
 
 SECONDS = 2.5  # of encoding
 _SAMPLES = 4  # tiles of different sizes
@@ -40,20 +38,7 @@ _PIECE = 64  # pixels of a thread, where a tile gives them
 _MOST_PARAMETERS = 120_000_000
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Seconds of a tile: ``per_tile + per_pixel * pixels + per_flop * FLOP``."""
-
-    per_tile: float
-    per_pixel: float
-    per_flop: float
-    source: str  # where the figures come from, for a reader
-
-    def seconds(self, pixels: int, flop: float) -> float:
-        return self.per_tile + self.per_pixel * pixels + self.per_flop * flop
-
-
-def nominal(rate: float, rows: Sequence["PlanRow"]) -> Calibration:
+def nominal(rate: float, rows: Sequence[PlanRow]) -> Calibration:
     """``rate`` px/s over all ``rows``, of which those with more to compute take longer."""
     flop = sum(r.flop for r in rows)
     seconds = sum(r.pixels for r in rows) / rate
@@ -64,7 +49,7 @@ def nominal(rate: float, rows: Sequence["PlanRow"]) -> Calibration:
 
 
 def calibrate_rate(
-    rows: Sequence["PlanRow"],
+    rows: Sequence[PlanRow],
     model: Model | ModelSpec,
     *,
     backend: str,

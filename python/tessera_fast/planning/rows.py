@@ -25,7 +25,6 @@ from ..untrusted.readers import (
     take_or_none,
     take_whole,
 )
-from .rate import Calibration
 
 _KEY = b"tessera_fast.plan"  # metadata of the Parquet schema: what a plan holds beside its rows
 MOST_WORKERS = 1 << 20  # and shards of a job
@@ -35,6 +34,19 @@ _TEXT = ("name", "source", "crs", "fingerprint")
 _LONGEST = 1 << 16  # bytes of a text; a CRS as WKT takes a few thousand
 _WHOLE = ("s2_dates", "s1_asc_dates", "s1_desc_dates", "pixels", "s2_tokens", "s1_tokens",
           "bytes_in", "bytes_out")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Seconds of a tile: ``per_tile + per_pixel * pixels + per_flop * FLOP``."""
+
+    per_tile: float
+    per_pixel: float
+    per_flop: float
+    source: str  # where the figures come from, for a reader
+
+    def seconds(self, pixels: int, flop: float) -> float:
+        return self.per_tile + self.per_pixel * pixels + self.per_flop * flop
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from ..machine.notebook import table
 from ..sizes import count, duration, size
 from ..untrusted.numbers import whole_number
 from ..untrusted.readers import Unreadable, local_path, local_target, read_bytes
-from .rate import Calibration
-from .rows import MOST_WORKERS, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
+from .rows import MOST_WORKERS, Calibration, Failure, PlanRow, need_pyarrow, parse_plan, write_plan
 
 _SHOWN, _COLUMNS = 10, 100  # rows and width of a summary
 _MOST_BYTES = 1 << 30  # of a plan's file: about ten million tiles

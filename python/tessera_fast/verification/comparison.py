@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 from ..errors import InputError, StoreError
 from ..files import refuse_filled
-from ..machine.notebook import table
 from ..progress import Progress
 from ..store.reader import Embeddings, open_embeddings
 from ..untrusted.damage import damaged
@@ -22,67 +19,14 @@ from .causes import likely_causes
 from .compare import Reader, Streamed, stream
 from .figures import Figures
 from .findings import Check
-from .gates import Gate, choose
+from .gates import choose
 from .judge import Limit, judge, passes
 from .maps import Maps
 from .pairs import Matching, Pair, match
+from .report import Comparison
 from .selfcheck import check
 
 KEEP = 20  # pixels that a comparison names
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `tf.verify` found; ``print`` it for the report.
-
-    ``verdict`` is "equal" (every bit), "equal within the NAME gate" or "different", ``same`` is
-    False for the last alone. ``layers`` has the figures of each zone and year, or tile.
-    """
-
-    a: Embeddings
-    b: Embeddings
-    verdict: str
-    gate: Gate
-    gate_reason: str  # why this gate
-    limits: tuple[Limit, ...]  # of the gate, with what was found
-    warnings: tuple[str, ...]  # about the provenances
-    causes: tuple[str, ...]  # what a difference is consistent with
-    overall: Figures
-    layers: dict[str, Figures]  # also of what is on one side alone, with 0 pixels compared
-    pixels: tuple[dict[str, Any], ...]  # the worst first
-    lonely: tuple[dict[str, Any], ...]  # the first pixels with data on one side alone
-    matching: Matching
-    alone: tuple[Alone, ...]  # layers, or parts of them, that only one side holds
-    arrays_only_a: tuple[str, ...]  # "utm31/embeddings_d16", where both are stores with a record
-    arrays_only_b: tuple[str, ...]
-    maps: tuple[Path, ...]  # the files written
-
-    @property
-    def same(self) -> bool:
-        """Whether the two are equal, or equal within the gate."""
-        return not self.verdict.startswith("different")
-
-    def __str__(self) -> str:
-        return self.text()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, and the limits that it comes from."""
-        rows = [(x.what, x.limit, x.found, "" if x.kept else "NOT KEPT") for x in self.limits]
-        head = (f"gate {self.gate.name}", "limit", "found", "")
-        below = [*self.warnings, *self.causes, f"A: {self.a.path}", f"B: {self.b.path}"]
-        return table(self.verdict, rows, head, below)
-
-    def text(self, width: int | None = None) -> str:
-        """The report, in lines of ``width`` columns if given."""
-        from .report import text
-
-        return text(self, width)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values, for a file."""
-        from .report import plain
-
-        return plain(self)
 
 
 @overload

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import StoreError
 from ..store.base import TileKey
-from ..store.npy_folder import STATE
 from ..store.reader import Embeddings, Layer
+from ..store.state import STATE
 from ..store.zone import Grid, place
 from ..untrusted.readers import Unreadable, read_json, take, take_numbers, take_whole
 
