@@ -86,6 +86,14 @@ def test_every_room_is_on_a_floor():
     assert rooms == set(HEIGHT) - {"kernels"}, "a room came, went or was renamed: see FLOORS"
 
 
+def test_contributing_shows_the_same_floors():
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| ([\w ]+) \| ((?:`\w+`(?:, )?)+) \|$", page, re.MULTILINE)
+    assert {floor: re.findall(r"\w+", rooms) for floor, rooms in rows} == {
+        floor: rooms.split() for floor, rooms in FLOORS.items()
+    }
+
+
 def test_few_modules_stand_beside_the_rooms():
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_THE_TOP
 
@@ -206,7 +214,9 @@ TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
     cwd=REPOSITORY, capture_output=True, text=True,
 ).stdout.split()  # fmt: skip
-NAMED = re.compile(r"(?<![\w*{<>/.-])(?:[\w.-]+/)*[A-Za-z_][\w-]+\.(?:py|cc|cu|cuh|h|md)\b(?![*{(])")
+NAMED = re.compile(
+    r"(?<![\w*{<>/.-])(?:[\w.-]+/)*[A-Za-z_][\w-]+\.(?:py|cc|cu|cuh|h|md)\b(?![*{(])"
+)
 # Names of files that users make, that other projects have, or that stand for any file.
 OTHERS = {"cuda_bf16.h", "cuda_fp16.h", "dpixel_retiler.py", "folder/stem.py"}
 
