@@ -27,7 +27,7 @@ import timing
 from tessera_fast.spec import ModelSpec, released
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.training.loop import series_of
-from tessera_fast.training.network import Network
+from tessera_fast.training.network import TrainingNetwork
 from tessera_fast.training.objectives import Twins
 from tessera_fast.training.views import DATES, Views
 
@@ -169,7 +169,7 @@ def steps(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]
     tiles = [tf.open_tile(folder) for folder in folders]
     views = Views(tiles, spec, batch, min_dates=MIN_DATES, threads=args.threads)
     feed = views.batches()
-    objective = Twins(Network(spec), width=2048, layers=2, mixup=True, prefixes=(128,),
+    objective = Twins(TrainingNetwork(spec), width=2048, layers=2, mixup=True, prefixes=(128,),
                       weights=(), int8=False)  # fmt: skip
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
     order, share, cpu = torch.arange(batch), torch.tensor(0.5), torch.device("cpu")

@@ -12,7 +12,7 @@ import tessera_fast as tf
 from golden_cases import MODELS, golden_weights
 from tessera_fast.backends.tensorrt import adapter, engines
 from tessera_fast.errors import BackendUnavailable, InputError
-from tessera_fast.exports.calibrate import Calibration, synthetic_calibration
+from tessera_fast.exports.calibrate import ActivationRanges, synthetic_calibration
 from tessera_fast.exports.folder import read_manifest
 from tessera_fast.exports.form import Form
 from tessera_fast.exports.repository import write_repository
@@ -101,7 +101,7 @@ def test_quantised_engines_are_not_refitted(builds, tmp_path):
     """Their scales are no parameters: other weights would run with the ranges of the first."""
     spec, form = MODELS["v2_qknorm"], Form("int8", "dense")
     one, other = untrained_weights(spec, 1), untrained_weights(spec, 2)
-    calibration = Calibration("a tile", synthetic_calibration(one, "int8").ranges)
+    calibration = ActivationRanges("a tile", synthetic_calibration(one, "int8").ranges)
     write(one, tmp_path / "engines" / "one", form, device="A card", refittable=True,
           calibration=calibration)  # fmt: skip
     assert get(one, form)[1] == tmp_path / "engines" / "one"

@@ -18,7 +18,7 @@ from tessera_fast.reference import model as reference
 from tessera_fast.spec import RELEASED, released, variant
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.training.loop import series_of
-from tessera_fast.training.network import Network, Series
+from tessera_fast.training.network import StreamBatch, TrainingNetwork
 from tessera_fast.training.official_format import check_shape, save_official, write_whole
 from tessera_fast.training.views import Views
 from tessera_fast.weights import load_weights
@@ -33,7 +33,7 @@ def tile():
 
 
 def network_of(spec):
-    network = Network(spec)
+    network = TrainingNetwork(spec)
     network.load(arrays(spec))
     return network.eval()
 
@@ -58,7 +58,7 @@ def test_forward_is_the_reference(name, tile):
 def test_every_parameter_learns(name, tile):
     spec = MINI[name]
     view = next(Views([tile], spec, 8, draws=1, min_dates=1).batches()).views[0]
-    network = Network(spec, seed=3)
+    network = TrainingNetwork(spec, seed=3)
     out = network(*series_of(view, CPU))
     (out * torch.linspace(-1, 1, spec.out_dim)).sum().backward()
     for parameter_name, parameter in network.official().items():
@@ -83,7 +83,7 @@ def test_mixed_precision_runs_and_is_near(name, tile):
 
 def test_days_may_be_fractions():
     days = torch.tensor([[1.0, 200.0]])
-    a, b = Series(torch.zeros(1, 2, 2), days), Series(torch.ones(1, 2, 2), days.flip(1))
+    a, b = StreamBatch(torch.zeros(1, 2, 2), days), StreamBatch(torch.ones(1, 2, 2), days.flip(1))
     mixed = a.mixed(b, torch.tensor([0]), torch.tensor(0.25))
     assert mixed.days.tolist() == [[150.25, 50.75]]
     assert mixed.bands.unique().tolist() == [0.75]
@@ -91,7 +91,7 @@ def test_days_may_be_fractions():
 
 def test_the_seed_decides_the_parameters():
     spec = MINI["v2"]
-    first, again, other = (Network(spec, seed).official() for seed in (1, 1, 2))
+    first, again, other = (TrainingNetwork(spec, seed).official() for seed in (1, 1, 2))
     name = "dim_reducer.0.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
@@ -100,7 +100,7 @@ def test_the_seed_decides_the_parameters():
 @pytest.mark.parametrize("name", MINI)
 def test_a_checkpoint_has_the_official_names_and_is_loaded(name, tmp_path):
     spec = MINI[name]
-    network = Network(spec, seed=4)
+    network = TrainingNetwork(spec, seed=4)
     path = tmp_path / "model.pt"
     save_official(path, spec, network.official())
     check_shape(spec)
@@ -148,7 +148,7 @@ def test_a_loaded_model_embeds_as_the_network_does(tile, tmp_path):
     }
     short_tile = tf.open_tile(short)
     batch = next(Views([short_tile], spec, pixels, draws=1, min_dates=40).batches())
-    network = Network(spec, seed=9)
+    network = TrainingNetwork(spec, seed=9)
     path = tmp_path / "model.pt"
     save_official(path, spec, network.official())
     with torch.no_grad():

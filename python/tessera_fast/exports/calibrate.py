@@ -34,20 +34,20 @@ HEADROOM = {"int8": 1.0, "fp8": 4.0}
 _SIDE = 32  # pixels of the synthetic tile
 
 
-class Calibration(NamedTuple):
+class ActivationRanges(NamedTuple):
     """Ranges, and the name of the tile that they come from."""
 
     source: str
     ranges: dict[str, float]
 
 
-def synthetic_calibration(weights: Weights, precision: str) -> Calibration:
+def synthetic_calibration(weights: Weights, precision: str) -> ActivationRanges:
     """`calibrated_ranges` from the synthetic tile, for those who have no tile at hand."""
     from ..synthetic import synthetic_tile
 
     window = synthetic_tile(_SIDE, _SIDE).rows(0, _SIDE)
     ranges = calibrated_ranges(weights.spec, weights.tensors, window, precision)
-    return Calibration("synthetic tile", ranges)
+    return ActivationRanges("synthetic tile", ranges)
 
 
 def calibrated_ranges(

@@ -20,7 +20,7 @@ from ..version import __version__
 from ..weights import Weights
 from ..weights.checkpoint import digest
 from . import network
-from .calibrate import Calibration
+from .calibrate import ActivationRanges
 from .form import Form
 from .graph import OPSET
 from .runtime import save
@@ -32,7 +32,7 @@ _BESIDE = 1 << 30
 
 
 def write_onnx(
-    weights: Weights, form: Form, folder: Path, calibration: Calibration | None = None
+    weights: Weights, form: Form, folder: Path, calibration: ActivationRanges | None = None
 ) -> dict[str, Any]:
     """Write the graphs and the manifest into an existing folder; returns the manifest.
 

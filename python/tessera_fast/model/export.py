@@ -15,7 +15,7 @@ from ..untrusted.suggest import checks_keywords, one_of
 from ..weights import Weights, load_weights
 
 if TYPE_CHECKING:
-    from ..exports.calibrate import Calibration
+    from ..exports.calibrate import ActivationRanges
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -101,17 +101,17 @@ def _checked_dims(spec: ModelSpec, dims: int | None) -> int | None:
     return dims
 
 
-def _calibrate(weights: Weights, form: Form, source: Any) -> "Calibration | None":
+def _calibrate(weights: Weights, form: Form, source: Any) -> "ActivationRanges | None":
     if not form.quantized:
         return None
-    from ..exports.calibrate import Calibration, calibrated_ranges, synthetic_calibration
+    from ..exports.calibrate import ActivationRanges, calibrated_ranges, synthetic_calibration
 
     if source is None:
         return synthetic_calibration(weights, form.precision)
     tile = open_tile(source)
     window = tile.rows(0, tile.height)
     ranges = calibrated_ranges(weights.spec, weights.tensors, window, form.precision)
-    return Calibration(tile.name, ranges)
+    return ActivationRanges(tile.name, ranges)
 
 
 def _write_engines(
@@ -120,7 +120,7 @@ def _write_engines(
     folder: Path,
     targets: tuple[str, ...],
     refittable: bool,
-    calibration: "Calibration | None",
+    calibration: "ActivationRanges | None",
 ) -> None:
     from ..backends.tensorrt import adapter
     from ..backends.tensorrt.engines import write_engines

@@ -18,7 +18,7 @@ from .splits import draw, halves
 
 
 @dataclass(frozen=True)
-class Problem:
+class LearningProblem:
     """What is to be predicted, and from what."""
 
     task: str  # "classification" or "regression"
@@ -48,7 +48,11 @@ COMMONEST = "constant"  # the most frequent class, or the mean
 
 
 def evaluate(
-    problem: Problem, head: Any, counts: list[int | None], seeds: int, done: Callable[[int], None]
+    problem: LearningProblem,
+    head: Any,
+    counts: list[int | None],
+    seeds: int,
+    done: Callable[[int], None],
 ) -> tuple[dict[str, Scores], list[Fitted], dict[int | None, list[int]], np.ndarray]:
     """Scores of all features, the heads with the most labels, how many labels each seed had, and
     with how many seeds each class was in one half alone (K,).

@@ -14,7 +14,7 @@ from ..progress import Progress, progress_bar
 from ..untrusted.readers import shown
 from ..untrusted.suggest import checks_keywords, closest, one_of
 from .beside import BASELINES, RAW, Asked, all_features
-from .evaluate import Problem, evaluate, maps
+from .evaluate import LearningProblem, evaluate, maps
 from .heads import check_head
 from .images import Features, Image, open_features
 from .labels import Labels, read_labels
@@ -117,7 +117,7 @@ def probe(
     table = table_of(values, labelled, groups, task, names)
     features = {k: rows_at(v, table.places) for k, v in kinds.items()}
     codes = np.array([c.code for c in table.classes], values[0].dtype)
-    problem = Problem(task, features, table.labels, table.groups, codes)
+    problem = LearningProblem(task, features, table.labels, table.groups, codes)
     with progress_bar(seeds, "probe: seeds", progress) as done:
         scores, fitted, used, absent = evaluate(problem, head, counts, seeds, done)
     notes += [

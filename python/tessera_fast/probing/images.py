@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..packages import has, require
-from ..products.parts import Part, parts
+from ..products.parts import OutputPart, parts
 from ..quantization import QuantizedEmbeddings, dequantize
 from ..store.reader import open_embeddings
 from ..untrusted.readers import Unreadable, local_path, map_npy
@@ -83,7 +83,7 @@ def is_degrees(crs: str | None) -> bool:
     return bool(geographic)
 
 
-def _of_part(part: Part, name: str) -> Image:
+def _of_part(part: OutputPart, name: str) -> Image:
     layer, top = part.layer, part.rows.start
 
     def read(start: int, stop: int) -> np.ndarray:

@@ -22,14 +22,14 @@ from ..untrusted.readers import (
     take_numbers,
 )
 from .files import whole
-from .parts import Part, Window
+from .parts import OutputPart, Window
 
 _WINDOWS = 64  # read for the sample, evenly over all parts: 2 GiB of codes at most at E = 128
 _PIXELS = 100_000  # sampled in all
 _IDENTITY = ("model", "weights_sha256", "period")
 
 
-def basis_of(output: Embeddings, parts: Sequence[Part]) -> PcaBasis:
+def basis_of(output: Embeddings, parts: Sequence[OutputPart]) -> PcaBasis:
     """Components and stretch of a sample of all ``parts``; InputError if none has data."""
     windows = [(part, window) for part in parts for _, _, window in part.blocks()]
     holding = [(part, window) for part, window in windows if part.layer.valid(*window).any()]
@@ -41,7 +41,7 @@ def basis_of(output: Embeddings, parts: Sequence[Part]) -> PcaBasis:
     return pca_basis(np.concatenate(samples))
 
 
-def _sample(part: Part, window: Window, count: int) -> np.ndarray:
+def _sample(part: OutputPart, window: Window, count: int) -> np.ndarray:
     """At most ``count`` pixels with data, evenly over the window, (n, E) float32."""
     at = np.flatnonzero(part.layer.valid(*window))
     at = at[np.unique(np.linspace(0, at.size - 1, min(count, at.size)).astype(int))]

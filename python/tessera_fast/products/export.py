@@ -20,7 +20,7 @@ from ..untrusted.readers import local_target
 from ..untrusted.suggest import checks_keywords, one_of
 from .files import whole
 from .geotiff import Raster, band_names, checked_bands, tags, written
-from .parts import BLOCK, Part, parts
+from .parts import BLOCK, OutputPart, parts
 from .unsharded import write_unsharded
 
 FORMATS = ("geotiff", "cog", "npy", "zarr")
@@ -88,7 +88,7 @@ def export_store(
     return files
 
 
-def _grid_names(chosen: list[Part]) -> list[str]:
+def _grid_names(chosen: list[OutputPart]) -> list[str]:
     """grid_LON_LAT_YEAR.tiff of every part; with its own name where that is another's as well."""
     pyproj = require("pyproj", "naming a tile by its place")
     stems = []
@@ -105,14 +105,14 @@ def _grid_names(chosen: list[Part]) -> list[str]:
     ]
 
 
-def _npy_names(chosen: list[Part]) -> list[str]:
+def _npy_names(chosen: list[OutputPart]) -> list[str]:
     """The tile's name; with its year where two years of it are there."""
     often = Counter(p.name for p in chosen)
     return [f"{p.name}_{p.layer.year}" if often[p.name] > 1 else p.name for p in chosen]
 
 
 def _write_tiff(
-    output: Embeddings, part: Part, file: Path, bands: list[int], cog: bool, overwrite: bool
+    output: Embeddings, part: OutputPart, file: Path, bands: list[int], cog: bool, overwrite: bool
 ) -> None:
     raster = Raster(
         *part.place, part.height, part.width, len(bands), names=band_names(bands),
@@ -124,7 +124,9 @@ def _write_tiff(
                 write(top, left, np.moveaxis(part.layer.values(*window)[..., bands], -1, 0))
 
 
-def _write_npy(part: Part, file: Path, bands: list[int], float32: bool, overwrite: bool) -> None:
+def _write_npy(
+    part: OutputPart, file: Path, bands: list[int], float32: bool, overwrite: bool
+) -> None:
     layer, shape = part.layer, (part.height, part.width)
     quantized = layer.quantized and not float32
     if not layer.quantized and not float32:

@@ -24,7 +24,7 @@ def is_output(path: str | os.PathLike[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class OutputPart:
     """A window of a layer. ``tile``: it is a finished tile, else all data of the layer."""
 
     name: str
@@ -71,7 +71,7 @@ def parts(
     *,
     tiles: Sequence[str] | None = None,
     years: Sequence[int] | None = None,
-) -> list[Part]:
+) -> list[OutputPart]:
     """The finished tiles of an output, or those asked for.
 
     Of a store without its state, which lists them, one part a zone and year: the rectangle around
@@ -95,9 +95,12 @@ def parts(
     ]  # fmt: skip
 
 
-def _all(output: Embeddings) -> list[Part]:
+def _all(output: Embeddings) -> list[OutputPart]:
     if not (output.path / "zarr.json").exists():
-        return [Part(v.name, v, slice(0, v.height), slice(0, v.width), True) for v in output.layers]
+        return [
+            OutputPart(v.name, v, slice(0, v.height), slice(0, v.width), True)
+            for v in output.layers
+        ]
     records = tiles_of(output.path)
     if records:
         layers = {(v.crs, v.year): v for v in output.layers}
@@ -107,11 +110,11 @@ def _all(output: Embeddings) -> list[Part]:
         windows = layer.stored()
         if windows:
             rows, columns = around(windows)
-            found.append(Part(layer.name.replace("/", "_"), layer, rows, columns, False))
+            found.append(OutputPart(layer.name.replace("/", "_"), layer, rows, columns, False))
     return found
 
 
-def _marked(record: TileRecord, layers: dict[tuple[str | None, int | None], Layer]) -> Part:
+def _marked(record: TileRecord, layers: dict[tuple[str | None, int | None], Layer]) -> OutputPart:
     layer = layers.get((record.crs, record.year))
     if layer is None or layer.transform is None or record.transform is None:
         raise StoreError(
@@ -127,7 +130,7 @@ def _marked(record: TileRecord, layers: dict[tuple[str | None, int | None], Laye
             f"{column}..{columns.stop} of {layer.height} x {layer.width}; `tessera-fast verify` "
             "tells more"
         )
-    return Part(record.name, layer, rows, columns, True)
+    return OutputPart(record.name, layer, rows, columns, True)
 
 
 def around(windows: Sequence[Window]) -> Window:

@@ -19,7 +19,7 @@ from ..untrusted.readers import local_target
 from ..untrusted.suggest import checks_keywords
 from .basis import basis_of, load_basis, save_basis
 from .geotiff import Raster, tags, written
-from .parts import Part, clusters, parts, placed
+from .parts import OutputPart, clusters, parts, placed
 
 _PANELS = 12  # of a picture; the largest
 _LEAST = 200  # pixels of a panel's width, for its caption
@@ -95,9 +95,9 @@ def picture(
     return found
 
 
-def _panels(chosen: list[Part]) -> list[Part]:
+def _panels(chosen: list[OutputPart]) -> list[OutputPart]:
     """Tiles of a layer that touch as one part, the largest first."""
-    by_layer: dict[str, list[Part]] = {}
+    by_layer: dict[str, list[OutputPart]] = {}
     for part in chosen:
         by_layer.setdefault(part.layer.name, []).append(part)
     panels = []
@@ -107,7 +107,7 @@ def _panels(chosen: list[Part]) -> list[Part]:
             held = [p for p in those if rows.start <= p.rows.start < rows.stop
                     and columns.start <= p.columns.start < columns.stop]  # fmt: skip
             name = held[0].name if len(held) == 1 else f"{len(held)} tiles"
-            panels.append(Part(name, layer, rows, columns, held[0].tile))
+            panels.append(OutputPart(name, layer, rows, columns, held[0].tile))
     return sorted(panels, key=lambda p: -p.height * p.width)
 
 
@@ -119,7 +119,7 @@ class _Scale:
     zoom: int
 
 
-def _scale(shown: list[Part], columns: int, size: int) -> _Scale:
+def _scale(shown: list[OutputPart], columns: int, size: int) -> _Scale:
     """What fits ``columns`` panels, all as large as the largest, into ``size``."""
     rows = math.ceil(len(shown) / columns)
     height, width = max(p.height for p in shown), max(p.width for p in shown)
@@ -129,7 +129,11 @@ def _scale(shown: list[Part], columns: int, size: int) -> _Scale:
 
 
 def _png(
-    output: Embeddings, panels: list[Part], basis: PcaBasis, size: int, step: Callable[[int], None]
+    output: Embeddings,
+    panels: list[OutputPart],
+    basis: PcaBasis,
+    size: int,
+    step: Callable[[int], None],
 ) -> np.ndarray:
     """All panels in rows, (h, w, 3) uint8."""
     shown = panels[:_PANELS]
@@ -155,7 +159,7 @@ def _png(
     return stacked(rows)
 
 
-def _caption(output: Embeddings, part: Part, scale: _Scale, trained: bool) -> str:
+def _caption(output: Embeddings, part: OutputPart, scale: _Scale, trained: bool) -> str:
     where = part.layer.name if part.name in part.layer.name else f"{part.layer.name} {part.name}"
     model = output.provenance.get("model", "unknown model")
     weights = "" if trained else ", UNTRAINED weights"
@@ -169,7 +173,9 @@ def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-def _draw(part: Part, basis: PcaBasis, factor: int, step: Callable[[int], None]) -> np.ndarray:
+def _draw(
+    part: OutputPart, basis: PcaBasis, factor: int, step: Callable[[int], None]
+) -> np.ndarray:
     """A part as (h, w, 4) uint8; a pixel is the mean colour of those with data of factor^2."""
     shape = (math.ceil(part.height / factor), math.ceil(part.width / factor))
     sums = np.zeros((shape[0] * shape[1], 4), np.float64)  # red, green, blue, pixels with data
@@ -189,7 +195,7 @@ def _draw(part: Part, basis: PcaBasis, factor: int, step: Callable[[int], None])
 
 
 def _write_cog(
-    path: Path, output: Embeddings, panels: list[Part], basis: PcaBasis, overwrite: bool,
+    path: Path, output: Embeddings, panels: list[OutputPart], basis: PcaBasis, overwrite: bool,
     step: Callable[[int], None],
 ) -> None:  # fmt: skip
     layer: Layer = panels[0].layer

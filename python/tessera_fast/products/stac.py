@@ -19,7 +19,7 @@ from ..untrusted.readers import local_path, local_target
 from ..untrusted.suggest import checks_keywords
 from .files import whole
 from .globe import bounds, cut, joined, unwrapped
-from .parts import Part, clusters, parts, placed
+from .parts import OutputPart, clusters, parts, placed
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
@@ -49,7 +49,7 @@ def stac_items(
         raise StoreError(f"{output.path}: expected a Zarr store, got a folder of .npy files")
     if output.path in (folder, *folder.parents):
         raise StoreError(f"{folder}: is the store itself or lies in it; write beside it")
-    held: dict[str, list[Part]] = {}
+    held: dict[str, list[OutputPart]] = {}
     for part in parts(output):
         held.setdefault(part.layer.name, []).append(part)
     items = [_item(pystac, output, those[0].layer, those) for those in held.values()]
@@ -72,7 +72,7 @@ def stac_items(
     return local_path(out, "out") / "collection.json"
 
 
-def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[Part]) -> Any:
+def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[OutputPart]) -> Any:
     windows = clusters([(p.rows, p.columns) for p in held])
     rings = [ring for window in windows for ring in cut(_ring(layer, window))]
     first, last = _times(layer, output.provenance.get("period"))

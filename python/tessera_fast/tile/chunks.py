@@ -22,7 +22,7 @@ from .arrays import ALL, Picks, RowArray
 AXES = 3  # of time, y and x
 
 
-class Held(Protocol):
+class StreamVariables(Protocol):
     """Variables of a cube that hold one stream (`DatasetArray`)."""
 
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Held(Protocol):
     def time(self) -> str: ...
 
 
-class Grid(NamedTuple):
+class ChunkGrid(NamedTuple):
     """The chunk files of one variable: of a shard, where chunks lie in shards."""
 
     folder: str
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 class LostChunks(RowArray):
     """True where a chunk of a variable is absent, (T, H, W) bool."""
 
-    def __init__(self, shape: tuple[int, ...], grids: Sequence[Grid]) -> None:
+    def __init__(self, shape: tuple[int, ...], grids: Sequence[ChunkGrid]) -> None:
         self.shape = shape[:AXES]
         self.dtype = np.dtype(bool)
         self._grids = tuple(grids)
@@ -73,7 +73,7 @@ class LostChunks(RowArray):
         return np.array(found).reshape(len(found), -1)
 
 
-def _absent(grid: Grid, chunks: Sequence[list[int]]) -> set[tuple[int, ...]]:
+def _absent(grid: ChunkGrid, chunks: Sequence[list[int]]) -> set[tuple[int, ...]]:
     """Those of the ``chunks`` over time, y and x that lack a file, whatever the band."""
     indices: list[Sequence[int]] = [range(n) for n in grid.counts]
     for at, wanted in zip(grid.places, chunks, strict=True):
@@ -86,7 +86,7 @@ def _absent(grid: Grid, chunks: Sequence[list[int]]) -> set[tuple[int, ...]]:
     return found
 
 
-def lost_chunks(path: str, held: Held) -> LostChunks | None:
+def lost_chunks(path: str, held: StreamVariables) -> LostChunks | None:
     """Where chunks of the variables ``held`` are absent; None if their files cannot be told."""
     grids = []
     for name, variable in zip(held.names, held.variables, strict=True):
@@ -99,7 +99,7 @@ def lost_chunks(path: str, held: Held) -> LostChunks | None:
     return LostChunks(held.shape, grids)
 
 
-def _grid(folder: Path, shape: tuple[int, ...], places: tuple[int, ...]) -> Grid | None:
+def _grid(folder: Path, shape: tuple[int, ...], places: tuple[int, ...]) -> ChunkGrid | None:
     try:
         if (folder / ".zarray").is_file():
             known = read_json(folder / ".zarray", constants=True)
@@ -122,7 +122,7 @@ def _grid(folder: Path, shape: tuple[int, ...], places: tuple[int, ...]) -> Grid
     if not all(type(n) is int and n > 0 for n in sizes):
         return None
     counts = tuple(math.ceil(n / size) for n, size in zip(shape, sizes, strict=True))
-    return Grid(str(folder), prefix, separator, tuple(sizes), counts, places)
+    return ChunkGrid(str(folder), prefix, separator, tuple(sizes), counts, places)
 
 
 def _of(known: dict[str, Any], name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ..untrusted.readers import parse_json, shown, take, take_or_none, take_whol
 from . import losses
 from .config import Config, OptimizerPart
 from .logbook import Logbook, Report, Row, Say, Waiting
-from .network import Network, Series
+from .network import StreamBatch, TrainingNetwork
 from .objectives import Outcome
 from .official_format import check_shape, save_official, write_whole
 from .processes import Place
@@ -46,7 +46,7 @@ class Run:
         self,
         config: Config,
         objective: Any,
-        network: Network,
+        network: TrainingNetwork,
         place: Place,
         resume: bool,
         sources: dict[str, Any],
@@ -197,12 +197,12 @@ def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
     )  # fmt: skip
 
 
-def series_of(view: View, device: torch.device) -> tuple[Series, Series]:
+def series_of(view: View, device: torch.device) -> tuple[StreamBatch, StreamBatch]:
     """A view as (Sentinel-2, Sentinel-1) tensors on a device."""
     s2, s2_days, s1, s1_days = (
         torch.from_numpy(a).to(device) for a in (view.s2, view.s2_days, view.s1, view.s1_days)
     )
-    return Series(s2, s2_days), Series(s1, s1_days)
+    return StreamBatch(s2, s2_days), StreamBatch(s1, s1_days)
 
 
 def ahead(batches: Iterator[Batch], make: Callable[[Batch], Inputs]) -> Feed:

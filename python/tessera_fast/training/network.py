@@ -18,28 +18,30 @@ FUSION_HEADS = 4  # of the teacher, whatever the encoder's heads
 _SEPARATOR = "/"  # a parameter of a torch module may not have a dot in its name
 
 
-class Series:
+class StreamBatch:
     """One stream of a batch: bands (B, T, C) float32 standardised, days (B, T) float32."""
 
     def __init__(self, bands: Tensor, days: Tensor) -> None:
         self.bands, self.days = bands, days
 
-    def to(self, device: torch.device) -> "Series":
-        return Series(self.bands.to(device), self.days.to(device))
+    def to(self, device: torch.device) -> "StreamBatch":
+        return StreamBatch(self.bands.to(device), self.days.to(device))
 
     @staticmethod
-    def joined(all_of: "Sequence[Series]") -> "Series":
+    def joined(all_of: "Sequence[StreamBatch]") -> "StreamBatch":
         """The pixels of all."""
-        return Series(torch.cat([s.bands for s in all_of]), torch.cat([s.days for s in all_of]))
+        return StreamBatch(
+            torch.cat([s.bands for s in all_of]), torch.cat([s.days for s in all_of])
+        )
 
-    def mixed(self, other: "Series", order: Tensor, share: Tensor) -> "Series":
+    def mixed(self, other: "StreamBatch", order: Tensor, share: Tensor) -> "StreamBatch":
         """share * self + (1 - share) * other[order], the days included."""
         bands = share * self.bands + (1 - share) * other.bands[order]
-        return Series(bands, share * self.days + (1 - share) * other.days[order])
+        return StreamBatch(bands, share * self.days + (1 - share) * other.days[order])
 
 
-class Network(nn.Module):  # type: ignore[misc] # torch is not read by mypy
-    """A TESSERA model of any spec. ``forward(s2, s1)``: two Series -> (B, out_dim)."""
+class TrainingNetwork(nn.Module):  # type: ignore[misc] # torch is not read by mypy
+    """A TESSERA model of any spec. ``forward(s2, s1)``: two StreamBatch -> (B, out_dim)."""
 
     def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Network(nn.Module):  # type: ignore[misc] # torch is not read by mypy
             for name, parameter in self.official().items():
                 parameter.copy_(torch.from_numpy(np.array(tensors[name])))
 
-    def forward(self, s2: Series, s1: Series) -> Tensor:
+    def forward(self, s2: StreamBatch, s1: StreamBatch) -> Tensor:
         w = self.official()
         streams = [self._encode(w, name, x) for name, x in (("s2_backbone", s2),
                                                             ("s1_backbone", s1))]  # fmt: skip
@@ -79,7 +81,7 @@ class Network(nn.Module):  # type: ignore[misc] # torch is not read by mypy
         y = y.float() if y.dtype != torch.float64 else y
         return F.layer_norm(y, y.shape[-1:]) if self.spec.final_norm else y
 
-    def _encode(self, w: Mapping[str, Tensor], stream: str, series: Series) -> Tensor:
+    def _encode(self, w: Mapping[str, Tensor], stream: str, series: StreamBatch) -> Tensor:
         """(B, D): embedding, encoder layers, pooling."""
         hidden = torch.relu(_linear(series.bands, w, f"{stream}.embedding.0"))
         angle = series.days[..., None] * self.frequency

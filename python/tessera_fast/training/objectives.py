@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
-from .network import Network, Series
+from .network import StreamBatch, TrainingNetwork
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Twins(nn.Module):  # type: ignore[misc] # torch is not read by mypy
 
     def __init__(
         self,
-        network: Network,
+        network: TrainingNetwork,
         *,
         width: int,
         layers: int,
@@ -42,7 +42,7 @@ class Twins(nn.Module):  # type: ignore[misc] # torch is not read by mypy
         self.projectors = nn.ModuleDict({str(k): _projector(k, width, layers) for k in prefixes})
 
     def forward(
-        self, views: Sequence[tuple[Series, Series]], order: Tensor, share: Tensor
+        self, views: Sequence[tuple[StreamBatch, StreamBatch]], order: Tensor, share: Tensor
     ) -> Outcome:
         """``views``: two of (Sentinel-2, Sentinel-1); ``order`` (B,) and ``share`` () mix them."""
         (s2_a, s1_a), (s2_b, s1_b) = views
@@ -50,7 +50,9 @@ class Twins(nn.Module):  # type: ignore[misc] # torch is not read by mypy
         if self._mixup:
             s2.append(s2_a.mixed(s2_b, order, share))
             s1.append(s1_a.mixed(s1_b, order, share))
-        e = self.network(Series.joined(s2), Series.joined(s1))[:, : self.network.spec.saved_dim]
+        e = self.network(StreamBatch.joined(s2), StreamBatch.joined(s1))[
+            :, : self.network.spec.saved_dim
+        ]
         if self._int8:
             e = losses.fake_int8(e)
         parts = e.split(len(order))
@@ -77,7 +79,7 @@ class Imitation(nn.Module):  # type: ignore[misc] # torch is not read by mypy
 
     def __init__(
         self,
-        network: Network,
+        network: TrainingNetwork,
         *,
         teacher_dim: int | None,
         prefixes: Sequence[int],
@@ -90,7 +92,7 @@ class Imitation(nn.Module):  # type: ignore[misc] # torch is not read by mypy
         heads = {str(k): nn.Linear(k, teacher_dim) for k in prefixes if teacher_dim}
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, views: Sequence[tuple[Series, Series]], teacher: Tensor) -> Outcome:
+    def forward(self, views: Sequence[tuple[StreamBatch, StreamBatch]], teacher: Tensor) -> Outcome:
         """``views``: one of (Sentinel-2, Sentinel-1); ``teacher`` (B, its width)."""
         e = self.network(*views[0])[:, : self.network.spec.saved_dim]
         if self._int8:

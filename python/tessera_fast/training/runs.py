@@ -14,7 +14,7 @@ from ..weights import load_weights
 from .config import Config, DistillPart, TwinsPart
 from .logbook import Report, Say
 from .loop import MODEL, Inputs, Run, ahead, series_of, views_of
-from .network import Network
+from .network import TrainingNetwork
 from .objectives import Imitation, Twins
 from .processes import Place, joined
 from .views import MIX, Batch, Views, random
@@ -96,7 +96,9 @@ def distill(
     return config.out / MODEL
 
 
-def _begin(say: Say | None, place: Place, views: Views, network: Network, step: int) -> None:
+def _begin(
+    say: Say | None, place: Place, views: Views, network: TrainingNetwork, step: int
+) -> None:
     """What is about to be done, before the first batch, which may take a while."""
     if say is None or place.rank:
         return
@@ -108,8 +110,8 @@ def _begin(say: Say | None, place: Place, views: Views, network: Network, step: 
     )
 
 
-def _network(config: Config) -> Network:
-    network = Network(config.spec(), config.run.seed)
+def _network(config: Config) -> TrainingNetwork:
+    network = TrainingNetwork(config.spec(), config.run.seed)
     if config.model.init:
         weights = load_weights(config.located(config.model.init))
         alike = replace(weights.spec, name=network.spec.name, matryoshka=network.spec.matryoshka)

@@ -26,7 +26,7 @@ from .tally import TileTally
 STRIP = 2048  # pixels measured at once: 2 MiB a float64 array at E = 128
 
 
-class Sink(Protocol):
+class PixelSink(Protocol):
     """Takes the figures of single pixels, to draw them."""
 
     def begin(self, pair: Pair, windows: list[tuple[slice, slice]]) -> None:
@@ -110,7 +110,7 @@ def stream(
     gate: Gate,
     *,
     keep: int,
-    sink: Sink | None,
+    sink: PixelSink | None,
     progress: Progress,
 ) -> Streamed:
     """Compare all pairs; ``keep`` pixels of each kind are remembered by name."""
@@ -151,7 +151,7 @@ def _window(
     columns: slice,
     gate: Gate,
     keep: int,
-    sink: Sink | None,
+    sink: PixelSink | None,
 ) -> None:
     floats = not pair.a.quantized and not pair.b.quantized
     in_a, in_b = pair.in_a(rows, columns), pair.in_b(rows, columns)

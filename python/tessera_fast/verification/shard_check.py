@@ -29,7 +29,7 @@ class Window(NamedTuple):
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
 
-class Shards:
+class ShardArrays:
     """The arrays with pixels of one zone, by name."""
 
     def __init__(

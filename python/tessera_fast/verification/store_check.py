@@ -16,7 +16,7 @@ from ..untrusted.damage import damaged
 from ..untrusted.readers import Unreadable, read_json, shown, take, take_numbers, take_whole
 from .findings import Check
 from .places import marked_place, markers
-from .shard_check import Shards
+from .shard_check import ShardArrays
 from .state_check import check_markers
 
 ANEW = "Write the tiles to another store"
@@ -59,7 +59,7 @@ def check_store(out: Check, progress: Progress) -> None:
     _consolidated(out, zarr, zones)
     grids = {n: _grid(root[n], n, z) for n, z in zones.items()}
     tiles = None if provenance is None else _marked(out)
-    shards = [Shards(out, n, z, grids[n], tiles) for n, z in zones.items()]
+    shards = [ShardArrays(out, n, z, grids[n], tiles) for n, z in zones.items()]
     plan = [(s, window) for s in shards for window in s.windows()]
     with progress_bar(sum(w.pixels for _, w in plan), "check", progress) as tick:
         done = 0

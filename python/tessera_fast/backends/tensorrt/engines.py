@@ -16,7 +16,7 @@ from typing import Any
 from ... import env
 from ...errors import BackendUnavailable, InputError
 from ...exports import folder as exports
-from ...exports.calibrate import Calibration, synthetic_calibration
+from ...exports.calibrate import ActivationRanges, synthetic_calibration
 from ...exports.form import VERSION, Form
 from ...spec import MAX_SEQUENCE, S1_BANDS, S2_BANDS, ModelSpec
 from ...untrusted.readers import Unreadable, parse_json, read_bytes
@@ -85,7 +85,7 @@ def write_engines(
     targets: tuple[str, ...] = (),
     device: str = "",
     refittable: bool = False,
-    calibration: Calibration | None = None,
+    calibration: ActivationRanges | None = None,
 ) -> None:
     """Write an ONNX export and its engines into an existing folder.
 
