@@ -14,9 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
 import tessera_fast as tf  # noqa: E402
-from bands import embed_rows  # noqa: E402
 from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, golden_weights  # noqa: E402
 from oracle import assert_golden, assert_reduced  # noqa: E402
+from row_blocks import embed_rows  # noqa: E402
 from tessera_fast.backends.base import Plan  # noqa: E402
 from tessera_fast.backends.cuda import cuda  # noqa: E402
 from tessera_fast.backends.cuda.encoder import CudaEncoder  # noqa: E402

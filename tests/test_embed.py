@@ -13,7 +13,7 @@ from conftest import PACKAGE
 from official_checkpoints import MINI
 from oracle import assert_golden
 from tessera_fast import _cpu
-from tessera_fast.pipeline.embed import band_rows
+from tessera_fast.pipeline.embed import block_rows
 from tessera_fast.synthetic import synthetic_tile, write_tile
 from tessera_fast.weights import save_safetensors, untrained_weights
 from tile_sources import NAMES, by_variable, flat, stacked
@@ -125,11 +125,11 @@ def test_seed_and_repeats_of_v1_0(tile, tmp_path):
 
 
 def smallest_memory(tile, model, rows):
-    """Bytes that give bands of at most ``rows`` rows."""
+    """Bytes that give blocks of at most ``rows`` rows."""
     memory = 1 << 27
     while True:
         try:
-            assert band_rows(tile, model, memory) <= rows
+            assert block_rows(tile, model, memory) <= rows
             return memory
         except tf.InputError:
             memory += 1 << 16
@@ -186,9 +186,9 @@ def test_memory(tile, model, values):
 def test_default_memory_grows_with_the_threads(tile, mini):
     """A machine with many CPUs runs without a setting; one that is given is kept."""
     with tf.load_model(mini, threads=1000) as model:
-        assert band_rows(tile, model, None) == tile.height
+        assert block_rows(tile, model, None) == tile.height
         with pytest.raises(tf.InputError, match="with 1000 threads"):
-            band_rows(tile, model, "1GiB")
+            block_rows(tile, model, "1GiB")
 
 
 def test_missing_sentinel1(data, model):

@@ -16,7 +16,7 @@ import pytest
 import tessera_fast as tf
 from conftest import FARM_SHAPE, OUTPUTS, needs_zarr
 from fake_tiles import listing
-from tessera_fast.pipeline.embed import band_rows
+from tessera_fast.pipeline.embed import block_rows
 from tessera_fast.spec import S2_BANDS
 from tessera_fast.store import disk
 from tessera_fast.synthetic import synthetic_tile, write_tile
@@ -173,17 +173,17 @@ IN_THE_PIXELS = ("mask of a class", "wide mask of a class", "NaN in a clear", "i
 
 
 def memory_for(folder: Path, model: Path, rows: int) -> int:
-    """The smallest memory setting, in bytes, that gives bands of ``rows`` rows."""
+    """The smallest memory setting, in bytes, that gives blocks of ``rows`` rows."""
     tile, low, high = tf.open_tile(folder), 0, 1 << 30
     with tf.load_model(model, threads=1) as loaded:
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                enough = band_rows(tile, loaded, middle) >= rows
+                enough = block_rows(tile, loaded, middle) >= rows
             except tf.InputError:
                 enough = False
             low, high = (low, middle) if enough else (middle, high)
-        assert band_rows(tile, loaded, high) == rows
+        assert block_rows(tile, loaded, high) == rows
     return high
 
 

@@ -1,7 +1,7 @@
 """A pixel's embedding is a function of its own observations alone, bit for bit.
 
-Whatever its neighbours, its place in a block, the row band, the number of threads; v1.0 draws dates
-at random and depends on (seed, row, column) besides.
+It does not depend on its neighbours, its place in a block, the row block, or the number of threads;
+v1.0 draws dates at random and depends on (seed, row, column) besides.
 """
 
 import bisect
@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bands import embed_rows
 from isas import every_isa
+from row_blocks import embed_rows
 from tessera_fast.backends.base import Plan
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import InputError
 from tessera_fast.model.model import Model
 from tessera_fast.packing import Observations
-from tessera_fast.pipeline.embed import band_rows
+from tessera_fast.pipeline.embed import block_rows
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.weights import untrained_weights
@@ -157,7 +157,7 @@ def memory_for(tile, model: Model, rows: int) -> int:
 
     def rows_at(memory: int) -> int:
         try:
-            return band_rows(tile, model, memory)
+            return block_rows(tile, model, memory)
         except InputError:
             return 0
 

@@ -12,7 +12,7 @@ from tessera_fast.backends.base import Plan
 from tessera_fast.errors import BackendUnavailable, InputError, WeightsError
 from tessera_fast.model.flop import work
 from tessera_fast.packing import pack
-from tessera_fast.pipeline.embed import band_rows
+from tessera_fast.pipeline.embed import block_rows
 from tessera_fast.planning import rate as calibration
 from tessera_fast.planning.plan import plan
 from tessera_fast.spec import RELEASED, variant
@@ -82,11 +82,11 @@ def test_memory_is_what_bands_need(tiles, mini):
     least, used = found.memory
     with tf.load_model(mini) as model:
         tile = tf.open_tile(found[0].source)
-        assert band_rows(tile, model, least) >= 1
+        assert block_rows(tile, model, least) >= 1
         with pytest.raises(InputError):
-            band_rows(tile, model, least - (1 << 20))
-        assert band_rows(tile, model, used) == band_rows(tile, model, None)
-        assert band_rows(tile, model, used - (1 << 20)) < band_rows(tile, model, None)
+            block_rows(tile, model, least - (1 << 20))
+        assert block_rows(tile, model, used) == block_rows(tile, model, None)
+        assert block_rows(tile, model, used - (1 << 20)) < block_rows(tile, model, None)
         assert found.weights_bytes == sum(t.nbytes for t in model.weights.tensors.values())
 
 

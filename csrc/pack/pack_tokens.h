@@ -1,6 +1,6 @@
 // Raw series of a window of pixels -> packed tokens, in two passes: count (so that the caller can
 // allocate exactly), then fill. Reads the window's own bytes, of any strides, and copies only what
-// is kept: a tile of any size is packed row band by row band. The caller may write the arrays at
+// is kept: a tile of any size is packed row block by row block. The caller may write the arrays at
 // the same time (core/borrowed.h): then `fill` may throw, or give other values, and stays within
 // its room. Legend: docs/data_flow.md.
 #pragma once

@@ -1,7 +1,7 @@
 """Tiles to an output in one process: what every executor runs, one tile or many.
 
-While the encoder works on a band, the next one is read and packed in one thread, and the one before
-is quantised and written in another.
+While the encoder works on a row block, the next one is read and packed in one thread, and the one
+before is quantised and written in another.
 """
 
 import logging
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, StoreError, TesseraError
 from ..model.model import Model
-from ..pipeline.embed import Band, Settings, embed_bands
+from ..pipeline.embed import RowBlock, Settings, embed_row_blocks
 from ..pipeline.stages import Behind, Clock
 from ..quantization import QuantizedEmbeddings
 from ..store import Output, Provenance, TileKey, TileWriter
@@ -158,7 +158,7 @@ class TileRunner:
 
         def tell(pixels: int) -> None:
             nonlocal told
-            if pixels > told:  # less after a band that could not be encoded to its end
+            if pixels > told:  # less after a block that could not be encoded to its end
                 told = pixels
                 progress(told)
 
@@ -177,24 +177,24 @@ class TileRunner:
             except InputError as error:  # of another tile, not of what is encoded
                 raise _Abort(error) from error
 
-        bands = embed_bands(
+        blocks = embed_row_blocks(
             self._opened(tasks, opened, finished), self.model, self.settings, self.clock, meanwhile,
             quantized=self.quantized and self.model.quantizes,
         )  # fmt: skip
         started = last = time.perf_counter()
         try:
             with Behind(self.clock, "blocked") as behind:
-                for item in bands:
+                for item in blocks:
                     if item is not None:
-                        current, band = item
-                        if isinstance(band, Band):
-                            current.encoded += band.counts[..., 0].size
-                            encoded += band.counts[..., 0].size
-                        if not isinstance(band, Band) or band.stop == current.tile.height:
+                        current, block = item
+                        if isinstance(block, RowBlock):
+                            current.encoded += block.counts[..., 0].size
+                            encoded += block.counts[..., 0].size
+                        if not isinstance(block, RowBlock) or block.stop == current.tile.height:
                             now = time.perf_counter()
                             current.report.seconds, last = now - last, now
-                        behind.give(partial(self._handle, current, band, finished))
-                        del item, band
+                        behind.give(partial(self._handle, current, block, finished))
+                        del item, block
                     look()
                 behind.finish()
             look()
@@ -202,7 +202,7 @@ class TileRunner:
             raise abort.error from abort.error.__cause__
         finally:
             try:
-                bands.close()
+                blocks.close()
             finally:
                 for current in opened:
                     current.writer.abort()  # does nothing after a commit
@@ -281,29 +281,31 @@ class TileRunner:
                 )
         return tile
 
-    def _handle(self, current: _Current, band: Band | TesseraError, finished: list[_Over]) -> None:
-        if isinstance(band, StoreError):
-            raise band
-        if isinstance(band, TesseraError):
+    def _handle(
+        self, current: _Current, block: RowBlock | TesseraError, finished: list[_Over]
+    ) -> None:
+        if isinstance(block, StoreError):
+            raise block
+        if isinstance(block, TesseraError):
             current.writer.abort()
-            current.report.state, current.report.error = "failed", band
+            current.report.state, current.report.error = "failed", block
         else:
-            self._write(current, band)
-            if band.stop < current.tile.height:
+            self._write(current, block)
+            if block.stop < current.tile.height:
                 return
             with self.clock.lap("commit"):
                 current.writer.commit()
         current.over = True
         finished.append((current.report, current.encoded))
 
-    def _write(self, current: _Current, band: Band) -> None:
+    def _write(self, current: _Current, block: RowBlock) -> None:
         report = current.report
-        report.no_data += int((band.counts.sum(-1) == 0).sum())
-        values, scales = band.values, None
+        report.no_data += int((block.counts.sum(-1) == 0).sum())
+        values, scales = block.values, None
         if self.quantized and isinstance(values, np.ndarray):
             with self.clock.lap("quantise"):
                 values = self.model.quantize(values)
         if isinstance(values, QuantizedEmbeddings):
             values, scales = values
         with self.clock.lap("write"):
-            current.writer.write_rows(band.start, values, scales, band.counts)
+            current.writer.write_rows(block.start, values, scales, block.counts)

@@ -1,7 +1,7 @@
-"""The order of things: tile -> row bands -> packed tokens -> embedding -> int8. Start here.
+"""The order of things: tile -> row blocks -> packed tokens -> embedding -> int8. Start here.
 
-A tile is worked through in bands of whole rows, so that memory is set by `memory` and not by the
-tile. H, W rows and columns of the tile, h rows of a band, E embedding width.
+A tile is worked through in blocks of whole rows, so that memory is set by `memory` and not by the
+tile. H, W rows and columns of the tile, h rows of a block, E embedding width.
 """
 
 import logging
@@ -27,7 +27,7 @@ from ..untrusted.suggest import checks_keywords, one_of
 from .stages import Ahead, Clock
 
 DEFAULT_MEMORY = 1 << 30  # or twice what is set aside, on machines with many threads
-# Set aside of `memory` before bands are sized: the interpreter with numpy and zarr (80 MiB
+# Set aside of `memory` before blocks are sized: the interpreter with numpy and zarr (80 MiB
 # measured), and a thread's share of allocator slack beside its workspace.
 _FIXED_BYTES = 128 << 20
 _THREAD_BYTES = 4 << 20
@@ -37,7 +37,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class Band(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows ``start``.. of a tile, encoded."""
 
     start: int
@@ -63,7 +63,7 @@ class Settings:
     period: str | None = None  # "07-01/06-30" where years are not calendar years; for the record
 
 
-def embed_bands(
+def embed_row_blocks(
     tiles: Iterator[tuple[T, Tile] | None],
     model: Model,
     settings: Settings,
@@ -71,12 +71,12 @@ def embed_bands(
     progress: Callable[[int], None] | None = None,
     *,
     quantized: bool = False,
-) -> Generator[tuple[T, Band | TesseraError] | None, None, None]:
-    """Encode tiles band by band, top to bottom. Results do not depend on the bands.
+) -> Generator[tuple[T, RowBlock | TesseraError] | None, None, None]:
+    """Encode tiles block by block, top to bottom. Results do not depend on the blocks.
 
-    The next band, of this tile or the next one, is read and packed meanwhile, in a thread that is
-    also the one in which ``tiles`` is advanced. In place of a band there may be the error that ends
-    its tile. ``quantized`` gives int8 codes and scales, made where the embeddings are.
+    The next block, of this tile or the next one, is read and packed meanwhile, in a thread that is
+    also the one in which ``tiles`` is advanced. In place of a block there may be the error that
+    ends its tile. ``quantized`` gives int8 codes and scales, made where the embeddings are.
     ``progress`` is told the pixels done of all tiles. A None among ``tiles`` is passed on.
     """
     width = model.width(settings.dims)
@@ -106,13 +106,13 @@ def embed_bands(
                 continue
             del window  # before the next but one is read
             finished += shape[0] * shape[1]
-            yield tag, Band(rows.start, _as_image(out, shape), counts.reshape(*shape, 3))
+            yield tag, RowBlock(rows.start, _as_image(out, shape), counts.reshape(*shape, 3))
 
 
 def _prepared(
     tiles: Iterator[tuple[T, Tile] | None], model: Model, settings: Settings, clock: Clock
 ) -> Iterator[tuple[T, Tile, slice, Prepared | TesseraError] | None]:
-    """Every band of every tile, its rows read and packed."""
+    """Every block of every tile, its rows read and packed."""
     for item in tiles:
         if item is None:
             yield None
@@ -120,7 +120,7 @@ def _prepared(
         tag, tile = item
         rows = slice(0, 0)
         try:
-            step = band_rows(tile, model, settings.memory, settings.processes)
+            step = block_rows(tile, model, settings.memory, settings.processes)
             for start in range(0, tile.height, step):
                 rows = slice(start, min(start + step, tile.height))
                 with clock.lap("read"):
@@ -152,7 +152,7 @@ def _empty(pixels: int, width: int, quantized: bool) -> np.ndarray | QuantizedEm
 
 
 def _after(pixels: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """``progress`` of everything for a band that ``pixels`` come before."""
+    """``progress`` of everything for a block that ``pixels`` come before."""
     return None if progress is None else lambda done: progress(pixels + done)
 
 
@@ -168,17 +168,17 @@ def check_memory(model: Model, memory: int | str | None) -> None:
 
 
 def _set_aside(model: Model) -> tuple[int, int]:
-    """Threads, and the bytes that go before any band."""
+    """Threads, and the bytes that go before any block."""
     threads = env.threads(model.plan.threads)
     return threads, _FIXED_BYTES + threads * _workspace_bytes(model.spec)
 
 
-def band_rows(tile: Tile, model: Model, memory: int | str | None, processes: int = 1) -> int:
-    """Rows of a band such that its arrays fit in ``memory``; InputError if not one row does."""
+def block_rows(tile: Tile, model: Model, memory: int | str | None, processes: int = 1) -> int:
+    """Rows of a block such that its arrays fit in ``memory``; InputError if not one row does."""
     threads, set_aside = _set_aside(model)
     dates = sum(tile.dates)
-    # Of a band in the encoder and one that is read: raw once and packed twice, with a token's day,
-    # orbit, multiplicity and step. Of two bands that are written: values, and codes of one.
+    # Of a block in the encoder and one that is read: raw once and packed twice, with a token's day,
+    # orbit, multiplicity and step. Of two blocks that are written: values, and codes of one.
     per_pixel = 2 * dates * 12 + 3 * 4 * model.repr_dim + model.repr_dim
     per_row = 3 * tile.bytes_per_row + tile.width * per_pixel
     if memory is None and per_row * tile.height <= _FIXED_BYTES:
@@ -284,17 +284,17 @@ def embed(
     scales = np.full(shape, np.inf, np.float32)
     with progress_bar(shape[0] * shape[1], f"{source.name} {loaded.label}", progress) as done:
         settings = Settings(dims, memory, seed, repeats)
-        bands = embed_bands(
+        blocks = embed_row_blocks(
             iter([(source, source)]), loaded, settings, Clock(), done, quantized=output == "int8"
         )
-        for _, band in filter(None, bands):
-            if isinstance(band, TesseraError):
-                raise band
-            rows = slice(band.start, band.start + len(band.counts))
-            if isinstance(band.values, QuantizedEmbeddings):
-                values[rows], scales[rows] = band.values
+        for _, block in filter(None, blocks):
+            if isinstance(block, TesseraError):
+                raise block
+            rows = slice(block.start, block.start + len(block.counts))
+            if isinstance(block.values, QuantizedEmbeddings):
+                values[rows], scales[rows] = block.values
             else:
-                values[rows] = band.values
+                values[rows] = block.values
     if output == "int8":
         return QuantizedEmbeddings(values, scales)
     if type(tile).__module__.partition(".")[0] == "xarray":

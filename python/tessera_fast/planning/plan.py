@@ -258,17 +258,17 @@ def _row_size(tile: Tile) -> int:
 
 def _memory(tile: Tile, spec: ModelSpec, threads: int | None) -> tuple[int, int]:
     """The least working memory that embeds ``tile``, and what is used where none is set."""
-    from ..pipeline.embed import band_rows
+    from ..pipeline.embed import block_rows
 
     model = _sizes_only(spec, env.threads(threads))
-    rows = band_rows(tile, model, None)
+    rows = block_rows(tile, model, None)
 
     def enough_for(rows: int) -> int:
         low, high = 0, 1 << 24  # MiB
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                fits = band_rows(tile, model, middle << 20) >= rows
+                fits = block_rows(tile, model, middle << 20) >= rows
             except InputError:
                 fits = False
             low, high = (low, middle) if fits else (middle, high)

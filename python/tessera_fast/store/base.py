@@ -1,7 +1,7 @@
 """What the pipeline writes to: one protocol for a Zarr store and for a folder of .npy files.
 
-A tile arrives row band by row band, is spooled to disk, and appears whole or not at all. H, W are
-the tile's rows and columns, h the rows of a band, E the embedding width.
+A tile arrives row block by row block, is spooled to disk, and appears whole or not at all. H, W are
+the tile's rows and columns, h the rows of a block, E the embedding width.
 """
 
 from __future__ import annotations
