@@ -66,13 +66,19 @@ def compare(name: str, args: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         for precision in args.exports:
             folder = tf.export(
-                name, Path(scratch) / precision, weights="untrained", precision=precision,
+                name,
+                Path(scratch) / precision,
+                weights="untrained",
+                precision=precision,
                 calibration=args.tile if precision in ("int8", "fp8") else None,
-            )  # fmt: skip
+            )
             label = f"ONNX Runtime {precision}"
             batch, runs[label] = best_batch(label, folder, (s2, s1), weights.spec.saved_dim, args)
-            facts[label] = {"precision": precision, "batch": batch,
-                            "onnxruntime": runtime.version()}  # fmt: skip
+            facts[label] = {
+                "precision": precision,
+                "batch": batch,
+                "onnxruntime": runtime.version(),
+            }
     out = {k: np.full((s2.pixels, weights.spec.saved_dim), np.nan, np.float32) for k in runs}
     seconds = timing.interleaved({k: partial(run, out[k]) for k, run in runs.items()}, args.rounds)
     exact = np.empty_like(next(iter(out.values())))
@@ -83,28 +89,51 @@ def compare(name: str, args: argparse.Namespace) -> list[dict]:
         cosine, stats = GATES["cosines"](got, exact), timing.summary(seconds[label])
         precision = facts[label]["precision"]
         error = float(np.abs(got - exact).max())
-        equal = error <= GATES["GOLDEN_ATOL"] if precision == "fp32" else (
-            float(cosine.mean()) >= GATES["LEAST_COSINE"].get(precision, GATES["BF16_MIN_COSINE"])
-        )  # fmt: skip
+        equal = (
+            error <= GATES["GOLDEN_ATOL"]
+            if precision == "fp32"
+            else (
+                float(cosine.mean())
+                >= GATES["LEAST_COSINE"].get(precision, GATES["BF16_MIN_COSINE"])
+            )
+        )
         rows.append(
-            {"bench": "onnx", "workload": workload, "model": name, "pixels": s2.pixels,
-             "contender": label, "threads": args.threads, **facts[label], **timing.machine(),
-             "px_s": s2.pixels / stats["median_s"], **stats, "cosine_mean": float(cosine.mean()),
-             "cosine_min": float(cosine.min()), "max_abs_difference": error, "equal": bool(equal)}
-        )  # fmt: skip
+            {
+                "bench": "onnx",
+                "workload": workload,
+                "model": name,
+                "pixels": s2.pixels,
+                "contender": label,
+                "threads": args.threads,
+                **facts[label],
+                **timing.machine(),
+                "px_s": s2.pixels / stats["median_s"],
+                **stats,
+                "cosine_mean": float(cosine.mean()),
+                "cosine_min": float(cosine.min()),
+                "max_abs_difference": error,
+                "equal": bool(equal),
+            }
+        )
     print(f"{name}, {workload}, {s2.pixels} pixels")
     for r in rows:
         batch = "" if r["batch"] is None else f"batch {r['batch']}"
-        print(f"  {r['contender']:20} {batch:10} {r['px_s']:9.1f} px/s, spread {r['spread']:4.0%}, "
-              f"cosine {r['cosine_mean']:.6f} {r['cosine_min']:.6f}"
-              f"{'' if r['equal'] else '  NOT EQUAL'}", flush=True)  # fmt: skip
+        print(
+            f"  {r['contender']:20} {batch:10} {r['px_s']:9.1f} px/s, spread {r['spread']:4.0%}, "
+            f"cosine {r['cosine_mean']:.6f} {r['cosine_min']:.6f}"
+            f"{'' if r['equal'] else '  NOT EQUAL'}",
+            flush=True,
+        )
     return rows
 
 
 def best_batch(
-    label: str, folder: Path, tokens: tuple[PackedTokens, PackedTokens], width: int,
+    label: str,
+    folder: Path,
+    tokens: tuple[PackedTokens, PackedTokens],
+    width: int,
     args: argparse.Namespace,
-) -> tuple[int, Run]:  # fmt: skip
+) -> tuple[int, Run]:
     """The fastest of the batch sizes, and the run of it."""
     parts = ("s2_encoder", "s1_encoder", "head")
     sessions = {p: runtime.session(folder / f"{p}.onnx", args.threads) for p in parts}
@@ -127,8 +156,9 @@ def in_batches(tokens: PackedTokens, size: int) -> Iterator[tuple[np.ndarray, fe
         longest = max(f["doy"].shape[1] for f in ones)
         joined = {}
         for name in ones[0]:
-            joined[name] = np.zeros((len(pixels), longest, *ones[0][name].shape[2:]),
-                                    ones[0][name].dtype)  # fmt: skip
+            joined[name] = np.zeros(
+                (len(pixels), longest, *ones[0][name].shape[2:]), ones[0][name].dtype
+            )
             for row, feed in zip(joined[name], ones, strict=True):
                 row[: feed[name].shape[1]] = feed[name][0]
         yield pixels, joined

@@ -66,8 +66,13 @@ def run(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     for e, t in peaks:  # the clock may have risen meanwhile: the better of before and after
         peaks[e, t] = max(peaks[e, t], peak(isa, e, t))
 
-    common = {"workload": workload, "model": name, "pixels": s2.pixels, "isa": isa,
-              **timing.machine()}  # fmt: skip
+    common = {
+        "workload": workload,
+        "model": name,
+        "pixels": s2.pixels,
+        "isa": isa,
+        **timing.machine(),
+    }
     rows = []
     for key, model in models.items():
         precision, threads = key
@@ -75,27 +80,46 @@ def run(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         stats = timing.summary(seconds[str(key)])
         alone = statistics.median(seconds[str((precision, 1))])
         rows.append(
-            {"bench": "encoder", **common, "precision": precision, "threads": threads,
-             "px_s": s2.pixels / stats["median_s"], **stats, "limit_px_s": s2.pixels / limit,
-             "share_of_limit": limit / stats["median_s"],
-             "speed_of_one_thread": alone / stats["median_s"],
-             "peaks_gflop_s": {e: p / 1e9 for (e, t), p in peaks.items() if t == threads}}
-        )  # fmt: skip
-        print(f"{name} {precision} on {isa}, {threads} threads, {workload}: "
-              f"{rows[-1]['px_s']:,.1f} px/s, {rows[-1]['share_of_limit']:.0%} of the limit, "
-              f"{rows[-1]['speed_of_one_thread']:.2f}x one thread")  # fmt: skip
+            {
+                "bench": "encoder",
+                **common,
+                "precision": precision,
+                "threads": threads,
+                "px_s": s2.pixels / stats["median_s"],
+                **stats,
+                "limit_px_s": s2.pixels / limit,
+                "share_of_limit": limit / stats["median_s"],
+                "speed_of_one_thread": alone / stats["median_s"],
+                "peaks_gflop_s": {e: p / 1e9 for (e, t), p in peaks.items() if t == threads},
+            }
+        )
+        print(
+            f"{name} {precision} on {isa}, {threads} threads, {workload}: "
+            f"{rows[-1]['px_s']:,.1f} px/s, {rows[-1]['share_of_limit']:.0%} of the limit, "
+            f"{rows[-1]['speed_of_one_thread']:.2f}x one thread"
+        )
         ops: dict[str, float] = model.encoder.profile(s2, s1, out)  # type: ignore[attr-defined]
         busy = sum(ops.values())
         for op, took in ops.items():
-            row = {"bench": "op", **common, "precision": precision, "threads": threads, "op": op,
-                   "share_of_time": took / busy}  # fmt: skip
+            row = {
+                "bench": "op",
+                **common,
+                "precision": precision,
+                "threads": threads,
+                "op": op,
+                "share_of_time": took / busy,
+            }
             if flop.get(op):
                 row["element"] = kinds[key][op]
                 row["gflop_s"] = flop[op] / took * threads / 1e9
                 row["share_of_peak"] = row["gflop_s"] * 1e9 / peaks[kinds[key][op], threads]
             if took and threads == args.threads:
-                rate = (f"{row['gflop_s']:9,.0f} GFLOP/s {row['share_of_peak']:6.0%} of the "
-                        f"{row['element']} peak" if "gflop_s" in row else "")  # fmt: skip
+                rate = (
+                    f"{row['gflop_s']:9,.0f} GFLOP/s {row['share_of_peak']:6.0%} of the "
+                    f"{row['element']} peak"
+                    if "gflop_s" in row
+                    else ""
+                )
                 print(f"  {op:10} {row['share_of_time']:6.1%} {rate}")
             rows.append(row)
     return rows

@@ -75,13 +75,26 @@ def compare(name: str, folder: Path, args: argparse.Namespace) -> list[dict]:
         stats = timing.summary(times)
         error = float(np.abs(results[label] - mine)[observed].max())
         rows.append(
-            {"bench": "tile", "model": name, "contender": label, "tile": folder.name,
-             "pixels": pixels, "px_s": pixels / stats["median_s"], **stats,
-             "max_abs_difference": error, "equal": error <= ATOL, "precision": "fp32",
-             "threads": args.threads, "engine": model.provenance(), **timing.machine()}
-        )  # fmt: skip
-        print(f"{name:10} {label:22} {rows[-1]['px_s']:9.1f} px/s  spread {stats['spread']:.0%}  "
-              f"max difference {error:.1e}{'' if error <= ATOL else '  NOT EQUAL'}")  # fmt: skip
+            {
+                "bench": "tile",
+                "model": name,
+                "contender": label,
+                "tile": folder.name,
+                "pixels": pixels,
+                "px_s": pixels / stats["median_s"],
+                **stats,
+                "max_abs_difference": error,
+                "equal": error <= ATOL,
+                "precision": "fp32",
+                "threads": args.threads,
+                "engine": model.provenance(),
+                **timing.machine(),
+            }
+        )
+        print(
+            f"{name:10} {label:22} {rows[-1]['px_s']:9.1f} px/s  spread {stats['spread']:.0%}  "
+            f"max difference {error:.1e}{'' if error <= ATOL else '  NOT EQUAL'}"
+        )
     if args.official:
         best = max(r["px_s"] for r in rows[1:])
         if all(r["equal"] for r in rows):

@@ -45,8 +45,7 @@ class Plain(Dataset):
         self.pixels: list[tuple[int, int, int]] = []
         for number, folder in enumerate(folders):
             names = ["bands", "masks", "doys"]
-            orbits = [n for n in ("ascending", "descending")
-                      if (folder / f"sar_{n}.npy").exists()]  # fmt: skip
+            orbits = [n for n in ("ascending", "descending") if (folder / f"sar_{n}.npy").exists()]
             names += [f"sar_{n}{s}" for n in orbits for s in ("", "_doy")]
             tile = {n: np.load(folder / f"{n}.npy", mmap_mode=mode) for n in names}
             seen = sum((tile[f"sar_{n}"] != 0).any(-1).sum(0) for n in orbits)
@@ -67,9 +66,9 @@ class Plain(Dataset):
         clear = np.flatnonzero(tile["masks"][:, y, x])
         radar = np.concatenate([tile[f"sar_{n}"][:, y, x] for n in orbits])
         radar_days = np.concatenate([tile[f"sar_{n}_doy"] for n in orbits])
-        row = np.concatenate([
-            np.full(len(tile[f"sar_{n}"]), n == "descending", int) for n in orbits
-        ])  # fmt: skip
+        row = np.concatenate(
+            [np.full(len(tile[f"sar_{n}"]), n == "descending", int) for n in orbits]
+        )
         seen = np.flatnonzero((radar != 0).any(-1))
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         out = []
@@ -120,9 +119,15 @@ def loaders(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any
     }
     for mapped, workers in itertools.product((True, False), range(args.threads + 1)):
         data = Plain(folders, spec, mapped)
-        loader = DataLoader(data, args.batch, shuffle=True, num_workers=workers, drop_last=True,
-                            persistent_workers=workers > 0,
-                            prefetch_factor=AHEAD if workers else None)  # fmt: skip
+        loader = DataLoader(
+            data,
+            args.batch,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            persistent_workers=workers > 0,
+            prefetch_factor=AHEAD if workers else None,
+        )
         where = "mapped" if mapped else "in memory"
         label = f"torch DataLoader, {where}, {workers} workers"
         ready = AHEAD * workers  # batches that wait when its turn comes
@@ -144,9 +149,18 @@ def loaders(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any
     for label, times in seconds.items():
         stats = timing.summary(times)
         rate = 2 * args.batch * args.batches / stats["median_s"]
-        rows.append({"bench": "training views", "contender": label, "views_s": rate, **stats,
-                     "batch": args.batch, "threads": args.threads,
-                     "tiles": [f.name for f in folders], **timing.machine()})  # fmt: skip
+        rows.append(
+            {
+                "bench": "training views",
+                "contender": label,
+                "views_s": rate,
+                **stats,
+                "batch": args.batch,
+                "threads": args.threads,
+                "tiles": [f.name for f in folders],
+                **timing.machine(),
+            }
+        )
         print(f"{label:42} {rate:10,.0f} views/s  spread {stats['spread']:.0%}")
     best = max(row["views_s"] for row in rows[1:])
     print(f"{rows[0]['views_s'] / best:.1f}x the best of the alternative")
@@ -169,8 +183,15 @@ def steps(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]
     tiles = [tf.open_tile(folder) for folder in folders]
     views = Views(tiles, spec, batch, min_dates=MIN_DATES, threads=args.threads)
     feed = views.batches()
-    objective = Twins(TrainingNetwork(spec), width=2048, layers=2, mixup=True, prefixes=(128,),
-                      weights=(), int8=False)  # fmt: skip
+    objective = Twins(
+        TrainingNetwork(spec),
+        width=2048,
+        layers=2,
+        mixup=True,
+        prefixes=(128,),
+        weights=(),
+        int8=False,
+    )
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
     order, share, cpu = torch.arange(batch), torch.tensor(0.5), torch.device("cpu")
     torch.set_num_threads(args.threads)
@@ -192,9 +213,18 @@ def steps(folders: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]
     rows = []
     for label, times in timing.interleaved(contenders, args.rounds).items():
         stats = timing.summary(times)
-        rows.append({"bench": "training step", "contender": label, "model": spec.name,
-                     "views_s": 2 * batch / stats["median_s"], "batch": batch, **stats,
-                     "threads": args.threads, **timing.machine()})  # fmt: skip
+        rows.append(
+            {
+                "bench": "training step",
+                "contender": label,
+                "model": spec.name,
+                "views_s": 2 * batch / stats["median_s"],
+                "batch": batch,
+                **stats,
+                "threads": args.threads,
+                **timing.machine(),
+            }
+        )
         print(f"{spec.name} {label:38} {rows[-1]['views_s']:10,.0f} views/s")
     return rows
 

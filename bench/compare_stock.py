@@ -73,13 +73,22 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--models", nargs="+", default=["v2-nano", "v2-small", "v2-medium"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"], help="ours")
-    parser.add_argument("--contenders", nargs="+", help="words of the stock labels to run, e.g. "
-                        "ONNX compile (default: all; official eager fp32 always runs)")  # fmt: skip
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        help="words of the stock labels to run, e.g. "
+        "ONNX compile (default: all; official eager fp32 always runs)",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128, 512])
-    parser.add_argument("--compile-batches", type=int, nargs="+", default=[32, 128],
-                        help="of torch.compile, which takes minutes a shape")  # fmt: skip
+    parser.add_argument(
+        "--compile-batches",
+        type=int,
+        nargs="+",
+        default=[32, 128],
+        help="of torch.compile, which takes minutes a shape",
+    )
     parser.add_argument("--json", type=Path, help="write one row a contender")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -134,19 +143,30 @@ def compare(name: str, args: argparse.Namespace, scratch: Path) -> list[dict]:
     runs = {label: partial(entry.run, out[label]) for label, entry in entries.items()}
     seconds = timing.interleaved(runs, args.rounds)
     common = {
-        "bench": "stock", "workload": workload, "model": name, "pixels": s2.pixels,
-        "threads": args.threads, **timing.machine(),
+        "bench": "stock",
+        "workload": workload,
+        "model": name,
+        "pixels": s2.pixels,
+        "threads": args.threads,
+        **timing.machine(),
         "environment": {v: os.environ.get(v) for v in stock.VARIABLES},
-    }  # fmt: skip
+    }
     rows = []
     for label, entry in entries.items():
         stats = timing.summary(seconds[label])
         rows.append(
-            {**common, "contender": label, "batch": entry.batch, "side_by_side": entry.lanes,
-             "px_s": s2.pixels / stats["median_s"], **stats,
-             **gate(out[label], out[stock.OFFICIAL], entry.precision),
-             "precision": entry.precision, "engine": entry.engine}
-        )  # fmt: skip
+            {
+                **common,
+                "contender": label,
+                "batch": entry.batch,
+                "side_by_side": entry.lanes,
+                "px_s": s2.pixels / stats["median_s"],
+                **stats,
+                **gate(out[label], out[stock.OFFICIAL], entry.precision),
+                "precision": entry.precision,
+                "engine": entry.engine,
+            }
+        )
     print_table(rows)
     for label, reason in left_out.items():
         print(f"{label:22} left out: {reason}")
@@ -155,9 +175,12 @@ def compare(name: str, args: argparse.Namespace, scratch: Path) -> list[dict]:
 
 
 def best_setting(
-    label: str, contender: Any, groups: list[stock.Padded], spec: ModelSpec,
+    label: str,
+    contender: Any,
+    groups: list[stock.Padded],
+    spec: ModelSpec,
     args: argparse.Namespace,
-) -> Entry:  # fmt: skip
+) -> Entry:
     """The contender at the fastest batch size and arrangement."""
     pixels = sum(len(group.rows) for group in groups)
     sizes = args.compile_batches if contender.compiled else args.batches
@@ -170,8 +193,10 @@ def best_setting(
             run = contender.load(batches, side_by_side)
             timed = timing.interleaved({label: partial(run, out)}, SWEEP_ROUNDS)
             seconds = min(timed[label])
-            print(f"  {label:22} batch {size:4} x {side_by_side}: {pixels / seconds:8.1f} px/s",
-                  flush=True)  # fmt: skip
+            print(
+                f"  {label:22} batch {size:4} x {side_by_side}: {pixels / seconds:8.1f} px/s",
+                flush=True,
+            )
             if seconds < best_seconds:
                 best_seconds = seconds
                 best = Entry(run, contender.precision, size, side_by_side, contender.engine)
@@ -196,20 +221,26 @@ def print_table(rows: list[dict]) -> None:
     ours = [r for r in rows if r["contender"].startswith("tessera_fast") and r["equal"]]
     others = [r for r in rows if not r["contender"].startswith("tessera_fast")]
     heads = "".join(f"{'ours ' + r['precision']:>11}" for r in ours)
-    print(f"{'':22} {'batch':>9} {'px/s':>9} {'spread':>6}  {'cosine mean, min':18} "
-          f"{'max diff':8}{heads}")  # fmt: skip
+    print(
+        f"{'':22} {'batch':>9} {'px/s':>9} {'spread':>6}  {'cosine mean, min':18} "
+        f"{'max diff':8}{heads}"
+    )
     for r in rows:
         batch = "" if r["batch"] is None else f"{r['batch']} x {r['side_by_side']}"
         cosines = f"{r['cosine_mean']:.6f} {r['cosine_min']:.6f}"
         ratios = "".join(f"{o['px_s'] / r['px_s']:10.2f}x" for o in ours)
         mark = "" if r["equal"] else "  NOT EQUAL"
-        print(f"{r['contender']:22} {batch:>9} {r['px_s']:9.1f} {r['spread']:6.0%}  {cosines:18} "
-              f"{r['max_abs_difference']:.1e} {ratios}{mark}")  # fmt: skip
+        print(
+            f"{r['contender']:22} {batch:>9} {r['px_s']:9.1f} {r['spread']:6.0%}  {cosines:18} "
+            f"{r['max_abs_difference']:.1e} {ratios}{mark}"
+        )
     best = max((r for r in others if r["equal"]), key=lambda r: r["px_s"])
     for o in ours:
-        print(f"{o['contender']}: {o['px_s'] / best['px_s']:.2f}x the best stock alternative that "
-              f"passes its gate ({best['contender']}), {o['px_s'] / others[0]['px_s']:.2f}x "
-              f"{stock.OFFICIAL}")  # fmt: skip
+        print(
+            f"{o['contender']}: {o['px_s'] / best['px_s']:.2f}x the best stock alternative that "
+            f"passes its gate ({best['contender']}), {o['px_s'] / others[0]['px_s']:.2f}x "
+            f"{stock.OFFICIAL}"
+        )
 
 
 if __name__ == "__main__":

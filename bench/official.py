@@ -106,9 +106,14 @@ def _v2(infer: ModuleType, model: Any, tile: Path, batch: int) -> Callable[[], n
             for what, suffix in (("bands", ""), ("doys", "_doy"))
         }
         out: np.ndarray = infer.encode_tile(
-            model, bands.astype(np.float32), read("doys"), s2_masks=read("masks"), **sar,
-            batch_pixels=batch, device=torch.device("cpu"),
-        )  # fmt: skip
+            model,
+            bands.astype(np.float32),
+            read("doys"),
+            s2_masks=read("masks"),
+            **sar,
+            batch_pixels=batch,
+            device=torch.device("cpu"),
+        )
         return out
 
     return run

@@ -36,8 +36,10 @@ def main() -> None:
     args = parser.parse_args()
 
     tiles = args.tiles or [None]
-    print(f"{'model':10} {'precision':9} {'cosine mean':>12} {'worst':>9} {'within 1':>9} "
-          f"{'max':>4} {'scale':>7}  gate")  # fmt: skip
+    print(
+        f"{'model':10} {'precision':9} {'cosine mean':>12} {'worst':>9} {'within 1':>9} "
+        f"{'max':>4} {'scale':>7}  gate"
+    )
     rows = [row for name in args.models for row in compare(name, tiles, args)]
     if args.json:
         timing.write_rows(args.json, rows)
@@ -60,20 +62,28 @@ def compare(name: str, tiles: list[Path | None], args: argparse.Namespace) -> li
         )
         step = np.abs(codes.codes.astype(int) - wanted.codes)
         row = {
-            "bench": "precision", "model": name, "weights": weights or "its own",
+            "bench": "precision",
+            "model": name,
+            "weights": weights or "its own",
             "precision": precision,
             "tiles": [tile.name if tile else "fixed lengths" for tile in tiles],
-            "pixels": len(expected), "isa": isa,
-            "cosine_mean": float(cosine.mean()), "cosine_worst": float(cosine.min()),
-            "codes_within_1": float((step <= 1).mean()), "codes_max": int(step.max()),
+            "pixels": len(expected),
+            "isa": isa,
+            "cosine_mean": float(cosine.mean()),
+            "cosine_worst": float(cosine.min()),
+            "codes_within_1": float((step <= 1).mean()),
+            "codes_max": int(step.max()),
             "scale_ratio": float(np.abs(codes.scales / wanted.scales - 1).max()),
             "gate": passes(got, expected, precision),
             **timing.machine(),
-        }  # fmt: skip
+        }
         rows.append(row)
-        print(f"{name:10} {precision:9} {row['cosine_mean']:12.6f} {row['cosine_worst']:9.6f} "
-              f"{row['codes_within_1']:9.3%} {row['codes_max']:4} {row['scale_ratio']:7.2%}  "
-              f"{'met' if row['gate'] else 'NOT MET'}", flush=True)  # fmt: skip
+        print(
+            f"{name:10} {precision:9} {row['cosine_mean']:12.6f} {row['cosine_worst']:9.6f} "
+            f"{row['codes_within_1']:9.3%} {row['codes_max']:4} {row['scale_ratio']:7.2%}  "
+            f"{'met' if row['gate'] else 'NOT MET'}",
+            flush=True,
+        )
     return rows
 
 

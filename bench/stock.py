@@ -28,9 +28,14 @@ from tessera_fast.weights import Weights
 PACKAGES = ("onnx", "onnxruntime", "openvino")
 # What changes how engines run without a word of code: see compare_stock.py.
 VARIABLES = (
-    "TESSERA_FAST_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS",
-    "OV_CPU_MAX_ISA", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY",
-)  # fmt: skip
+    "TESSERA_FAST_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OV_CPU_MAX_ISA",
+    "GOMP_SPINCOUNT",
+    "OMP_WAIT_POLICY",
+)
 
 
 @dataclass(frozen=True)
@@ -159,9 +164,14 @@ class Exports:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # lengths become constants, as they should
                 torch.onnx.export(
-                    self._net, sample, str(path), dynamo=False, input_names=["s2", "s1"],
-                    output_names=["e"], dynamic_axes={name: {0: "p"} for name in ("s2", "s1", "e")},
-                )  # fmt: skip
+                    self._net,
+                    sample,
+                    str(path),
+                    dynamo=False,
+                    input_names=["s2", "s1"],
+                    output_names=["e"],
+                    dynamic_axes={name: {0: "p"} for name in ("s2", "s1", "e")},
+                )
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 

@@ -30,10 +30,36 @@ from tessera_fast.weights import untrained_weights
 EXPECTED = (TesseraError, TypeError, MemoryError, KeyError, AttributeError, ZeroDivisionError)
 FENCE = 64  # bytes on both sides of every array
 SCALARS: tuple[Any, ...] = (
-    None, 0, -1, 1, 2, 3, 7, 65_535, 65_536, 2**31 - 1, 2**31, -(2**31), 2**62, 2**63, 2**64,
-    10**30, 1.5, float("nan"), float("inf"), -float("inf"), True, "", "x", "bf16", "int8", b"fp32",
-    (), [], {},
-)  # fmt: skip
+    None,
+    0,
+    -1,
+    1,
+    2,
+    3,
+    7,
+    65_535,
+    65_536,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**62,
+    2**63,
+    2**64,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    True,
+    "",
+    "x",
+    "bf16",
+    "int8",
+    b"fp32",
+    (),
+    [],
+    {},
+)
 DTYPES = (
     "u1",
     "i1",
@@ -186,8 +212,14 @@ class Fuzz:
 
     def case(self) -> tuple[Callable[..., Any], dict[Any, Any]]:
         """A function and its arguments, by name or, under the keys 0, 1, ..., by place."""
-        cases = (self._matrix_case, self._row_case, self._small_case, self._load_case,
-                 self._pack_case, self._encode_case)  # fmt: skip
+        cases = (
+            self._matrix_case,
+            self._row_case,
+            self._small_case,
+            self._load_case,
+            self._pack_case,
+            self._encode_case,
+        )
         return self.random.choice(cases)()
 
     def _matrix_case(self) -> tuple[Callable[..., Any], dict[Any, Any]]:
@@ -197,41 +229,57 @@ class Fuzz:
             half = r.random() < 0.3
             y = self.fences.place(np.zeros((M, D), np.uint16)) if half else self.floats(M, D)
             return ops.linear, {
-                "isa": isa, "x": self.floats(M, K), "weight": self.floats(D, K),
-                "bias": self.floats(D), "residual": self.floats(M, D), "relu": True, "y": y,
-                "element": r.choice(ELEMENTS), "nonnegative": False,
-            }  # fmt: skip
+                "isa": isa,
+                "x": self.floats(M, K),
+                "weight": self.floats(D, K),
+                "bias": self.floats(D),
+                "residual": self.floats(M, D),
+                "relu": True,
+                "y": y,
+                "element": r.choice(ELEMENTS),
+                "nonnegative": False,
+            }
         return ops.attention, {
-            "isa": isa, "qkv": self.floats(M, 3 * H * D), "heads": H,
-            "log_multiplicity": self.floats(M), "y": self.floats(M, H * D),
+            "isa": isa,
+            "qkv": self.floats(M, 3 * H * D),
+            "heads": H,
+            "log_multiplicity": self.floats(M),
+            "y": self.floats(M, H * D),
             "element": r.choice(("fp32", "bf16")),
-        }  # fmt: skip
+        }
 
     def _row_case(self) -> tuple[Callable[..., Any], dict[Any, Any]]:
         r, ops, isa = self.random, _cpu.ops, self.random.choice(self.isas)
         M, D, H, row = self.side(), self.side(), r.choice((1, 2, 3)), self.floats
         x = row(M, D)
         stage = r.choice(("custom_gates", "custom_state", "torch_state"))
-        function, arguments = r.choice((
-            (ops.layer_norm, (isa, x, row(D), row(D), 1e-5, False, row(M, D))),
-            (ops.rms_norm, (isa, row(M, H * D), H, row(D), 1e-5)),
-            (ops.pool, (isa, x, row(D), 0.5, row(M), row(D))),
-            (ops.gru_step,
-             (isa, stage, row(M, 3 * D), row(M, 3 * D), x, row(M, D), row(M, D))),
-        ))  # fmt: skip
+        function, arguments = r.choice(
+            (
+                (ops.layer_norm, (isa, x, row(D), row(D), 1e-5, False, row(M, D))),
+                (ops.rms_norm, (isa, row(M, H * D), H, row(D), 1e-5)),
+                (ops.pool, (isa, x, row(D), 0.5, row(M), row(D))),
+                (ops.gru_step, (isa, stage, row(M, 3 * D), row(M, 3 * D), x, row(M, D), row(M, D))),
+            )
+        )
         return function, dict(enumerate(arguments))
 
     def _small_case(self) -> tuple[Callable[..., Any], dict[Any, Any]]:
         r, ops, isa = self.random, _cpu.ops, self.random.choice(self.isas)
         x, element = self.floats(self.side(), self.side()), r.choice(ELEMENTS)
-        return r.choice((
-            (ops.convert, {"isa": isa, "x": x, "element": element, "nonnegative": x[0, 0] < 0}),
-            (ops.spin, {"isa": isa, "element": element, "steps": r.choice((0, 1, 9))}),
-            (_cpu.quantize,
-             {"embeddings": x, "absmax_floor": 1e-8, "scale_floor": 1e-10, "isa": isa}),
-            (ops.int8_group, {0: isa}), (_cpu.select_isa, {0: isa}), (_cpu.native_bf16, {0: isa}),
-            (_cpu.isas, {}),
-        ))  # fmt: skip
+        return r.choice(
+            (
+                (ops.convert, {"isa": isa, "x": x, "element": element, "nonnegative": x[0, 0] < 0}),
+                (ops.spin, {"isa": isa, "element": element, "steps": r.choice((0, 1, 9))}),
+                (
+                    _cpu.quantize,
+                    {"embeddings": x, "absmax_floor": 1e-8, "scale_floor": 1e-10, "isa": isa},
+                ),
+                (ops.int8_group, {0: isa}),
+                (_cpu.select_isa, {0: isa}),
+                (_cpu.native_bf16, {0: isa}),
+                (_cpu.isas, {}),
+            )
+        )
 
     def _load_case(self) -> tuple[Callable[..., Any], dict[Any, Any]]:
         _, (config, positions, tensors, isa, precision), _ = self.random.choice(self.models)

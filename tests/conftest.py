@@ -50,9 +50,16 @@ class Result(NamedTuple):
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A v2 model of one narrow layer, untrained, as a checkpoint file."""
     spec = variant(
-        "v2-nano", name="v2-mini", d_model=16, num_layers=1, num_heads=2, ff_dim=16, out_dim=32,
-        saved_dim=32, matryoshka=(8, 16, 32),
-    )  # fmt: skip
+        "v2-nano",
+        name="v2-mini",
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        ff_dim=16,
+        out_dim=32,
+        saved_dim=32,
+        matryoshka=(8, 16, 32),
+    )
     path = tmp_path_factory.mktemp("models") / "mini.safetensors"
     save_safetensors(path, untrained_weights(spec))
     return path
@@ -96,9 +103,13 @@ def spawn() -> Callable[..., "subprocess.Popen[str]"]:
         command = [sys.executable, "-m", "tessera_fast", *map(str, args)]
         path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": path, **(env or {})}, preexec_fn=heed_interrupts,
-        )  # fmt: skip
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            preexec_fn=heed_interrupts,
+        )
         started.append(process)
         return process
 

@@ -10,9 +10,17 @@ from tessera_fast.store.base import COUNT_NAMES, Provenance, TileKey
 from tessera_fast.store.output import open_output
 
 PROVENANCE = Provenance(
-    model="v2-nano", weights_sha256="ab" * 32, weights_source="untrained:1", trained=False,
-    precision="fp32", dims=24, prefixes=(8, 16), backend="cpu", isa="avx2", package_version="0.1",
-)  # fmt: skip
+    model="v2-nano",
+    weights_sha256="ab" * 32,
+    weights_source="untrained:1",
+    trained=False,
+    precision="fp32",
+    dims=24,
+    prefixes=(8, 16),
+    backend="cpu",
+    isa="avx2",
+    package_version="0.1",
+)
 FLOAT = replace(PROVENANCE, dtype="float32")
 X0, Y0 = 501360.0, 5629680.0
 

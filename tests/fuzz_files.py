@@ -92,9 +92,17 @@ def roi_tiff(scratch: Path) -> Format:
     ):
         path = scratch / "roi.tiff"
         with rasterio.open(
-            path, "w", driver="GTiff", height=H, width=W, count=1, dtype="uint8", crs=crs,
-            transform=transform, **options,
-        ) as file:  # fmt: skip
+            path,
+            "w",
+            driver="GTiff",
+            height=H,
+            width=W,
+            count=1,
+            dtype="uint8",
+            crs=crs,
+            transform=transform,
+            **options,
+        ) as file:
             file.write(np.ones((H, W), np.uint8), 1)
         found.append(path.read_bytes())
 
@@ -155,9 +163,24 @@ def plan_file(scratch: Path) -> Format:
     import pyarrow.parquet
 
     row = PlanRow(
-        "a_2024", "/tiles/a_2024", 2024, *UTM, 500, 400, 70, 30, 31, 200_000, 6_000_000,
-        11_000_000, 1.25e12, 365_000_000, 50_000_000, "ab12", 1234.5,
-    )  # fmt: skip
+        "a_2024",
+        "/tiles/a_2024",
+        2024,
+        *UTM,
+        500,
+        400,
+        70,
+        30,
+        31,
+        200_000,
+        6_000_000,
+        11_000_000,
+        1.25e12,
+        365_000_000,
+        50_000_000,
+        "ab12",
+        1234.5,
+    )
     other = PlanRow("b", "s3://b", None, None, None, 5, 4, 7, 3, 0, 20, 8, 5, 1e6, 9, 5, "cd")
     options = {"model": "v2-nano", "workers": 4, "dims": None, "open": {"year": None}}
     path = scratch / "plan.parquet"
@@ -186,8 +209,16 @@ def plan_file(scratch: Path) -> Format:
         while True:  # not every value can be put into a table
             try:
                 return make(rng)
-            except (ValueError, TypeError, AttributeError, LookupError, RecursionError,
-                    OverflowError, NotImplementedError, pyarrow.ArrowException):  # fmt: skip
+            except (
+                ValueError,
+                TypeError,
+                AttributeError,
+                LookupError,
+                RecursionError,
+                OverflowError,
+                NotImplementedError,
+                pyarrow.ArrowException,
+            ):
                 continue
 
     def read(mutant: bytes) -> None:
@@ -279,6 +310,15 @@ def manifest(scratch: Path) -> Format:
 
 FORMATS = {
     f.__name__: f
-    for f in (npy, roi_tiff, zarr_v3, zarr_v2, zarr_consolidated, plan_file, polygon,
-              config, manifest)
-}  # fmt: skip
+    for f in (
+        npy,
+        roi_tiff,
+        zarr_v3,
+        zarr_v2,
+        zarr_consolidated,
+        plan_file,
+        polygon,
+        config,
+        manifest,
+    )
+}

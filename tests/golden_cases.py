@@ -31,17 +31,27 @@ MODELS: dict[str, ModelSpec] = {  # golden file -> model
         "v2-nano", name="v2-qknorm", d_model=48, num_layers=3, ff_dim=80, qk_norm=True
     ),
     "v2_teacher_mini": variant(
-        "v2-teacher", name="v2-teacher-mini", d_model=96, num_layers=2, ff_dim=200,
-        out_dim=64, saved_dim=64,
+        "v2-teacher",
+        name="v2-teacher-mini",
+        d_model=96,
+        num_layers=2,
+        ff_dim=200,
+        out_dim=64,
+        saved_dim=64,
     ),
     "v1_1_mpc": released("v1.1-mpc"),
     "v1_1_mini_aws": variant(
-        "v1.1-aws", name="v1.1-mini-aws", d_model=64, ff_dim=96, out_dim=16, saved_dim=16,
+        "v1.1-aws",
+        name="v1.1-mini-aws",
+        d_model=64,
+        ff_dim=96,
+        out_dim=16,
+        saved_dim=16,
         statistics=STATISTICS["v1.1-aws"],
     ),
     "v1_0_qat": released("v1.0-qat"),
     "v1_0_early": released("v1.0"),
-}  # fmt: skip
+}
 REAL_CROPS = {"flanders_8x8": ("flanders_2018", 8), "treesat_6x6": ("abies_2020", 6)}
 MODEL_INPUT = "model_input"  # v1.0: 40 standardised dates per stream, nothing left to draw
 
@@ -157,8 +167,15 @@ def _real_tile(folder: Path, size: int) -> dict[str, np.ndarray]:
     if not folder.is_dir():
         pytest.skip(f"real data: {folder} is absent")
     arrays = {}
-    for name in ("bands", "masks", "doys", "sar_ascending", "sar_ascending_doy",
-                 "sar_descending", "sar_descending_doy"):  # fmt: skip
+    for name in (
+        "bands",
+        "masks",
+        "doys",
+        "sar_ascending",
+        "sar_ascending_doy",
+        "sar_descending",
+        "sar_descending_doy",
+    ):
         path = folder / f"{name}.npy"
         if path.exists():
             array = np.load(path, mmap_mode="r")

@@ -51,8 +51,10 @@ def install() -> None:
     def create_fp_to_fp(self: Any, source: Any, to: Any, rounding: Any) -> Any:
         pair = (source.dtype.scalar, to.scalar)
         if pair in (
-            (tl.bfloat16, tl.float32), (tl.float32, tl.bfloat16), (tl.float32, tl.float8e4nv),
-        ):  # fmt: skip
+            (tl.bfloat16, tl.float32),
+            (tl.float32, tl.bfloat16),
+            (tl.float32, tl.float8e4nv),
+        ):
             return cast_impl(self, source, to)
         return plain_convert(self, source, to, rounding)
 

@@ -11,27 +11,43 @@ from tessera_fast.weights.untrained import untrained
 
 MINI = {
     "v2": variant(
-        "v2-nano", name="v2-custom", d_model=48, num_layers=2, ff_dim=40, out_dim=24,
-        saved_dim=24, matryoshka=(8, 24),
+        "v2-nano",
+        name="v2-custom",
+        d_model=48,
+        num_layers=2,
+        ff_dim=40,
+        out_dim=24,
+        saved_dim=24,
+        matryoshka=(8, 24),
     ),
     "v2-qk": variant(
         "v2-nano", name="v2-custom", d_model=48, num_layers=3, ff_dim=80, qk_norm=True
     ),
     "v2-teacher": variant(
-        "v2-teacher", name="v2-teacher-custom", d_model=96, num_layers=2, ff_dim=200,
-        out_dim=64, saved_dim=64,
+        "v2-teacher",
+        name="v2-teacher-custom",
+        d_model=96,
+        num_layers=2,
+        ff_dim=200,
+        out_dim=64,
+        saved_dim=64,
     ),
     "v1.1": variant(
         "v1.1-aws", name="v1.1-aws-custom", d_model=64, ff_dim=96, out_dim=16, saved_dim=16
     ),
     "v1.0-qat": variant(
-        "v1.0-qat", name="v1.0-qat-custom", d_model=32, num_layers=2, ff_dim=24, out_dim=8,
+        "v1.0-qat",
+        name="v1.0-qat-custom",
+        d_model=32,
+        num_layers=2,
+        ff_dim=24,
+        out_dim=8,
         saved_dim=8,
     ),
     "v1.0": variant(
         "v1.0", name="v1.0-custom", d_model=32, num_layers=3, ff_dim=24, out_dim=8, saved_dim=8
     ),
-}  # fmt: skip
+}
 
 
 def arrays(spec: ModelSpec, seed: int = 3) -> dict[str, np.ndarray]:
@@ -45,16 +61,21 @@ def payload(spec: ModelSpec, tensors: dict[str, Any]) -> dict[str, Any]:
         name: torch.from_numpy(t) if isinstance(t, np.ndarray) else t for name, t in tensors.items()
     }
     sizes = {
-        "repr_dim": spec.out_dim, "latent_dim": spec.d_model // 4, "num_layers": spec.num_layers,
-        "nhead": spec.num_heads, "dim_feedforward": spec.ff_dim,
-    }  # fmt: skip
+        "repr_dim": spec.out_dim,
+        "latent_dim": spec.d_model // 4,
+        "num_layers": spec.num_layers,
+        "nhead": spec.num_heads,
+        "dim_feedforward": spec.ff_dim,
+    }
     if spec.fusion_layers:
         return {"encoder_state_dict": state, "arch": {**sizes, "final_layernorm": True}}
     if spec.sampling == "v2":
         args = {
-            **sizes, "max_seq_len": 256, "enable_qk_norm": spec.qk_norm,
+            **sizes,
+            "max_seq_len": 256,
+            "enable_qk_norm": spec.qk_norm,
             "matryoshka_dims": ",".join(map(str, spec.matryoshka)),
-        }  # fmt: skip
+        }
         return {"model": state, "args": args}
     wrapped = {f"_orig_mod.{name}": t for name, t in state.items()}
     wrapped["_orig_mod.projector.net.0.weight"] = torch.ones(3, 2)
@@ -64,12 +85,17 @@ def payload(spec: ModelSpec, tensors: dict[str, Any]) -> dict[str, Any]:
     if spec.sampling == "v1.0":
         return {**outer, "model_state_dict": wrapped}
     config = {
-        "latent_dim": spec.d_model // 4, "representation_dim": spec.out_dim,
-        "data_source": spec.name.split("-")[1], "s2_num_heads": spec.num_heads,
-        "s1_num_heads": spec.num_heads, "s2_num_layers": spec.num_layers,
-        "s1_num_layers": spec.num_layers, "s2_dim_feedforward": spec.ff_dim,
-        "s1_dim_feedforward": spec.ff_dim, "num_obs_checkpoints": [8, 16],
-    }  # fmt: skip
+        "latent_dim": spec.d_model // 4,
+        "representation_dim": spec.out_dim,
+        "data_source": spec.name.split("-")[1],
+        "s2_num_heads": spec.num_heads,
+        "s1_num_heads": spec.num_heads,
+        "s2_num_layers": spec.num_layers,
+        "s1_num_layers": spec.num_layers,
+        "s2_dim_feedforward": spec.ff_dim,
+        "s1_dim_feedforward": spec.ff_dim,
+        "num_obs_checkpoints": [8, 16],
+    }
     return {**outer, "model_state": wrapped, "config": config}
 
 

@@ -15,8 +15,10 @@ AS_THEY_ARE = {"Cast", "QuantizeLinear", "DequantizeLinear", "Scan"}  # runtimes
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function with float32 arithmetic and the original's roundings."""
     inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
-    types = {v.name: v.type.tensor_type.elem_type
-             for v in (*inferred.input, *inferred.value_info, *inferred.output)}  # fmt: skip
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
     types |= {t.name: t.data_type for t in model.graph.initializer}
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -21,8 +21,9 @@ def graphs(
 ) -> dict[str, onnx.ModelProto]:
     """The three graphs of a model."""
     tensors = weights.tensors
-    made = {s: network.encoder(weights.spec, tensors, s, form, ranges=ranges)
-            for s in network.STREAMS}  # fmt: skip
+    made = {
+        s: network.encoder(weights.spec, tensors, s, form, ranges=ranges) for s in network.STREAMS
+    }
     return {**made, "head": network.head(weights.spec, tensors, form)}
 
 
@@ -68,8 +69,10 @@ class OnnxModel:
                 out[first:last] = run.run(["pooled"], feeds.slots(tokens, first, last))[0]
             return out
         zeros = {"bands": (1, 1, tokens.bands.shape[1]), "doy": (1, 1), "orbit": (1, 1)}
-        nothing = {i.name: np.zeros(zeros[i.name], np.float32 if i.name == "bands" else np.int32)
-                   for i in run.get_inputs()}  # fmt: skip
+        nothing = {
+            i.name: np.zeros(zeros[i.name], np.float32 if i.name == "bands" else np.int32)
+            for i in run.get_inputs()
+        }
         out[:] = run.run(["pooled"], nothing)[0]
         for pixels, inputs in feeds.bins(self.spec, tokens, lambda length: SLOTS // length):
             out[pixels] = run.run(["pooled"], inputs)[0]

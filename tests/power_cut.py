@@ -17,8 +17,15 @@ from pathlib import Path
 from tessera_fast.store import disk
 
 OPERATIONS = (
-    "write", "rename", "link", "make_folder", "remove", "remove_tree", "sync_file", "sync_folder",
-)  # fmt: skip
+    "write",
+    "rename",
+    "link",
+    "make_folder",
+    "remove",
+    "remove_tree",
+    "sync_file",
+    "sync_folder",
+)
 Entry = tuple[int, str]  # folder and name
 Tree = dict[str, bytes | None]  # path -> content, None for a folder
 

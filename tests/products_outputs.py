@@ -30,8 +30,11 @@ def ring(x0, y0, x1, y1):
 
 def rectangle(x0, y0, x1, y1, crs="EPSG:32631"):
     """A GeoJSON polygon with the member that names its CRS."""
-    return {"type": "Polygon", "coordinates": [ring(x0, y0, x1, y1)],
-            "crs": {"type": "name", "properties": {"name": crs}}}  # fmt: skip
+    return {
+        "type": "Polygon",
+        "coordinates": [ring(x0, y0, x1, y1)],
+        "crs": {"type": "name", "properties": {"name": crs}},
+    }
 
 
 def lonlat(polygon, source=32631):

@@ -33,7 +33,8 @@ def write_region(
                 arrays |= {name: orbit.bands, f"{name}_doy": orbit.doys}
             tile = open_tile(
                 {name: np.ascontiguousarray(values) for name, values in arrays.items()},
-                crs=land.crs, transform=(a, 0, x0 + a * columns.start, 0, e, y0 + e * rows.start),
-            )  # fmt: skip
+                crs=land.crs,
+                transform=(a, 0, x0 + a * columns.start, 0, e, y0 + e * rows.start),
+            )
             written.append(write_tile(tile, folder / f"t{i}{j}_{year}"))
     return written

@@ -50,11 +50,15 @@ def load(model: int = 0, tensors: Any = "as they are", **changes: Any) -> Any:
 def tokens(**changes: Any) -> SimpleNamespace:
     """Two pixels of two tokens each."""
     right = {
-        "bands": np.ones((4, 10), np.uint16), "doy": np.ones(4, np.uint16),
-        "orbit": np.zeros(4, np.uint8), "multiplicity": np.ones(4, np.uint16),
-        "offsets": np.int64([0, 2, 4]), "steps": np.int32([0, 1, 0, 1]),
-        "step_offsets": np.int64([0, 2, 4]), "standardized": False,
-    }  # fmt: skip
+        "bands": np.ones((4, 10), np.uint16),
+        "doy": np.ones(4, np.uint16),
+        "orbit": np.zeros(4, np.uint8),
+        "multiplicity": np.ones(4, np.uint16),
+        "offsets": np.int64([0, 2, 4]),
+        "steps": np.int32([0, 1, 0, 1]),
+        "step_offsets": np.int64([0, 2, 4]),
+        "standardized": False,
+    }
     return SimpleNamespace(**right | changes)
 
 
@@ -78,13 +82,29 @@ def tensors_that_are_no_arrays() -> None:
 
 
 for _name, _value in (
-    ("num_heads", 0), ("num_heads", -1), ("num_heads", 3), ("num_heads", 2**31), ("d_model", 0),
-    ("d_model", -16), ("d_model", 2**30), ("num_layers", 0), ("num_layers", -1), ("ff_dim", 0),
-    ("ff_dim", 2**31 - 1), ("out_dim", 0), ("out_dim", -(2**31)), ("empty_steps", 0),
-    ("empty_steps", -1), ("empty_steps", 2**31 - 1), ("fusion_layers", -1), ("num_heads", None),
-    ("s2_mean", None), ("s2_mean", np.zeros((2, 0), np.float32)), ("pooling", "mean"),
+    ("num_heads", 0),
+    ("num_heads", -1),
+    ("num_heads", 3),
+    ("num_heads", 2**31),
+    ("d_model", 0),
+    ("d_model", -16),
+    ("d_model", 2**30),
+    ("num_layers", 0),
+    ("num_layers", -1),
+    ("ff_dim", 0),
+    ("ff_dim", 2**31 - 1),
+    ("out_dim", 0),
+    ("out_dim", -(2**31)),
+    ("empty_steps", 0),
+    ("empty_steps", -1),
+    ("empty_steps", 2**31 - 1),
+    ("fusion_layers", -1),
+    ("num_heads", None),
+    ("s2_mean", None),
+    ("s2_mean", np.zeros((2, 0), np.float32)),
+    ("pooling", "mean"),
     ("layer_prefix", 3),
-):  # fmt: skip
+):
     CASES[f"config {_name} {str(_value)[:12]}"] = lambda n=_name, v=_value: load(**{n: v})
 
 
@@ -108,15 +128,26 @@ def an_encoder_that_is_copied() -> None:
 # ---- tokens
 
 for _name, _value in (
-    ("step_offsets", np.int64([0, 2**40, 4])), ("step_offsets", np.int64([0, -(2**40), 4])),
-    ("step_offsets", np.int64([2**40, 2**40, 4])), ("step_offsets", np.int64([0, 2, -1])),
-    ("step_offsets", np.int64([0, 2, 2**40])), ("step_offsets", np.int64([-4, 0, 4])),
-    ("offsets", np.int64([0, 2**40, 4])), ("offsets", np.int64([0, -(2**40), 4])),
-    ("steps", None), ("steps", np.int32([0, 1, 0, 2])), ("steps", np.int32([0, -1, 0, 1])),
-    ("doy", np.uint16([1, 1, 1, 367])), ("orbit", np.uint8([0, 0, 0, 2])), ("doy", None),
-    ("multiplicity", np.uint16([1, 1, 0, 1])), ("bands", None), ("standardized", "x"),
-    ("standardized", True), ("bands", np.ones((4, 20), np.uint16)[:, ::2]),
-):  # fmt: skip
+    ("step_offsets", np.int64([0, 2**40, 4])),
+    ("step_offsets", np.int64([0, -(2**40), 4])),
+    ("step_offsets", np.int64([2**40, 2**40, 4])),
+    ("step_offsets", np.int64([0, 2, -1])),
+    ("step_offsets", np.int64([0, 2, 2**40])),
+    ("step_offsets", np.int64([-4, 0, 4])),
+    ("offsets", np.int64([0, 2**40, 4])),
+    ("offsets", np.int64([0, -(2**40), 4])),
+    ("steps", None),
+    ("steps", np.int32([0, 1, 0, 2])),
+    ("steps", np.int32([0, -1, 0, 1])),
+    ("doy", np.uint16([1, 1, 1, 367])),
+    ("orbit", np.uint8([0, 0, 0, 2])),
+    ("doy", None),
+    ("multiplicity", np.uint16([1, 1, 0, 1])),
+    ("bands", None),
+    ("standardized", "x"),
+    ("standardized", True),
+    ("bands", np.ones((4, 20), np.uint16)[:, ::2]),
+):
     _key = f"tokens {_name} {' '.join(str(_value).split())[:40]}"
     CASES[_key] = lambda n=_name, v=_value: encode(**{n: v})
 for _threads in (0, -1, 4097, 2**40):
@@ -214,17 +245,25 @@ def packed(threads: Any = 1, row0: int = 0, orbits: Any = (), dates: int = 2, **
 
 _SAR = (np.ones((2, 2, 2, 2), np.int16), np.ones((2, 2, 2), np.int32))
 for _key, _changes in {
-    "0 threads": {"threads": 0}, "4097 threads": {"threads": 4097}, "row -1": {"row0": -1},
-    "the last row": {"row0": 2**63 - 1}, "two of a tuple": {"cut": 2},
-    "an orbit of two": {"orbits": [_SAR]}, "orbit 2": {"orbits": [(*_SAR, 2)]},
-    "orbit None": {"orbits": [(*_SAR, None)]}, "three orbits": {"orbits": [(*_SAR, 0)] * 3},
-    "no orbit": {"orbits": [None]}, "no bands": {"bands": None}, "no days": {"days": None},
-    "a mask of text": {"mask": "x"}, "65,536 dates": {"dates": 65_536},
+    "0 threads": {"threads": 0},
+    "4097 threads": {"threads": 4097},
+    "row -1": {"row0": -1},
+    "the last row": {"row0": 2**63 - 1},
+    "two of a tuple": {"cut": 2},
+    "an orbit of two": {"orbits": [_SAR]},
+    "orbit 2": {"orbits": [(*_SAR, 2)]},
+    "orbit None": {"orbits": [(*_SAR, None)]},
+    "three orbits": {"orbits": [(*_SAR, 0)] * 3},
+    "no orbit": {"orbits": [None]},
+    "no bands": {"bands": None},
+    "no days": {"days": None},
+    "a mask of text": {"mask": "x"},
+    "65,536 dates": {"dates": 65_536},
     "2^40 dates": {"bands": np.broadcast_to(np.ones((1, 2, 2, 10), np.uint16), (2**40, 2, 2, 10))},
     "misaligned bands": {
         "bands": np.frombuffer(bytearray(161), np.uint16, 80, 1).reshape(2, 2, 2, 10)
     },
-}.items():  # fmt: skip
+}.items():
     CASES[f"pack {_key}"] = lambda c=_changes: packed(**c)
 
 
@@ -235,8 +274,11 @@ def child(*arguments: object) -> str:
     path = os.pathsep.join([str(PACKAGE), str(Path(__file__).parent)])
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=120,
+    )
     assert done.returncode == 0, (
         f"exit {done.returncode}: {done.stdout[-200:]}{done.stderr[-2000:]}"
     )
@@ -268,8 +310,9 @@ def test_tokens_that_are_made_on_access():
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_hostile_arguments(seed):
-    returned, raised = map(int, child(Path(__file__).with_name("binding_fuzz.py"), seed,
-                                      FUZZ_SECONDS).split())  # fmt: skip
+    returned, raised = map(
+        int, child(Path(__file__).with_name("binding_fuzz.py"), seed, FUZZ_SECONDS).split()
+    )
     assert returned > 0 and raised > 0
 
 

@@ -41,8 +41,11 @@ def survives(*arguments: object) -> tuple[int, int]:
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
     returned, refused = map(int, done.stdout.split())
     return returned, refused

@@ -116,12 +116,21 @@ def test_a_compound_key_is_not_hashed():
 def test_plain_data_of_a_training_run_is_ignored(tmp_path):
     torch = pytest.importorskip("torch")
     content = payload(SPEC, arrays(SPEC)) | {
-        "loss": np.float64(0.5), "steps": np.arange(3), "space": argparse.Namespace(lr=1e-3),
-        "folder": pathlib.PurePosixPath("/x"), "when": datetime.datetime(2025, 1, 1),
-        "sets": [{1, 2}, frozenset([3])], "bytes": b"ab", "big": 1 << 80, "none": None,
-        "dtype": torch.bfloat16, "device": torch.device("cpu"), "size": torch.Size([2]),
-        "ints": torch.arange(4), "parameter": torch.nn.Parameter(torch.ones(2)),
-    }  # fmt: skip
+        "loss": np.float64(0.5),
+        "steps": np.arange(3),
+        "space": argparse.Namespace(lr=1e-3),
+        "folder": pathlib.PurePosixPath("/x"),
+        "when": datetime.datetime(2025, 1, 1),
+        "sets": [{1, 2}, frozenset([3])],
+        "bytes": b"ab",
+        "big": 1 << 80,
+        "none": None,
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([2]),
+        "ints": torch.arange(4),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
     for protocol in (2, 4, 5):
         path = save(tmp_path / "run.pt", content, pickle_protocol=protocol)
         same(load_weights(path).tensors, arrays(SPEC))

@@ -363,9 +363,11 @@ def in_terminal(*arguments):
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tessera_fast", *map(str, arguments)], stdout=subprocess.DEVNULL,
-        stderr=writer, env=env,
-    )  # fmt: skip
+        [sys.executable, "-m", "tessera_fast", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=writer,
+        env=env,
+    )
     os.close(writer)
     seen = b""
     while True:

@@ -176,8 +176,15 @@ def test_equals_the_reference(spec, isa, force):
 
 
 def test_the_random_models_have_every_option():
-    for field, values in {"sampling": 3, "pooling": 3, "reducer": 2, "pre_norm": 2, "qk_norm": 2,
-                          "final_norm": 2, "dummy_orbit": 2}.items():  # fmt: skip
+    for field, values in {
+        "sampling": 3,
+        "pooling": 3,
+        "reducer": 2,
+        "pre_norm": 2,
+        "qk_norm": 2,
+        "final_norm": 2,
+        "dummy_orbit": 2,
+    }.items():
         assert len({getattr(spec, field) for spec in SPECS}) == values, field
     assert {1, 2, 4, 8} <= {spec.num_heads for spec in SPECS}
     assert {36, 110, 20, 14} <= {spec.head_dim for spec in SPECS}

@@ -222,8 +222,9 @@ def check_attention(isa, qkv, heads, multiplicity):
 
 @every_isa
 @pytest.mark.parametrize("T", DATES)
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 1), (3, 20), (4, 36), (2, 64), (2, 110),
-                                                 (1, 160), (8, 14)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("heads", "head_dim"), [(1, 1), (3, 20), (4, 36), (2, 64), (2, 110), (1, 160), (8, 14)]
+)
 def test_attention(isa, T, heads, head_dim):
     qkv, multiplicities = attention_input(T, heads, head_dim)
     for multiplicity in multiplicities:

@@ -35,13 +35,14 @@ def encoder(stem: str, isa: str, precision: str) -> Encoder:
 def by_model() -> list:
     """(stem, precision, isa), those of one model side by side: its weights are drawn once."""
     return [
-        pytest.param(stem, precision, *isa.values, marks=isa.marks,
-                     id=f"{stem}-{precision}-{isa.values[0]}")
+        pytest.param(
+            stem, precision, *isa.values, marks=isa.marks, id=f"{stem}-{precision}-{isa.values[0]}"
+        )
         for stem in MODELS
         for isa in ISAS
         for precision in PRECISIONS
         if isa.values[0] == BEST or MODELS[stem].d_model < 200
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("stem", "precision", "isa"), by_model())

@@ -116,14 +116,35 @@ def test_convert_to_int8(isa, K, nonnegative):
 # ---- linear
 
 
-def check_linear(isa, element, rng, M, K, N, *, bias=True, residual=False, relu=False,
-                 nonnegative=False, half=False):  # fmt: skip
+def check_linear(
+    isa,
+    element,
+    rng,
+    M,
+    K,
+    N,
+    *,
+    bias=True,
+    residual=False,
+    relu=False,
+    nonnegative=False,
+    half=False,
+):
     x, weight, b, r = normal(rng, M, K), normal(rng, N, K), normal(rng, N), normal(rng, M, N)
     if nonnegative:
         x = np.maximum(x, 0)
     out = FencedBf16(M, N) if half else Fenced(M, N, r if residual else None)
-    ops.linear(isa, placed(x), weight, b if bias else None, out.view if residual else None, relu,
-               out.view, element, nonnegative)  # fmt: skip
+    ops.linear(
+        isa,
+        placed(x),
+        weight,
+        b if bias else None,
+        out.view if residual else None,
+        relu,
+        out.view,
+        element,
+        nonnegative,
+    )
     if element == "bf16":
         x, weight = wide(bf16(x), bf16(weight))
     else:
@@ -164,8 +185,19 @@ def test_linear_options(isa, element, N):
         (1, 2, 5, 13, 25), (True, False), (True, False), (True, False)
     ):
         for half, residual in ((False, False), (False, True), (True, False)):
-            check_linear(isa, element, rng, M, 36, N, bias=bias, relu=relu, residual=residual,
-                         nonnegative=nonnegative, half=half)  # fmt: skip
+            check_linear(
+                isa,
+                element,
+                rng,
+                M,
+                36,
+                N,
+                bias=bias,
+                relu=relu,
+                residual=residual,
+                nonnegative=nonnegative,
+                half=half,
+            )
 
 
 @every_isa
@@ -215,15 +247,17 @@ def test_elements_are_refused_by_name():
 
 @every_isa
 @pytest.mark.parametrize("T", DATES)
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 1), (3, 5), (4, 36), (2, 64), (2, 110),
-                                                 (1, 160), (8, 14)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("heads", "head_dim"), [(1, 1), (3, 5), (4, 36), (2, 64), (2, 110), (1, 160), (8, 14)]
+)
 def test_bf16_attention(isa, T, heads, head_dim):
     qkv, multiplicities = attention_input(T, heads, head_dim)
     D = heads * head_dim
     for multiplicity in multiplicities:
         out = Fenced(T, D)
-        ops.attention(isa, placed(qkv), heads, np.log(multiplicity.astype(np.float32)), out.view,
-                      "bf16")  # fmt: skip
+        ops.attention(
+            isa, placed(qkv), heads, np.log(multiplicity.astype(np.float32)), out.view, "bf16"
+        )
         values = float(np.abs(qkv[:, 2 * D :]).max())
         assert_reduced_op(out.result(), attention(bf16(qkv), heads, multiplicity), values)
 

@@ -52,7 +52,8 @@ def machine(monkeypatch):
         pytest.param(OWN_V2 | v2("/jobs/mine", "25000 10000"), 3, id="v2, another period"),
         pytest.param(OWN_V2 | v2("/jobs/mine", "9900000 100000"), MACHINE, id="v2, affinity"),
         pytest.param(
-            OWN_V2 | v2("/jobs/mine", "800000 100000") | v2("/jobs", "400000 100000"), 4,
+            OWN_V2 | v2("/jobs/mine", "800000 100000") | v2("/jobs", "400000 100000"),
+            4,
             id="v2, a quota above",
         ),
         pytest.param(OWN_V2 | v2("/jobs/other", "100000 100000"), MACHINE, id="v2, another's"),
@@ -65,11 +66,12 @@ def machine(monkeypatch):
         pytest.param(OWN_V1 | v1("", 200_000, mount="cpu,cpuacct"), 2, id="v1 without links"),
         pytest.param(OWN_V1 | v1("/jobs/mine", 200_000, 0), MACHINE, id="v1, no period"),
         pytest.param(
-            {"proc/self/cgroup": "x\n0:\n4:cpu\n0::/../.."} | v2("", "1 " + "9" * 5000), MACHINE,
+            {"proc/self/cgroup": "x\n0:\n4:cpu\n0::/../.."} | v2("", "1 " + "9" * 5000),
+            MACHINE,
             id="damaged",
         ),
     ],
-)  # fmt: skip
+)
 def test_quotas_of_every_kind(files, expected, machine, tmp_path):
     assert available_cpus(tree(tmp_path, files)) == expected
 

@@ -104,8 +104,16 @@ def follower(tmp_path_factory, mini):
 def test_the_page_can_be_followed(follower):
     folder, said = follower
     made = {path.name for path in folder.iterdir()}
-    assert {"plan.parquet", "region.zarr", "region.zarr.state", "region.png", "farm.tif",
-            "like.tif", "check.zarr", "classes.tif"} <= made  # fmt: skip
+    assert {
+        "plan.parquet",
+        "region.zarr",
+        "region.zarr.state",
+        "region.png",
+        "farm.tif",
+        "like.tif",
+        "check.zarr",
+        "classes.tif",
+    } <= made
     assert len(list(folder.glob("tiles/area_2024_*"))) == 4 == len(list(folder.glob("maps/*.tiff")))
     assert "grid_3.02_50.82_2024.tiff" in {path.name for path in folder.glob("maps/*")}
     # nothing looked wrong in the tiles, else its sentence came first

@@ -74,8 +74,12 @@ def folder(tmp_path_factory):
 
 
 def test_the_lines_are_found():
-    assert set(BLOCKS) == {"README-values", "products-values", "region_to_map-values",
-                           "region_to_map-classes"}  # fmt: skip
+    assert set(BLOCKS) == {
+        "README-values",
+        "products-values",
+        "region_to_map-values",
+        "region_to_map-classes",
+    }
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -91,8 +95,11 @@ def test_far_tiles_are_read_in_bounded_memory(folder, name):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))\n"
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", limit + text],
-        cwd=folder, env={"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        env={"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) < MOST

@@ -260,6 +260,8 @@ def test_a_file_system_without_links_and_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.Locks, "take", lambda *_, **__: True)
     found = findings("output folder", tmp_path)
     assert states(found) == {
-        "write": doctor.OK, "rename": doctor.OK, "hard links": doctor.ABSENT,
+        "write": doctor.OK,
+        "rename": doctor.OK,
+        "hard links": doctor.ABSENT,
         "locks": doctor.ABSENT,
-    }  # fmt: skip
+    }

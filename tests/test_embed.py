@@ -75,9 +75,11 @@ def test_an_opened_tile_is_used_again(tile, model, values):
 def test_dataset_gives_a_data_array(data, model, values):
     xr = pytest.importorskip("xarray")
     dataset = stacked(data).assign_coords(
-        y=("y", 5e6 - 10.0 * np.arange(10)), x=("x", 5e5 + 10.0 * np.arange(8)),
-        spatial_ref=0, place=("y", np.arange(10)),
-    )  # fmt: skip
+        y=("y", 5e6 - 10.0 * np.arange(10)),
+        x=("x", 5e5 + 10.0 * np.arange(8)),
+        spatial_ref=0,
+        place=("y", np.arange(10)),
+    )
     dataset.spatial_ref.attrs["crs_wkt"] = "EPSG:32631"
     result = tf.embed(dataset, model)
     assert isinstance(result, xr.DataArray) and result.dims == ("y", "x", "band")
@@ -206,8 +208,12 @@ def test_missing_sentinel1(data, model):
 
 def test_a_loaded_model_goes_without_other_options(tile, model):
     options = {
-        "weights": "untrained", "backend": "cpu", "precision": "fp32", "device": "cpu", "threads": 1
-    }  # fmt: skip
+        "weights": "untrained",
+        "backend": "cpu",
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 1,
+    }
     for name, value in options.items():
         with pytest.raises(tf.InputError, match="a loaded model was given together with weights"):
             tf.embed(tile, model, **{name: value})
@@ -321,7 +327,10 @@ def test_import_is_light():
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env={"PYTHONPATH": str(PACKAGE), "PATH": str(Path(sys.executable).parent)},
-    )  # fmt: skip
+    )
     assert done.stdout == "[]\n"

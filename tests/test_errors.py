@@ -97,78 +97,117 @@ CLASSES = (
 # how the folder is broken, and what the message says: the file, expected, got, what to do
 CASES = {
     "bands missing": (
-        remove("bands"), [r"/farm_2024/bands\.npy: missing", r"needed: .*\(T, H, W, 10\)"]),
+        remove("bands"),
+        [r"/farm_2024/bands\.npy: missing", r"needed: .*\(T, H, W, 10\)"],
+    ),
     "masks missing": (remove("masks"), [r"/masks\.npy: missing", "1 = clear", "all-ones"]),
     "days missing": (remove("doys"), [r"/doys\.npy: missing", "days of year"]),
     "radar days missing": (
         remove("sar_ascending_doy"),
-        [r"/sar_ascending_doy\.npy: missing", r"sar_ascending\.npy is there", "give both"]),
+        [r"/sar_ascending_doy\.npy: missing", r"sar_ascending\.npy is there", "give both"],
+    ),
     "folder missing": (shutil.rmtree, [r"/farm_2024: expected a folder", "nothing there"]),
     "file for a folder": (replaced_by_file, [r"/farm_2024: expected a folder", "got a file"]),
     "bands truncated": (
-        cut("bands", 0.5), [r"/bands\.npy: expected a complete", r"got \d+ bytes", "again"]),
+        cut("bands", 0.5),
+        [r"/bands\.npy: expected a complete", r"got \d+ bytes", "again"],
+    ),
     "header truncated": (cut("masks", 0.001), [r"/masks\.npy: expected a complete", "again"]),
     "days truncated": (cut("doys", 0.9), [r"/doys\.npy: expected a complete", "again"]),
     "radar empty file": (
-        cut("sar_descending", 0), [r"/sar_descending\.npy: expected a complete", "got 0 bytes"]),
+        cut("sar_descending", 0),
+        [r"/sar_descending\.npy: expected a complete", "got 0 bytes"],
+    ),
     "masks of fewer dates": (
         edit("masks", lambda a: a[1:]),
-        [r"/masks\.npy: expected \(71, 12, 9\)", r"got \(70, 12, 9\)", "one mask per date"]),
+        [r"/masks\.npy: expected \(71, 12, 9\)", r"got \(70, 12, 9\)", "one mask per date"],
+    ),
     "days of fewer dates": (
-        edit("doys", lambda a: a[1:]), [r"/doys\.npy: expected \(71,\)", r"got \(70,\)"]),
+        edit("doys", lambda a: a[1:]),
+        [r"/doys\.npy: expected \(71,\)", r"got \(70,\)"],
+    ),
     "radar of other pixels": (
         edit("sar_ascending", lambda a: a[:, 1:]),
-        [r"/sar_ascending\.npy: expected \(\d+, 12, 9, 2\)", r"got \(\d+, 11, 9, 2\)", "crop or"]),
+        [r"/sar_ascending\.npy: expected \(\d+, 12, 9, 2\)", r"got \(\d+, 11, 9, 2\)", "crop or"],
+    ),
     "nine bands": (
         edit("bands", lambda a: a[..., :9]),
-        [r"/bands\.npy: expected \(T, H, W, 10\)", "got .*9\\)", "B04 B02 B03 B08 B8A B05"]),
+        [r"/bands\.npy: expected \(T, H, W, 10\)", "got .*9\\)", "B04 B02 B03 B08 B8A B05"],
+    ),
     "georeference of other pixels": (
         edit("bands", lambda a: a[:, :, 1:]),
-        [r"/roi\.tiff: expected \(12, 8\)", r"got \(12, 9\)", "other pixels"]),
+        [r"/roi\.tiff: expected \(12, 8\)", r"got \(12, 9\)", "other pixels"],
+    ),
     "mask of a class": (put("masks", 7, 3, ROW, COLUMN), [r"/farm_2024, masks: ", CLASSES]),
     "wide mask of a class": (
-        put("masks", 7, 3, ROW, COLUMN, dtype=np.int64), [r"/farm_2024/masks\.npy: ", CLASSES]),
+        put("masks", 7, 3, ROW, COLUMN, dtype=np.int64),
+        [r"/farm_2024/masks\.npy: ", CLASSES],
+    ),
     "day 0": (put("doys", 0, 2), [r"/doys\.npy: expected .*1\.\.366", "got 0 at index 2", "drop"]),
     "day 367": (
-        put("sar_descending_doy", 367, 0), [r"/sar_descending_doy\.npy: .*1\.\.366", "got 367"]),
+        put("sar_descending_doy", 367, 0),
+        [r"/sar_descending_doy\.npy: .*1\.\.366", "got 367"],
+    ),
     "day of a fraction": (put("doys", 12.5, 2, dtype=np.float64), ["whole days", r"got 12\.5"]),
     "day without a number": (put("doys", np.nan, 2, dtype=np.float64), [r"/doys\.npy", "got nan"]),
     "days as text": (
-        edit("doys", lambda a: a.astype(str)), [r"/doys\.npy: expected integers", "got <U"]),
+        edit("doys", lambda a: a.astype(str)),
+        [r"/doys\.npy: expected integers", "got <U"],
+    ),
     "NaN in a clear date": (
         lambda folder: (
             put("masks", 1, 3, ROW, COLUMN)(folder),
-            put("bands", np.nan, 3, ROW, COLUMN, 6, dtype=np.float32)(folder)),
-        [r"/farm_2024, Sentinel-2 bands: expected finite", "got NaN", "date 3, row 11, column 4",
-         "band 6", "mask to 0"]),
+            put("bands", np.nan, 3, ROW, COLUMN, 6, dtype=np.float32)(folder),
+        ),
+        [
+            r"/farm_2024, Sentinel-2 bands: expected finite",
+            "got NaN",
+            "date 3, row 11, column 4",
+            "band 6",
+            "mask to 0",
+        ],
+    ),
     "infinity in radar": (
-        lambda folder: [
-            edit(f"sar_{orbit}", lambda a: a.astype(np.float32))(folder)
-            for orbit in ("ascending", "descending")
-        ] and put("sar_descending", np.inf, 3, ROW, COLUMN, 1)(folder),
-        [r"/farm_2024, Sentinel-1 bands: expected finite", "got NaN or inf", "row 11", "write 0"]),
+        lambda folder: (
+            [
+                edit(f"sar_{orbit}", lambda a: a.astype(np.float32))(folder)
+                for orbit in ("ascending", "descending")
+            ]
+            and put("sar_descending", np.inf, 3, ROW, COLUMN, 1)(folder)
+        ),
+        [r"/farm_2024, Sentinel-1 bands: expected finite", "got NaN or inf", "row 11", "write 0"],
+    ),
     "no Sentinel-1": (
         no_sentinel1,
-        [r"sar_ascending\.npy, sar_descending\.npy: expected at least one", "--allow-missing-s1"]),
+        [r"sar_ascending\.npy, sar_descending\.npy: expected at least one", "--allow-missing-s1"],
+    ),
     "bands float64": (
         edit("bands", lambda a: a.astype(np.float64)),
-        [r"/bands\.npy: expected uint16, int16, float32", "got float64", "cast"]),
+        [r"/bands\.npy: expected uint16, int16, float32", "got float64", "cast"],
+    ),
     "bands pickled": (
         edit("bands", lambda a: a[:1, :1, :1].astype(object)),
-        [r"/bands\.npy: expected .* plain numbers", "cannot be read"]),
+        [r"/bands\.npy: expected .* plain numbers", "cannot be read"],
+    ),
     "masks float": (
         edit("masks", lambda a: a.astype(np.float32)),
-        [r"/masks\.npy: expected uint8, bool", "got float32", "astype"]),
+        [r"/masks\.npy: expected uint8, bool", "got float32", "astype"],
+    ),
     "radar int32": (
         edit("sar_ascending", lambda a: a.astype(np.int32)),
-        [r"/sar_ascending\.npy: expected", "got int32", "cast"]),
+        [r"/sar_ascending\.npy: expected", "got int32", "cast"],
+    ),
     "no rows": (edit("bands", lambda a: a[:, :0]), [r"/bands\.npy: expected at least one", "0"]),
     "no dates": (edit("bands", lambda a: a[:0]), [r"/bands\.npy: expected at least one date"]),
     "65,536 dates": (
-        too_many_dates, [r"/bands\.npy: expected at most 65535 dates", "got 65536", "drop"]),
+        too_many_dates,
+        [r"/bands\.npy: expected at most 65535 dates", "got 65536", "drop"],
+    ),
     "65,536 radar dates": (
-        too_many_radar_dates, [r"sar_ascending\.npy and .* at most 65535 dates", "got 65536"]),
-}  # fmt: skip
+        too_many_radar_dates,
+        [r"sar_ascending\.npy and .* at most 65535 dates", "got 65536"],
+    ),
+}
 IN_THE_PIXELS = ("mask of a class", "wide mask of a class", "NaN in a clear", "infinity in radar")
 
 
@@ -199,8 +238,9 @@ def test_bad_folder(case, farm, mini, run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for name in SUFFIXES:
-        result = run("embed", farm, "-o", out / name, "--model", mini, "--threads", 1,
-                     "--memory", memory)  # fmt: skip
+        result = run(
+            "embed", farm, "-o", out / name, "--model", mini, "--threads", 1, "--memory", memory
+        )
         assert result.code == 1
         assert result.err.strip().splitlines()[-1] == f"tessera-fast: {caught.value}"
         assert "Traceback" not in result.err
@@ -214,15 +254,26 @@ def test_errors_in_the_pixels_come_after_work_was_spooled(farm, mini, run, tmp_p
     written = []
     write_rows = SpooledTile.write_rows
     monkeypatch.setattr(
-        SpooledTile, "write_rows", lambda self, start, *a: (written.append(start),
-                                                           write_rows(self, start, *a))
-    )  # fmt: skip
+        SpooledTile,
+        "write_rows",
+        lambda self, start, *a: (written.append(start), write_rows(self, start, *a)),
+    )
     memory = memory_for(farm, mini, 5)
     for case in (c for c in CASES if c.startswith(IN_THE_PIXELS)):
         folder = shutil.copytree(farm, tmp_path / case.replace(" ", "_") / farm.name)
         CASES[case][0](folder)
-        result = run("embed", folder, "-o", tmp_path / "x", "--model", mini, "--threads", 1,
-                     "--memory", memory)  # fmt: skip
+        result = run(
+            "embed",
+            folder,
+            "-o",
+            tmp_path / "x",
+            "--model",
+            mini,
+            "--threads",
+            1,
+            "--memory",
+            memory,
+        )
         assert result.code == 1
         assert len(written) >= 2, case
         assert not (tmp_path / "x").exists()
@@ -237,9 +288,12 @@ def test_dataset_or_dict_without_sentinel1():
         window.s2_bands, dims=("time", "y", "x", "band"), coords={"band": list(S2_BANDS)}
     )
     dataset = xr.Dataset(
-        {"bands": bands, "masks": (("time", "y", "x"), window.s2_masks),
-         "doys": ("time", window.s2_doys)}
-    )  # fmt: skip
+        {
+            "bands": bands,
+            "masks": (("time", "y", "x"), window.s2_masks),
+            "doys": ("time", window.s2_doys),
+        }
+    )
     for source in (arrays, dataset):
         with pytest.raises(tf.InputError, match=r"at least one Sentinel-1 .*allow_missing_s1"):
             tf.embed(source, "v2-nano", weights="untrained")

@@ -70,9 +70,10 @@ def test_two_processes_with_all_tiles(tiles, mini, tmp_path, expected, options):
 def test_ray(tiles, mini, tmp_path, expected):
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'tessera_fast[ray]'")
     text = finish(
-        command(tiles, tmp_path / "x.zarr", mini, "--ray", "2", "--ray-resources",
-                '{"num_cpus": 0.5}')
-    )  # fmt: skip
+        command(
+            tiles, tmp_path / "x.zarr", mini, "--ray", "2", "--ray-resources", '{"num_cpus": 0.5}'
+        )
+    )
     assert "9 of 9 tiles embedded" in text
     assert listing(tmp_path) == expected
 
@@ -120,9 +121,16 @@ def test_nothing_but_bad_tiles_is_a_failure(bad, mini, run, tmp_path):
     assert not (tmp_path / "out").exists()
     gone = tmp_path / "gone"
     result = run(
-        "embed", gone, bad / "t00_2024", "-o", tmp_path / "out", "--model", mini, "--on-error",
+        "embed",
+        gone,
+        bad / "t00_2024",
+        "-o",
+        tmp_path / "out",
+        "--model",
+        mini,
+        "--on-error",
         "skip",
-    )  # fmt: skip
+    )
     assert result.code == 3 and "gone: failed: " in result.err
 
 
@@ -156,8 +164,11 @@ def test_a_tile_that_kills_its_worker(death, tiles, mini, tmp_path):
     assert f"tile {fatal}: its worker ended with {cause}" in done.stderr
     assert len(list(out.glob("*.npy"))) == 8
     assert {p.name for p in (out / ".tessera_fast").iterdir()} == {
-        "done", "identity.json", "lock", "provenance.json"
-    }  # fmt: skip
+        "done",
+        "identity.json",
+        "lock",
+        "provenance.json",
+    }
 
 
 @pytest.mark.parametrize(("name", "size"), [("x.zarr", "500k"), ("x.zarr", "300k"), ("x", "300k")])
@@ -245,8 +256,11 @@ def test_wrong_arguments(arguments, message, tiles, mini, tmp_path):
 
 
 def test_other_processes_need_paths(tiles, mini, tmp_path):
-    arrays = {"bands": np.ones((1, 2, 2, 10), np.uint16), "masks": np.ones((1, 2, 2), np.uint8),
-              "doys": np.ones(1, np.int32)}  # fmt: skip
+    arrays = {
+        "bands": np.ones((1, 2, 2, 10), np.uint16),
+        "masks": np.ones((1, 2, 2), np.uint8),
+        "doys": np.ones(1, np.int32),
+    }
     with pytest.raises(tf.InputError, match="give a path or URL, not a dict"):
         tf.embed_tiles([arrays], tmp_path / "out", mini, executor="local", allow_missing_s1=True)
     with (

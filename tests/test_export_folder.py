@@ -32,8 +32,10 @@ def embed(path, s2, s1):
     """The embeddings of packed tokens through the files alone, as the manifest names them."""
     graphs = manifest_of(path)["graphs"]
     run = {part: runtime.session(path / graph["file"]) for part, graph in graphs.items()}
-    pooled = {s: run[f"{s}_encoder"].run(None, feeds.slots(t, 0, t.pixels))[0]
-              for s, t in (("s2", s2), ("s1", s1))}  # fmt: skip
+    pooled = {
+        s: run[f"{s}_encoder"].run(None, feeds.slots(t, 0, t.pixels))[0]
+        for s, t in (("s2", s2), ("s1", s1))
+    }
     return run["head"].run(None, pooled)[0]
 
 
@@ -44,8 +46,11 @@ def test_the_manifest_describes_the_files(layout, tmp_path):
     manifest = manifest_of(path)
     assert manifest["model"] == "v2-nano" and manifest["trained"] is False
     assert manifest["form"] == {
-        "precision": "fp16", "layout": layout, "int8_output": False, "dims": 64
-    }  # fmt: skip
+        "precision": "fp16",
+        "layout": layout,
+        "int8_output": False,
+        "dims": 64,
+    }
     assert manifest["s2_bands"] == list(S2_BANDS)
     assert manifest["spec"] == json.loads(json.dumps(released("v2-nano").to_json()))
     for graph in manifest["graphs"].values():
@@ -194,8 +199,19 @@ def test_slots_want_raw_integers():
 def test_export_on_the_command_line(run, tmp_path):
     tile = write_tile(synthetic_tile(8, 8), tmp_path / "farm_2024")
     out = tmp_path / "x"
-    done = run("export", "v2-nano", "--weights", "untrained", "--precision", "int8",
-               "--int8-output", "--calibrate", tile, "-o", out)  # fmt: skip
+    done = run(
+        "export",
+        "v2-nano",
+        "--weights",
+        "untrained",
+        "--precision",
+        "int8",
+        "--int8-output",
+        "--calibrate",
+        tile,
+        "-o",
+        out,
+    )
     assert done.code == 0 and {p.name for p in out.iterdir()} == FILES
     assert "head.onnx" in done.out and "exported in" in done.out
     assert manifest_of(out)["form"]["int8_output"] is True
@@ -207,8 +223,9 @@ def test_export_on_the_command_line(run, tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"{SHARED / 'data'} is absent")
 def test_a_tile_of_the_disk_calibrates(tmp_path):
-    path = tf.export(**NANO, out=tmp_path / "x", precision="fp8",
-                     calibration=SHARED / "data" / "flanders_2018")  # fmt: skip
+    path = tf.export(
+        **NANO, out=tmp_path / "x", precision="fp8", calibration=SHARED / "data" / "flanders_2018"
+    )
     recorded = manifest_of(path)["calibration"]
     assert recorded["source"] == "flanders_2018"
     assert (

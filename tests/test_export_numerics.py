@@ -82,15 +82,20 @@ def golden(stem: str, model: OnnxModel) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(got), np.concatenate(expected)
 
 
-FORMS = [*(Form("fp32", layout) for layout in LAYOUTS),
-         *(Form(precision, "dense") for precision in PRECISIONS[1:])]  # fmt: skip
+FORMS = [
+    *(Form("fp32", layout) for layout in LAYOUTS),
+    *(Form(precision, "dense") for precision in PRECISIONS[1:]),
+]
 
 
 @pytest.mark.parametrize(
     ("stem", "form"),
-    [pytest.param(stem, form, id=f"{stem}-{form.precision}-{form.layout}")
-     for stem in MODELS for form in FORMS],
-)  # fmt: skip
+    [
+        pytest.param(stem, form, id=f"{stem}-{form.precision}-{form.layout}")
+        for stem in MODELS
+        for form in FORMS
+    ],
+)
 def test_golden(stem, form):
     """fp32 is the official output, the other precisions keep their gates."""
     model = OnnxModel(tensors_of(stem), form, ranges_of(stem, form))

@@ -47,7 +47,8 @@ OWN_V1 = {"proc/self/cgroup": "4:cpu,cpuacct:/\n3:memory:/jobs/mine\n0::/"}
         pytest.param(OWN_V2 | v2("/jobs/mine", 3 * GIB, 3 * GIB, GIB), GIB, id="v2, cached files"),
         pytest.param(OWN_V2 | v2("/jobs/mine", "max", GIB, 0, 4 * GIB), 3 * GIB, id="v2, high"),
         pytest.param(
-            OWN_V2 | v2("/jobs/mine", 9 * GIB, GIB) | v2("/jobs", 6 * GIB, 5 * GIB), GIB,
+            OWN_V2 | v2("/jobs/mine", 9 * GIB, GIB) | v2("/jobs", 6 * GIB, 5 * GIB),
+            GIB,
             id="v2, a limit above",
         ),
         pytest.param({"proc/self/cgroup": "0::/"} | v2("", 2 * GIB, GIB), GIB, id="v2, container"),
@@ -57,7 +58,7 @@ OWN_V1 = {"proc/self/cgroup": "4:cpu,cpuacct:/\n3:memory:/jobs/mine\n0::/"}
         pytest.param(OWN_V1 | v1("/jobs/mine", 3 * GIB, 2 * GIB, GIB), 2 * GIB, id="v1"),
         pytest.param(OWN_V1 | v1("", 3 * GIB, 2 * GIB), GIB, id="v1, seen from a container"),
     ],
-)  # fmt: skip
+)
 def test_the_least_of_machine_and_groups(files, expected, tmp_path):
     assert available_bytes(tree(tmp_path, MACHINE | files)) == expected
 

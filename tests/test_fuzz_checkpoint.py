@@ -20,10 +20,27 @@ from official_checkpoints import arrays
 from tessera_fast.spec import variant
 from tessera_fast.weights import load_weights, save_safetensors, untrained_weights
 
-SPEC = variant("v2-nano", name="v2-custom", d_model=4, num_layers=1, num_heads=2, ff_dim=4,
-               out_dim=4, saved_dim=4, matryoshka=(2, 4))  # fmt: skip
-ARGS = {"repr_dim": 4, "latent_dim": 1, "num_layers": 1, "nhead": 2, "dim_feedforward": 4,
-        "max_seq_len": 256, "matryoshka_dims": "2,4", "enable_qk_norm": False}  # fmt: skip
+SPEC = variant(
+    "v2-nano",
+    name="v2-custom",
+    d_model=4,
+    num_layers=1,
+    num_heads=2,
+    ff_dim=4,
+    out_dim=4,
+    saved_dim=4,
+    matryoshka=(2, 4),
+)
+ARGS = {
+    "repr_dim": 4,
+    "latent_dim": 1,
+    "num_layers": 1,
+    "nhead": 2,
+    "dim_feedforward": 4,
+    "max_seq_len": 256,
+    "matryoshka_dims": "2,4",
+    "enable_qk_norm": False,
+}
 TENSORS = arrays(SPEC)
 STATE = {name: by_hand.tensor(str(i), t.shape) for i, (name, t) in enumerate(TENSORS.items())}
 STORAGES = {str(i): t.tobytes() for i, t in enumerate(TENSORS.values())}
@@ -47,10 +64,16 @@ def opcodes(code):
 OFFICIAL = opcodes(WHOLE)
 # instructions of every kind: what other pickles have, and every opcode with an argument of zeros
 _OTHERS = {
-    "set": {1, 2}, "frozen": frozenset([3]), "bytes": b"ab", "array": bytearray(3), "big": 1 << 300,
-    "small": [-1, 1.5, None, True], "space": argparse.Namespace(a=1), "day": datetime.date.min,
+    "set": {1, 2},
+    "frozen": frozenset([3]),
+    "bytes": b"ab",
+    "array": bytearray(3),
+    "big": 1 << 300,
+    "small": [-1, 1.5, None, True],
+    "space": argparse.Namespace(a=1),
+    "day": datetime.date.min,
     "nested": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {"": {}}),
-}  # fmt: skip
+}
 CORPUS = sorted(
     {piece for protocol in range(6) for piece in opcodes(pickle.dumps(_OTHERS, protocol))}
     | {op.code.encode("latin-1") + bytes(8) for op in pickletools.opcodes}
@@ -58,10 +81,19 @@ CORPUS = sorted(
     | {by_hand.pickled(text) for text in ("\ud800", "../x", "x" * 5000, "storage", "state_dict")}
     | {by_hand.pickled(n) for n in (0, 1, -1, 2**31 - 1, 2**63 - 1, 2**63, 10**400)}
     | {b"X\xff\xff\xff\x7f", b"B\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8b\xff\xff\xff\x7f"}
-    | {b"ctorch\nSize\n", b"cbuiltins\nset\n", b"ccollections\nOrderedDict\n", b"cos\nsystem\n",
-       b"ctorch._utils\n_rebuild_parameter\n", b"cargparse\nNamespace\n", b"(" * 2000, b"]" * 2000,
-       b"q\x00h\x00h\x00\x86" * 60, b"h\x00h\x00\x93R"}
-)  # fmt: skip
+    | {
+        b"ctorch\nSize\n",
+        b"cbuiltins\nset\n",
+        b"ccollections\nOrderedDict\n",
+        b"cos\nsystem\n",
+        b"ctorch._utils\n_rebuild_parameter\n",
+        b"cargparse\nNamespace\n",
+        b"(" * 2000,
+        b"]" * 2000,
+        b"q\x00h\x00h\x00\x86" * 60,
+        b"h\x00h\x00\x93R",
+    }
+)
 
 
 def damaged_pickle(rng):
@@ -110,8 +142,13 @@ def _tensor(fields):
     """A tensor of damaged fields, or what else is there."""
     try:
         key, shape, strides, offset, kind = fields
-        return by_hand.tensor(key, shape, strides, offset, str(kind).replace("\n", "").encode(
-            "ascii", "replace").decode())  # fmt: skip
+        return by_hand.tensor(
+            key,
+            shape,
+            strides,
+            offset,
+            str(kind).replace("\n", "").encode("ascii", "replace").decode(),
+        )
     except (ValueError, TypeError):
         return fields
 

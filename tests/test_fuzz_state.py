@@ -82,13 +82,21 @@ def read_all(path):
 
 # What is damaged, by a pattern below the folder that holds output and state.
 FILES = {
-    "store": ["x.zarr.state/done/*.json", "x.zarr.state/shards/*.json",
-              "x.zarr.state/identity.json", "x.zarr.state/commit/*/*.json"],
-    "folder": ["x/.tessera_fast/done/*.json", "x/.tessera_fast/provenance.json",
-               "x/.tessera_fast/identity.json", "x/.tessera_fast/commit/*/*.json"],
+    "store": [
+        "x.zarr.state/done/*.json",
+        "x.zarr.state/shards/*.json",
+        "x.zarr.state/identity.json",
+        "x.zarr.state/commit/*/*.json",
+    ],
+    "folder": [
+        "x/.tessera_fast/done/*.json",
+        "x/.tessera_fast/provenance.json",
+        "x/.tessera_fast/identity.json",
+        "x/.tessera_fast/commit/*/*.json",
+    ],
     "metadata": ["x.zarr/zarr.json", "x.zarr/utm31/zarr.json", "x.zarr/utm31/*/zarr.json"],
     "values": ["x/*.npy", "x.zarr/utm31/*/c/**/0"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # of zarr, about what is damaged

@@ -19,9 +19,14 @@ from tessera_fast.store.base import Provenance, TileKey
 from tessera_fast.store.output import open_output
 
 PROVENANCE = Provenance(
-    model="v2-nano", weights_sha256="ab" * 32, weights_source="untrained:1", trained=False,
-    precision="fp32", dims=128, prefixes=(16, 32, 64),
-)  # fmt: skip
+    model="v2-nano",
+    weights_sha256="ab" * 32,
+    weights_source="untrained:1",
+    trained=False,
+    precision="fp32",
+    dims=128,
+    prefixes=(16, 32, 64),
+)
 NORTH = TileKey(
     "north", 300, 70, "n", 2020, "EPSG:32631", (10.0, 0.0, 501360.0, 0.0, -10.0, 5629680.0)
 )
@@ -130,9 +135,13 @@ def test_read_region_and_patch(store, key, depth):
 
 def test_teacher_width(tmp_path):
     provenance = Provenance(
-        model="v2-teacher", weights_sha256="cd" * 32, weights_source="x.pt", trained=True,
-        precision="fp32", dims=1024,
-    )  # fmt: skip
+        model="v2-teacher",
+        weights_sha256="cd" * 32,
+        weights_source="x.pt",
+        trained=True,
+        precision="fp32",
+        dims=1024,
+    )
     codes, scales, _ = written(tmp_path / "x.zarr", provenance)[NORTH]
     gt = GeoTesseraZarr(str(tmp_path / "x.zarr"))
     found = gt.sample_points(centres(NORTH, [20], [33]), 2020)

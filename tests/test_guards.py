@@ -41,8 +41,9 @@ def require(*tools: str) -> None:
 
 
 def output(*command: object) -> str:
-    return subprocess.run([str(c) for c in command], check=True, capture_output=True,
-                          text=True).stdout  # fmt: skip
+    return subprocess.run(
+        [str(c) for c in command], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def compiled(name: str, folder: Path) -> Path:
@@ -55,8 +56,18 @@ def compiled(name: str, folder: Path) -> Path:
     require("g++")
     built = folder / f"{name}.o"
     # -O1 inlines less than the build does: what could leak, leaks here too, and in 3 s, not 20
-    output("g++", "-std=c++17", "-fPIC", f"-I{REPOSITORY / 'csrc'}", *isa_targets()[name], "-O1",
-           "-c", REPOSITORY / "csrc" / "cpu" / "isa_target.cc", "-o", built)  # fmt: skip
+    output(
+        "g++",
+        "-std=c++17",
+        "-fPIC",
+        f"-I{REPOSITORY / 'csrc'}",
+        *isa_targets()[name],
+        "-O1",
+        "-c",
+        REPOSITORY / "csrc" / "cpu" / "isa_target.cc",
+        "-o",
+        built,
+    )
     return built
 
 
@@ -114,8 +125,9 @@ def test_the_rest_of_the_library_has_no_wide_instructions():
 def run_python(code: str) -> str:
     path = os.pathsep.join([str(Path(tf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    )
     return done.stdout
 
 
@@ -144,11 +156,32 @@ def test_import_is_quick():
 
 # ---- tolerances are written in oracle.py alone
 
-TOLERANCE_ARGUMENTS = {"rtol", "atol", "rel", "abs", "decimal", "significant", "rel_tol", "abs_tol",
-                       "nulp", "maxulp", "delta", "places"}  # fmt: skip
-INEXACT = {"approx", "allclose", "isclose", "assert_allclose", "assert_almost_equal",
-           "assert_close", "assert_array_almost_equal", "assert_approx_equal",
-           "assert_array_max_ulp", "assert_array_almost_equal_nulp"}  # fmt: skip
+TOLERANCE_ARGUMENTS = {
+    "rtol",
+    "atol",
+    "rel",
+    "abs",
+    "decimal",
+    "significant",
+    "rel_tol",
+    "abs_tol",
+    "nulp",
+    "maxulp",
+    "delta",
+    "places",
+}
+INEXACT = {
+    "approx",
+    "allclose",
+    "isclose",
+    "assert_allclose",
+    "assert_almost_equal",
+    "assert_close",
+    "assert_array_almost_equal",
+    "assert_approx_equal",
+    "assert_array_max_ulp",
+    "assert_array_almost_equal_nulp",
+}
 TOLERANCE_NAME = re.compile(r"(^|_)(a|r|abs|rel)?tol(erance)?s?(_|$)", re.IGNORECASE)
 # the oracle's ops against torch's: torch's own defaults for the dtype, written nowhere
 DEFAULTS_OF_TORCH = {"test_reference_ops.py", "test_reference.py"}
@@ -223,10 +256,15 @@ def test_the_tolerance_guard_leaves(text):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in SOURCES if p.parts[len(REPOSITORY.parts)] in ("tests", "bench")
-     and p.suffix == ".py" and p.name != "oracle.py"],
+    [
+        p
+        for p in SOURCES
+        if p.parts[len(REPOSITORY.parts)] in ("tests", "bench")
+        and p.suffix == ".py"
+        and p.name != "oracle.py"
+    ],
     ids=name_of,
-)  # fmt: skip
+)
 def test_no_tolerance_outside_the_oracle(path):
     inexact = INEXACT - {"assert_close"} if path.name in DEFAULTS_OF_TORCH else INEXACT
     found = tolerances(path.read_text(), inexact)

@@ -161,8 +161,12 @@ def test_back_ends_do_not_import_each_other():
 
 def test_native_code_is_behind_packing_the_cpu_back_end_and_the_model():
     assert importers("_cpu") == {
-        "packing", "backends.cpu", "model.model", "diagnostics.profile", "diagnostics.info",
-    }  # fmt: skip
+        "packing",
+        "backends.cpu",
+        "model.model",
+        "diagnostics.profile",
+        "diagnostics.info",
+    }
 
 
 # ---- names
@@ -212,8 +216,10 @@ def test_no_private_name_is_taken_from_another_file(module):
 
 TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-    cwd=REPOSITORY, capture_output=True, text=True,
-).stdout.split()  # fmt: skip
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+).stdout.split()
 NAMED = re.compile(
     r"(?<![\w*{<>/.-])(?:[\w.-]+/)*[A-Za-z_][\w-]+\.(?:py|cc|cu|cuh|h|md)\b(?![*{(])"
 )
@@ -253,10 +259,20 @@ PAGES = [
     REPOSITORY / file
     for file in TRACKED
     if Path(file).suffix in (".py", ".cc", ".cu", ".cuh", ".h", ".md")
-    and Path(file).parts[0] in ("python", "csrc", "kernels", "tests", "bench", "docs", "README.md",
-                                "CONTRIBUTING.md", "CHANGELOG.md")
+    and Path(file).parts[0]
+    in (
+        "python",
+        "csrc",
+        "kernels",
+        "tests",
+        "bench",
+        "docs",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    )
     and (REPOSITORY / file).exists()
-]  # fmt: skip
+]
 
 
 @pytest.mark.skipif(not TRACKED, reason="this is no checkout of git")

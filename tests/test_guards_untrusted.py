@@ -9,19 +9,38 @@ PACKAGE = Path(__file__).resolve().parents[1] / "python" / "tessera_fast"
 
 # Calls that parse bytes without limits, or run what they find.
 PARSERS = {
-    "json.load", "json.loads", "np.load", "numpy.load", "np.fromfile", "ast.literal_eval",
-    "literal_eval", "eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler",
-    "marshal.loads", "shelve.open", "torch.load", "tomllib.load", "tomllib.loads", "tomli.loads",
-    "np.lib.format.read_magic", "np.lib.format.read_array", "np.lib.format.read_array_header_1_0",
-    "np.lib.format.read_array_header_2_0", "np.lib.format.open_memmap",
-}  # fmt: skip
+    "json.load",
+    "json.loads",
+    "np.load",
+    "numpy.load",
+    "np.fromfile",
+    "ast.literal_eval",
+    "literal_eval",
+    "eval",
+    "exec",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "marshal.loads",
+    "shelve.open",
+    "torch.load",
+    "tomllib.load",
+    "tomllib.loads",
+    "tomli.loads",
+    "np.lib.format.read_magic",
+    "np.lib.format.read_array",
+    "np.lib.format.read_array_header_1_0",
+    "np.lib.format.read_array_header_2_0",
+    "np.lib.format.open_memmap",
+}
 # What hands out the text or bytes of a file without a limit.
 UNBOUNDED = {"read_text", "read_bytes"}
 
 # file -> (calls that it may make, why)
 ALLOWED: dict[str, tuple[set[str], str]] = {
     "untrusted/readers.py": (
-        {"json.loads", "ast.literal_eval", "tomllib.loads"}, "the one place that parses",
+        {"json.loads", "ast.literal_eval", "tomllib.loads"},
+        "the one place that parses",
     ),
     "diagnostics/doctor.py": ({"read_bytes"}, "one byte of its own"),
     "diagnostics/selftest.py": ({"json.loads", "read_text"}, "a file of the package itself"),
@@ -30,7 +49,7 @@ ALLOWED: dict[str, tuple[set[str], str]] = {
     "store/locks.py": ({"read_text", "read_bytes"}, "the kernel's own files"),
     "machine/energy.py": ({"read_text"}, "the kernel's own files"),
     "jobs/executors/domains.py": ({"read_text"}, "the kernel's own files"),
-}  # fmt: skip
+}
 
 
 def dotted(node: ast.expr) -> str:

@@ -146,10 +146,13 @@ TENSORS = {
 }
 ONES = np.ones(48, "f4")
 STORAGES = {
-    "a": ONES.tobytes(), "one": b"\0\0\x80\x3f", "half": b"\0\x3c", "wide": bytes(4800),
+    "a": ONES.tobytes(),
+    "one": b"\0\0\x80\x3f",
+    "half": b"\0\x3c",
+    "wide": bytes(4800),
     "nan": np.where(np.arange(48) == 7, np.nan, ONES).astype("f4").tobytes(),
     "inf": (ONES.astype("f8") * 1e300).tobytes(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TENSORS)
@@ -167,8 +170,10 @@ def test_tied_and_interleaved_tensors_load(tmp_path):
     np.testing.assert_array_equal(loaded[QUERY], arrays(SPEC)[OTHER_QUERY])
 
     both = np.stack([arrays(SPEC)[QUERY][0], arrays(SPEC)[OTHER_QUERY][0]], axis=1)
-    columns = {name: by_hand.tensor("both", ROW, (96, 2), offset)
-               for offset, name in enumerate((QUERY, OTHER_QUERY))}  # fmt: skip
+    columns = {
+        name: by_hand.tensor("both", ROW, (96, 2), offset)
+        for offset, name in enumerate((QUERY, OTHER_QUERY))
+    }
     path.write_bytes(with_tensors(columns, {"both": both.tobytes()}))
     for name in columns:
         np.testing.assert_array_equal(load_weights(path).tensors[name], arrays(SPEC)[name])
@@ -192,8 +197,16 @@ def test_one_storage_for_many_layers_is_read_once(tmp_path):
     layers = 350
     wide = dict(arrays(SPEC))
     one = {k: v for k, v in wide.items() if ".layers.0." in k}
-    big = {k: (512, 48) if "linear1.weight" in k else (48, 512) if "linear2.weight" in k else
-           (512,) if "linear1.bias" in k else v.shape for k, v in one.items()}  # fmt: skip
+    big = {
+        k: (512, 48)
+        if "linear1.weight" in k
+        else (48, 512)
+        if "linear2.weight" in k
+        else (512,)
+        if "linear1.bias" in k
+        else v.shape
+        for k, v in one.items()
+    }
     state = {k: by_hand.tensor(k, v.shape) for k, v in wide.items() if ".layers." not in k}
     for name, shape in big.items():
         for layer in range(layers):

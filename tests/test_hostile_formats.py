@@ -59,16 +59,24 @@ ARCHIVES = {
     "a directory elsewhere": (zipped(end_record(offset=0)), "damaged directory"),
     "cut": (zipped(lambda data: data[:-1]), "not a whole zip"),
     "longer": (zipped(lambda data: data + b"x"), "bytes follow its end"),
-    "two names of an entry": (zipped(lambda d: d.replace(b"m/data.pkl", b"n/data.pkl", 1)),
-                              "has another name where its values are"),
-    "a far entry": (zipped(lambda d: d.replace(bytes(4) + b"m/", b"\xff" * 3 + b"\x7fm/")),
-                    "is damaged"),
-    "a size in no extra field": (zipped(lambda d: d.replace(b"\2\0\0\0", b"\xff" * 4)),
-                                 "damaged extra field"),
+    "two names of an entry": (
+        zipped(lambda d: d.replace(b"m/data.pkl", b"n/data.pkl", 1)),
+        "has another name where its values are",
+    ),
+    "a far entry": (
+        zipped(lambda d: d.replace(bytes(4) + b"m/", b"\xff" * 3 + b"\x7fm/")),
+        "is damaged",
+    ),
+    "a size in no extra field": (
+        zipped(lambda d: d.replace(b"\2\0\0\0", b"\xff" * 4)),
+        "damaged extra field",
+    ),
     "a large entry": (zipped(lambda d: d.replace(b"\2\0\0\0", b"\2\0\0\x7f")), "is truncated"),
-    "deflated": (zipped(lambda d: d.replace(struct.pack("<3H", 20, 0, 0), b"\x14\0\0\0\x08\0")),
-                 "is compressed or encrypted"),
-}  # fmt: skip
+    "deflated": (
+        zipped(lambda d: d.replace(struct.pack("<3H", 20, 0, 0), b"\x14\0\0\0\x08\0")),
+        "is compressed or encrypted",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -84,8 +92,9 @@ def test_a_sound_archive_made_so(tmp_path):
 def test_millions_of_entries(tmp_path):
     """2,000,000 entries in the directory of 92 MB: what Python's reader turns into 1 GB."""
     entry = b"PK\1\2" + bytes(42)
-    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, *(2_000_000,) * 2,
-                         46 * 2_000_000, 4)  # fmt: skip
+    record = struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, *(2_000_000,) * 2, 46 * 2_000_000, 4
+    )
     start = 4 + 46 * 2_000_000
     data = b"PK\3\4" + entry * 2_000_000 + record + struct.pack("<4sLQL", b"PK\6\7", 0, start, 1)
     data += b"PK\5\6" + struct.pack("<4H2LH", 0, 0, *(0xFFFF,) * 2, *(0xFFFFFFFF,) * 2, 0)
@@ -143,8 +152,10 @@ HEADERS = {
     "metadata of numbers": (metadata(a=1), "a: expected text, got 1"),
     "metadata that is a list": (lambda h: h | {"__metadata__": []}, "metadata__: expected an obj"),
     "no metadata of value": (lambda h: h | {"__metadata__": None}, "metadata__: expected an obj"),
-    "a seed that is none": (metadata(**{"tessera_fast.source": "untrained:" + "x" * MIB}),
-                            "source: expected untrained:<seed>"),
+    "a seed that is none": (
+        metadata(**{"tessera_fast.source": "untrained:" + "x" * MIB}),
+        "source: expected untrained:<seed>",
+    ),
     "a long name": (lambda h: h | {"x" * MIB: h[FIRST]}, "overlap those of another"),
     "deep": (lambda h: "[" * 200_000, "of something else|malformed"),
     "deep in an object": (lambda h: '{"a":' + "[" * 50_000, "nested too deeply"),
@@ -155,7 +166,7 @@ HEADERS = {
     "many numbers": (lambda h: '{"a":[' + "1," * 300_000 + "1]}", "more than 20000 tensors"),
     "a long spec": (metadata(**{"tessera_fast.spec": " " * MIB}), "1048576 bytes of JSON"),
     "not UTF-8": (lambda h: '{"\udcff":1}', "malformed"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HEADERS)

@@ -120,10 +120,14 @@ def client(tmp_path, endpoint, sha256, action="load", stall=60, **env):
     drop = ("HF_", "HUGGING", "TESSERA_")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     clean |= {
-        "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        "HF_HUB_DISABLE_XET": "1", **env,
-    }  # fmt: skip
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        **env,
+    }
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CLIENT, sha256, action, str(stall)],
         check=False,
@@ -190,9 +194,13 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(server, official, tmp_path
 
 def check_advice(error, sha256=hub.RELEASES["v2-nano"].sha256, where="not in the hub's cache"):
     for part in (
-        "v2-nano: ckpt/student_nano.pt of geotessera/TESSERA-V-2.0-2B-N", "4,288,221 bytes",
-        sha256, where, "TESSERA_FAST_WEIGHTS", "weights=",
-    ):  # fmt: skip
+        "v2-nano: ckpt/student_nano.pt of geotessera/TESSERA-V-2.0-2B-N",
+        "4,288,221 bytes",
+        sha256,
+        where,
+        "TESSERA_FAST_WEIGHTS",
+        "weights=",
+    ):
         assert part in error
 
 
@@ -228,8 +236,9 @@ def test_a_hub_that_stalls(server, official, tmp_path, how):
     else:
         server.stops_at = 1000
     start = time.monotonic()
-    error = client(tmp_path, server.endpoint, hub.RELEASES["v2-nano"].sha256, stall=2,
-                   HF_HUB_ETAG_TIMEOUT="2")["error"]  # fmt: skip
+    error = client(
+        tmp_path, server.endpoint, hub.RELEASES["v2-nano"].sha256, stall=2, HF_HUB_ETAG_TIMEOUT="2"
+    )["error"]
     check_advice(error)
     assert time.monotonic() - start < 20  # the client alone takes minutes
 

@@ -85,8 +85,9 @@ def permuted(observations: Observations, order: np.ndarray) -> Observations:
 
     orbits = tuple(replace(o, bands=move(o.bands)) for o in observations.orbits)
     masks = move(observations.s2_masks)
-    return replace(observations, s2_bands=move(observations.s2_bands), s2_masks=masks,
-                   orbits=orbits)  # fmt: skip
+    return replace(
+        observations, s2_bands=move(observations.s2_bands), s2_masks=masks, orbits=orbits
+    )
 
 
 @every_isa
@@ -214,9 +215,11 @@ def test_draws_depend_on_seed_row_and_column(base, isa, load):
     # the same series in every column: only the draw tells them apart
     repeated = np.broadcast_to(0, 6)
     twin = replace(
-        tile, s2_bands=tile.s2_bands[:, :, repeated], s2_masks=tile.s2_masks[:, :, repeated],
+        tile,
+        s2_bands=tile.s2_bands[:, :, repeated],
+        s2_masks=tile.s2_masks[:, :, repeated],
         orbits=tuple(replace(o, bands=o.bands[:, :, repeated]) for o in tile.orbits),
-    )  # fmt: skip
+    )
     columns = encode(model, twin)
     assert len(np.unique(columns[0], axis=0)) > 1
 

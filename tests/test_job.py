@@ -57,8 +57,9 @@ def test_dry_run(tiles, mini, run, tmp_path):
     assert result.code == 0
     assert "t00_2024" in result.out and "\nmemory" in result.out and "\ntime" in result.out
     assert list(tmp_path.iterdir()) == []
-    result = run("embed", tmp_path / "gone", tiles, "-o", tmp_path / "x", "--model", mini,
-                 "--dry-run")  # fmt: skip
+    result = run(
+        "embed", tmp_path / "gone", tiles, "-o", tmp_path / "x", "--model", mini, "--dry-run"
+    )
     assert result.code == 3 and "gone" in result.out
 
 
@@ -161,12 +162,21 @@ def test_progress_with_tiles_that_are_skipped_or_fail(executor, own, mini, tmp_p
     spoil(own / "t01_2024")
     seen = []
     result = tf.embed_tiles(
-        own, tmp_path / "x", mini, on_error="skip", memory=memory, threads=1, executor=executor,
+        own,
+        tmp_path / "x",
+        mini,
+        on_error="skip",
+        memory=memory,
+        threads=1,
+        executor=executor,
         progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     assert states(result) == {
-        "t00_2024": "skipped", "t01_2024": "failed", "t10_2024": "done", "t11_2024": "done",
-    }  # fmt: skip
+        "t00_2024": "skipped",
+        "t01_2024": "failed",
+        "t10_2024": "done",
+        "t11_2024": "done",
+    }
     shown = [done for done, _ in seen]
     assert {total for _, total in seen} == {4 * 16 * 16}
     assert shown == sorted(shown) and shown[-1] == 4 * 16 * 16
@@ -209,8 +219,10 @@ def test_a_tile_that_a_store_cannot_place_is_one_failure(mini, tmp_path):
     pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
     good = write_tile(whole(8, 8), tmp_path / "good_2024")
     odd = write_tile(whole(8, 8), tmp_path / "odd_2024")
-    tiles = [tf.open_tile(good, crs="EPSG:32631", transform=(10, 0, 500_000, 0, -10, 5_600_000)),
-             tf.open_tile(odd, crs="EPSG:3035", transform=(10, 0, 0, 0, -10, 0))]  # fmt: skip
+    tiles = [
+        tf.open_tile(good, crs="EPSG:32631", transform=(10, 0, 500_000, 0, -10, 5_600_000)),
+        tf.open_tile(odd, crs="EPSG:3035", transform=(10, 0, 0, 0, -10, 0)),
+    ]
     result = tf.embed_tiles(tiles, tmp_path / "x.zarr", mini, on_error="skip")
     assert (result.count("done"), result.count("failed")) == (1, 1)
     (error,) = [tile.error for tile in result.tiles if tile.error is not None]
@@ -252,13 +264,26 @@ def test_relative_paths(tiles, mini, run, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(mini.read_bytes())
     (tmp_path / "tiles").symlink_to(tiles)
     monkeypatch.chdir(tmp_path)
-    result = run("embed", "tiles", "-o", "out/x", "--model", "model.safetensors", "--workers", "1",
-                 "--report", "report.json")  # fmt: skip
+    result = run(
+        "embed",
+        "tiles",
+        "-o",
+        "out/x",
+        "--model",
+        "model.safetensors",
+        "--workers",
+        "1",
+        "--report",
+        "report.json",
+    )
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out" / "x").glob("*.npy"))) == 4
     assert {p.name for p in tmp_path.iterdir()} == {
-        "model.safetensors", "tiles", "out", "report.json",
-    }  # fmt: skip
+        "model.safetensors",
+        "tiles",
+        "out",
+        "report.json",
+    }
 
 
 def test_tiles_that_are_no_files(mini, tmp_path):
@@ -289,8 +314,17 @@ def test_tiles_that_are_no_files(mini, tmp_path):
 def test_two_jobs_with_different_models_at_once(tiles, mini, tmp_path):
     """The first to finish a tile has the output; the other ends with both sides of the story."""
     other = tmp_path / "other.safetensors"
-    spec = variant("v2-nano", name="v2-other", d_model=16, num_layers=1, num_heads=2, ff_dim=16,
-                   out_dim=32, saved_dim=32, matryoshka=(8, 16, 32))  # fmt: skip
+    spec = variant(
+        "v2-nano",
+        name="v2-other",
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        ff_dim=16,
+        out_dim=32,
+        saved_dim=32,
+        matryoshka=(8, 16, 32),
+    )
     save_safetensors(other, untrained_weights(spec, 7))
     both = [start(command(tiles, tmp_path / "o" / "x.zarr", model)) for model in (mini, other)]
     texts = [process.communicate(timeout=120)[0] for process in both]
@@ -332,9 +366,12 @@ def test_many_tiles_leave_no_files_open(mini, tmp_path):
     tile = write_tile(whole(32, 1), tmp_path / "land_2024")
     open_files = []
     tf.embed_tiles(
-        tile, tmp_path / "x", mini, window=2,
+        tile,
+        tmp_path / "x",
+        mini,
+        window=2,
         report=lambda _: open_files.append(len(list(files.iterdir()))),
-    )  # fmt: skip
+    )
     assert len(open_files) == 256
     # some are open for the next window: how many is chance, but not that a window leaves one
     assert max(open_files[128:]) < max(open_files[:32]) + 64

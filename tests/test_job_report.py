@@ -176,8 +176,9 @@ def test_an_error_of_the_report_does_not_hide_that_of_the_job(tiles, mini, tmp_p
     folder.unlink()
     folder.mkdir()
     with pytest.raises(tf.StoreError, match="could not be written"):  # and is told if it is alone
-        tf.embed_tiles(tiles / "t01_2024", tmp_path / "x", mini, report_file=folder / "r",
-                       started=spoil_report)  # fmt: skip
+        tf.embed_tiles(
+            tiles / "t01_2024", tmp_path / "x", mini, report_file=folder / "r", started=spoil_report
+        )
 
 
 def test_a_full_disk_keeps_the_report_of_before(tiles, mini, tmp_path, monkeypatch):
@@ -202,9 +203,12 @@ def test_a_signal(number, options, mini, tmp_path):
     write_region(tmp_path / "many", side=12, count=6)
     report, done = tmp_path / "report.json", tmp_path / "x" / ".tessera_fast" / "done"
     process = start(
-        ["env", "TESSERA_FAST_ISA=portable",
-         *command(tmp_path / "many", tmp_path / "x", mini, *options, "--report", str(report))]
-    )  # fmt: skip
+        [
+            "env",
+            "TESSERA_FAST_ISA=portable",
+            *command(tmp_path / "many", tmp_path / "x", mini, *options, "--report", str(report)),
+        ]
+    )
     deadline = time.monotonic() + 60
     while not list(done.glob("*")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -36,16 +36,30 @@ def tiles(tmp_path_factory):
 
 
 def command(tiles, out, model, *options):
-    return [sys.executable, "-m", "tessera_fast", "embed", str(tiles), "-o", str(out), "--model",
-            str(model), *options]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "tessera_fast",
+        "embed",
+        str(tiles),
+        "-o",
+        str(out),
+        "--model",
+        str(model),
+        *options,
+    ]
 
 
 def start(arguments):
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-    )  # fmt: skip
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
 
 
 def finish(arguments):

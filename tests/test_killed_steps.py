@@ -41,9 +41,11 @@ def test_disturbed(output, case, how, processes, steps, tmp_path):
     arguments = [tmp_path / "x", output, case, how, processes, first, steps + 40 * ALL, stride]
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, program, *map(str, arguments)], capture_output=True, text=True,
+        [sys.executable, program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     # the one beside it may have done all the work before
     assert processes == 2 or "disturbed 0 times" not in done.stdout

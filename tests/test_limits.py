@@ -29,9 +29,14 @@ def limited(limits, *arguments, code=None, stdout=subprocess.PIPE, env=None):
     command = ["-c", code] if code else ["-m", "tessera_fast", *map(str, arguments)]
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *command], env={**os.environ, "PYTHONPATH": path, **(env or {})},
-        stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=limit, timeout=120,
-    )  # fmt: skip
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+        timeout=120,
+    )
 
 
 def assert_done_or_said(done):
@@ -126,9 +131,11 @@ def test_stdout_on_a_full_disk():
 def test_a_closed_stdout():
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m tessera_fast info >&-"], stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path}, text=True,
-    )  # fmt: skip
+        ["sh", "-c", f"{sys.executable} -m tessera_fast info >&-"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -210,11 +217,22 @@ def test_extras_are_those_of_the_project():
 def test_no_other_reader_of_packages():
     """An ImportError is judged by packages.py; what else catches one knows why."""
     known = {
-        "packages.py", "__main__.py", "backends/cpu.py", "damage.py", "doctor.py", "info.py",
-        "backends/cuda/__init__.py", "backends/tensorrt/adapter.py", "store/locks.py",
-        "synthetic/tile.py", "tile/cube.py", "tile/georeference.py", "tile/remote.py",
-        "verification/comparison.py", "weights/hub.py",
-    }  # fmt: skip
+        "packages.py",
+        "__main__.py",
+        "backends/cpu.py",
+        "damage.py",
+        "doctor.py",
+        "info.py",
+        "backends/cuda/__init__.py",
+        "backends/tensorrt/adapter.py",
+        "store/locks.py",
+        "synthetic/tile.py",
+        "tile/cube.py",
+        "tile/georeference.py",
+        "tile/remote.py",
+        "verification/comparison.py",
+        "weights/hub.py",
+    }
     package = Path(packages.__file__).parent
     found = {
         str(path.relative_to(package))

@@ -53,9 +53,16 @@ def write_big_tile(folder: Path, height: int, width: int) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     spec = variant(
-        "v2-nano", name="v2-least", d_model=8, num_layers=1, num_heads=1, ff_dim=8, out_dim=8,
-        saved_dim=8, matryoshka=(),
-    )  # fmt: skip
+        "v2-nano",
+        name="v2-least",
+        d_model=8,
+        num_layers=1,
+        num_heads=1,
+        ff_dim=8,
+        out_dim=8,
+        saved_dim=8,
+        matryoshka=(),
+    )
     path = tmp_path_factory.mktemp("models") / "least.safetensors"
     save_safetensors(path, untrained_weights(spec))
     return path
@@ -90,13 +97,27 @@ MEASURE = textwrap.dedent("""
 
 def peak(folder: Path, model: Path, out: Path, memory: str, *options: str) -> int:
     """Peak resident bytes of embedding ``folder``."""
-    command = [sys.executable, "-c", MEASURE, "embed", folder, "-o", out, "--model", model,
-               "--memory", memory, *options]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        "embed",
+        folder,
+        "-o",
+        out,
+        "--model",
+        model,
+        "--memory",
+        memory,
+        *options,
+    ]
     path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True,
+        [str(c) for c in command],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.rpartition("peak ")[2])
 

@@ -44,9 +44,11 @@ def test_the_server_reads_models_and_their_ensemble(exported, tmp_path):
     s1 = found["tessera-v2-nano_s1"]
     assert s1.backend == "onnxruntime" and s1.HasField("dynamic_batching")
     assert tensors(s1.input) == {
-        "bands": ("TYPE_INT16", [-1, 2]), "doy": ("TYPE_UINT16", [-1]),
-        "orbit": ("TYPE_UINT8", [-1]), "multiplicity": ("TYPE_UINT16", [-1]),
-    }  # fmt: skip
+        "bands": ("TYPE_INT16", [-1, 2]),
+        "doy": ("TYPE_UINT16", [-1]),
+        "orbit": ("TYPE_UINT8", [-1]),
+        "multiplicity": ("TYPE_UINT16", [-1]),
+    }
     assert tensors(s1.output) == {"pooled": ("TYPE_FP32", [144])}
     head = found["tessera-v2-nano_head"]
     assert tensors(head.output) == {"codes": ("TYPE_INT8", [128]), "scales": ("TYPE_FP32", [1])}

@@ -162,8 +162,15 @@ def test_a_probe():
     rng = np.random.default_rng(0)
     labels = np.kron(np.arange(16).reshape(4, 4) % 2 + 1, np.ones((6, 6), np.int64))
     image = labels[..., None] + rng.normal(0, 0.3, (24, 24, 4))
-    report = tf.probe(image, labels, seeds=2, per_class=[2, 5], split="block", block=6,
-                      classes={1: "<wheat>", 2: "maize"})  # fmt: skip
+    report = tf.probe(
+        image,
+        labels,
+        seeds=2,
+        per_class=[2, 5],
+        split="block",
+        block=6,
+        classes={1: "<wheat>", 2: "maize"},
+    )
     cells = Cells(report._repr_html_())
     head, *rows = cells.rows
     assert head[:2] == ["labels a class", "features"] and set(report.metrics) == set(head[2:])
@@ -194,8 +201,9 @@ def waiting(**options):
 
 def test_a_line_after_the_first_step_and_then_every_few_seconds():
     now, said = [0.0], []
-    line = waiting(step=0, steps=100_000, say=lambda s: said.append((now[0], s)),
-                   clock=lambda: now[0])  # fmt: skip
+    line = waiting(
+        step=0, steps=100_000, say=lambda s: said.append((now[0], s)), clock=lambda: now[0]
+    )
     for step in range(1, 3000):
         now[0] += 2.0
         line.step(step, lambda: 0.5)

@@ -381,8 +381,10 @@ def test_a_script_with_only_the_import_changed(checkpoint, tmp_path):
         script.write_text(SCRIPT.format(imports=lines))
         done = subprocess.run(
             [sys.executable, str(script), str(checkpoint("v2_nano")), str(folder), str(out)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}, capture_output=True, text=True,
-        )  # fmt: skip
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         results[name] = np.load(out)
     ours = results["ours"]

@@ -69,9 +69,16 @@ def test_markers_of_a_removed_output_do_not_count(tmp_path, name):
 @pytest.mark.parametrize("name", ["x.zarr", "folder"])
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model", "v2-small"), ("weights_sha256", "cd" * 32), ("precision", "bf16"), ("dims", 16),
-     ("prefixes", (8,)), ("seed", 7), ("package_version", "9.0")],
-)  # fmt: skip
+    [
+        ("model", "v2-small"),
+        ("weights_sha256", "cd" * 32),
+        ("precision", "bf16"),
+        ("dims", 16),
+        ("prefixes", (8,)),
+        ("seed", 7),
+        ("package_version", "9.0"),
+    ],
+)
 def test_refuses_to_mix(tmp_path, name, field, value):
     path, key = tmp_path / name, tile()
     write(path, {key: fake(key)})
@@ -274,8 +281,10 @@ def test_folder_int8(tmp_path):
     codes, scales, counts = fake(key)
     write(tmp_path / "folder", {key: (codes, scales, counts)})
     assert sorted(p.name for p in (tmp_path / "folder").glob("*")) == [
-        ".tessera_fast", "a.npy", "a_scales.npy",
-    ]  # fmt: skip
+        ".tessera_fast",
+        "a.npy",
+        "a_scales.npy",
+    ]
     for file, expected in (("a.npy", codes), ("a_scales.npy", scales)):
         found = np.load(tmp_path / "folder" / file)
         assert found.dtype == expected.dtype

@@ -321,8 +321,11 @@ def test_an_empty_store_of_a_killed_process_stands_in_nobodys_way(tmp_path, monk
     write(tmp_path / "y.zarr", {key: fake(key)}, other)
     assert listing(path) == listing(tmp_path / "y.zarr")
     assert {p.name for p in (tmp_path / "x.zarr.state").iterdir()} == {
-        "done", "identity.json", "lock", "shards",
-    }  # fmt: skip
+        "done",
+        "identity.json",
+        "lock",
+        "shards",
+    }
 
 
 def test_a_store_that_lost_its_state_is_kept(tmp_path):

@@ -73,8 +73,15 @@ EMPTY = {
     "demo": lambda p: run_demo(""),
     "write_tile": lambda p: write_tile(synthetic_tile(8, 8), ""),
 }
-NEEDED = {"export": "onnx", "export, out": "onnx", "mosaic": "rasterio", "probe": "sklearn",
-          "stac_items": "pystac", "Plan.save": "pyarrow", "Plan.load": "pyarrow"}  # fmt: skip
+NEEDED = {
+    "export": "onnx",
+    "export, out": "onnx",
+    "mosaic": "rasterio",
+    "probe": "sklearn",
+    "stac_items": "pystac",
+    "Plan.save": "pyarrow",
+    "Plan.load": "pyarrow",
+}
 
 
 @pytest.mark.parametrize("case", EMPTY)
@@ -176,9 +183,14 @@ def test_bench_says_that_weights_are_untrained(farm, run):
 
 @pytest.mark.parametrize(
     ("memory", "shown"),
-    [("1KB", "1000 bytes"), ("1 KiB", "1024 bytes"), (1, "1 bytes"), ("1.5MiB", "1.5 MiB"),
-     (np.int64(3 << 20), "3 MiB")],
-)  # fmt: skip
+    [
+        ("1KB", "1000 bytes"),
+        ("1 KiB", "1024 bytes"),
+        (1, "1 bytes"),
+        ("1.5MiB", "1.5 MiB"),
+        (np.int64(3 << 20), "3 MiB"),
+    ],
+)
 def test_too_little_memory_is_shown_as_it_is(memory, shown, mini):
     """1KB was shown as 0 MiB."""
     tile = synthetic_tile(4, 6)
@@ -192,9 +204,26 @@ def test_too_little_memory_is_shown_as_it_is(memory, shown, mini):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "lots", "0", "0.4B", "-1GiB", "1 GiB 2", "9" * 400, "1" * 25 + "GB", "\u0661GiB", -1, 0,
-     True, None, float("nan"), float("inf"), 2**80, [1]],
-)  # fmt: skip
+    [
+        "",
+        "lots",
+        "0",
+        "0.4B",
+        "-1GiB",
+        "1 GiB 2",
+        "9" * 400,
+        "1" * 25 + "GB",
+        "\u0661GiB",
+        -1,
+        0,
+        True,
+        None,
+        float("nan"),
+        float("inf"),
+        2**80,
+        [1],
+    ],
+)
 def test_what_is_no_size(wrong):
     with pytest.raises(InputError, match="memory: expected a"):
         parse_bytes(wrong)

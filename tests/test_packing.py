@@ -121,9 +121,16 @@ def observed_dates(observations: Observations) -> np.ndarray:
 
 
 def random_window(
-    seed: int, shape=(3, 5), dates=(9, 6, 4), clear=0.6, s2_dtype=np.uint16, s1_dtype=np.int16,
-    per_pixel_days=False, masked=True, dummy=(),
-) -> Observations:  # fmt: skip
+    seed: int,
+    shape=(3, 5),
+    dates=(9, 6, 4),
+    clear=0.6,
+    s2_dtype=np.uint16,
+    s1_dtype=np.int16,
+    per_pixel_days=False,
+    masked=True,
+    dummy=(),
+) -> Observations:
     """Random series; ``dates`` of Sentinel-2, ascending, descending, None = no such orbit."""
     rng = np.random.default_rng(seed)
 
@@ -228,9 +235,12 @@ def laid_out(window: Observations, layout, **days) -> Observations:
     )
     doys = window.s2_doys
     return replace(
-        window, s2_bands=layout(window.s2_bands), s2_masks=layout(window.s2_masks), orbits=orbits,
+        window,
+        s2_bands=layout(window.s2_bands),
+        s2_masks=layout(window.s2_masks),
+        orbits=orbits,
         s2_doys=layout(doys) if doys.ndim == 3 else doys,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -239,8 +249,9 @@ def laid_out(window: Observations, layout, **days) -> Observations:
 def test_views_of_any_layout(name, layout, dtype):
     window = random_window(2, (5, 4), (12, 7, 3), s2_dtype=dtype, per_pixel_days=True)
     expected = naive.pack(window, SPECS[name], 4)
-    for got, want in zip(pack(laid_out(window, layout), SPECS[name], seed=4), expected,
-                         strict=False):  # fmt: skip
+    for got, want in zip(
+        pack(laid_out(window, layout), SPECS[name], seed=4), expected, strict=False
+    ):
         assert_same(got, want)
 
 
@@ -292,8 +303,10 @@ def test_bands_of_rows_are_the_rows_of_the_tile(name):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-@pytest.mark.parametrize("dates", [(5, None, None), (5, 3, None), (5, None, 3), (5, 0, 0),
-                                   (5, 0, 3), (5, 3, 0), (5, 0, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "dates",
+    [(5, None, None), (5, 3, None), (5, None, 3), (5, 0, 0), (5, 0, 3), (5, 3, 0), (5, 0, None)],
+)
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_orbits_that_are_absent_or_without_dates(name, dates, dtype):
     spec = SPECS[name]

@@ -156,9 +156,13 @@ def test_a_store_needs_a_place(tiles, tmp_path):
     with pytest.raises(InputError, match="CRS and transform and year"):
         plan(folder, out="x.zarr", calibrate=False)
     placed = plan(
-        folder, out="x.zarr", calibrate=False, year=2020, crs="EPSG:32631",
+        folder,
+        out="x.zarr",
+        calibrate=False,
+        year=2020,
+        crs="EPSG:32631",
         transform=(10, 0, 5e5, 0, -10, 5e6),
-    )  # fmt: skip
+    )
     assert (placed[0].year, placed[0].crs) == (2020, "EPSG:32631")
 
 
@@ -206,8 +210,9 @@ def test_time_is_measured_on_the_plans_tiles(tiles, mini):
 
 
 def test_of_a_huge_model_one_layer_is_timed(tiles, monkeypatch):
-    spec = variant("v2-teacher", d_model=32, num_layers=3, num_heads=2, ff_dim=48, out_dim=16,
-                   saved_dim=16)  # fmt: skip
+    spec = variant(
+        "v2-teacher", d_model=32, num_layers=3, num_heads=2, ff_dim=48, out_dim=16, saved_dim=16
+    )
     running = Plan("fp32", threads=1)
     window = tf.open_tile(tiles[0]).rows(0, 2)
     for most, layers in ((10**6, (3, 2)), (0, (1, 1))):

@@ -11,9 +11,25 @@ from tessera_fast.planning.rows import Calibration, Failure, PlanRow
 from tessera_fast.planning.table import Plan, count, duration, size
 
 ROW = PlanRow(
-    "a_2024", "/tiles/a_2024", 2024, "EPSG:32631", (10.0, 0.0, 5e5, 0.0, -10.0, 5e6), 500, 400,
-    70, 30, 31, 200_000, 6_000_000, 11_000_000, 1.25e12, 365_000_000, 50_000_000, "ab12", 1234.5,
-)  # fmt: skip
+    "a_2024",
+    "/tiles/a_2024",
+    2024,
+    "EPSG:32631",
+    (10.0, 0.0, 5e5, 0.0, -10.0, 5e6),
+    500,
+    400,
+    70,
+    30,
+    31,
+    200_000,
+    6_000_000,
+    11_000_000,
+    1.25e12,
+    365_000_000,
+    50_000_000,
+    "ab12",
+    1234.5,
+)
 BARE = PlanRow(
     "b", "s3://tiles/b", None, None, None, 5, 4, 7, 3, 0, 20, 80, 55, 1.5e6, 9_000, 5_000, "cd34"
 )
@@ -99,20 +115,36 @@ def test_the_summary_fits_and_counts():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.123, "0.12 s"), (5.04, "5 s"), (12.6, "13 s"), (59.7, "1 min"), (60, "1 min"),
-        (200, "3 min 20 s"), (3599.9, "1 h"), (3600, "1 h"), (18_600, "5 h 10 min"),
-        (86_390, "1 d"), (183_600, "2 d 3 h"),
+        (0.123, "0.12 s"),
+        (5.04, "5 s"),
+        (12.6, "13 s"),
+        (59.7, "1 min"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (3599.9, "1 h"),
+        (3600, "1 h"),
+        (18_600, "5 h 10 min"),
+        (86_390, "1 d"),
+        (183_600, "2 d 3 h"),
     ],
-)  # fmt: skip
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (999, "999"), (1000, "1 k"), (1234, "1.23 k"), (999_950, "1 M"),
-     (1.5e6, "1.5 M"), (123.4e9, "123 G"), (5.2e13, "52 T")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (1234, "1.23 k"),
+        (999_950, "1 M"),
+        (1.5e6, "1.5 M"),
+        (123.4e9, "123 G"),
+        (5.2e13, "52 T"),
+    ],
+)
 def test_counts(number, text):
     assert count(number) == text
 

@@ -169,15 +169,20 @@ def test_metrics_are_those_of_scikit_learn():
     matrix = metrics.confusion(truth, found, classes)
     assert np.array_equal(matrix, sk.confusion_matrix(truth, found, labels=classes))
     got = metrics.of_confusion(matrix)
-    expected = [sk.recall_score(truth, found, labels=classes[:3], average="macro"),
-                sk.accuracy_score(truth, found),
-                sk.f1_score(truth, found, labels=classes[:3], average="macro")]  # fmt: skip
+    expected = [
+        sk.recall_score(truth, found, labels=classes[:3], average="macro"),
+        sk.accuracy_score(truth, found),
+        sk.f1_score(truth, found, labels=classes[:3], average="macro"),
+    ]
     assert_op(np.array([got[m] for m in metrics.CLASSIFICATION]), np.array(expected))
     truth = RNG.uniform(0, 30, 400)
     found = truth + RNG.standard_normal(400)
     got = metrics.of_values(truth, found)
-    expected = [sk.r2_score(truth, found), sk.mean_squared_error(truth, found) ** 0.5,
-                sk.mean_absolute_error(truth, found)]  # fmt: skip
+    expected = [
+        sk.r2_score(truth, found),
+        sk.mean_squared_error(truth, found) ** 0.5,
+        sk.mean_absolute_error(truth, found),
+    ]
     assert_op(np.array([got[m] for m in metrics.REGRESSION]), np.array(expected))
 
 

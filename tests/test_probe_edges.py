@@ -199,8 +199,10 @@ def test_paths_of_a_config(tmp_path):
     assert found["tiles"] == [str(tmp_path / "tile_1"), str(tmp_path / "tile_2")]
     path.write_text('embeddings = "e"\ntiles = ["@list.txt", "s3://b/a_2024", "tile_2"]')
     assert read_config(path)["tiles"] == [
-        f"@{tmp_path / 'list.txt'}", "s3://b/a_2024", str(tmp_path / "tile_2")
-    ]  # fmt: skip
+        f"@{tmp_path / 'list.txt'}",
+        "s3://b/a_2024",
+        str(tmp_path / "tile_2"),
+    ]
 
 
 # ---- tiles as they were embedded

@@ -185,8 +185,15 @@ def test_what_a_raster_masks_is_no_label(tmp_path):
     image = placed("a")
     content = RNG.integers(0, 3, (8, 6)).astype(np.uint8)  # two columns are outside
     content[2] = 255
-    profile = {"driver": "GTiff", "height": 8, "width": 6, "count": 1, "dtype": "uint8",
-               "crs": image.crs, "transform": rasterio.Affine(*image.transform)}  # fmt: skip
+    profile = {
+        "driver": "GTiff",
+        "height": 8,
+        "width": 6,
+        "count": 1,
+        "dtype": "uint8",
+        "crs": image.crs,
+        "transform": rasterio.Affine(*image.transform),
+    }
     for nodata in (255, None):
         with rasterio.open(tmp_path / "l.tif", "w", nodata=nodata, **profile) as raster:
             raster.write(content, 1)

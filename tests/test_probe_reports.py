@@ -63,8 +63,15 @@ def test_every_kind_of_features_has_the_same_splits():
     """So the same features under another name have the same scores, and gain nothing."""
     labels, numbers = squares()
     features = field_marks(numbers)
-    report = tf.probe(features, labels, beside={"again": features.copy()}, per_class=(2, 4),
-                      seeds=3, extent="none", name="first")  # fmt: skip
+    report = tf.probe(
+        features,
+        labels,
+        beside={"again": features.copy()},
+        per_class=(2, 4),
+        seeds=3,
+        extent="none",
+        name="first",
+    )
     for count in (2, 4):
         for metric in report.metrics:
             assert report.against("again", count, metric) == (0, 0, 0)
@@ -78,8 +85,13 @@ def test_classes_are_named_joined_and_left_out():
     labels, _ = squares(24, classes=5)
     labels[0:4, 0:4] = 9  # one field
     features = np.random.default_rng(2).standard_normal((24, 24, 3)).astype(np.float32)
-    report = tf.probe(features, labels, classes={1: "", 2: "hay", 3: "hay", 4: "corn", 9: "alone"},
-                      per_class=(3,), seeds=2)  # fmt: skip
+    report = tf.probe(
+        features,
+        labels,
+        classes={1: "", 2: "hay", 3: "hay", 4: "corn", 9: "alone"},
+        per_class=(3,),
+        seeds=2,
+    )
     assert [(c.code, c.name) for c in report.classes] == [(2, "hay"), (4, "corn"), (5, "5")]
     assert [(c.code, c.name, c.pixels, c.groups) for c in report.left_out] == [(9, "alone", 16, 1)]
     assert report.pixels == np.isin(labels, (2, 3, 4, 5)).sum()
@@ -172,14 +184,28 @@ def test_labels_on_another_grid(crops, tmp_path):
     with rasterio.open(crops / "labels.tif") as raster:
         left, top = raster.transform.c, raster.transform.f
     coarse = np.arange(1, 1 + 22 * 22, dtype=np.int32).reshape(22, 22)
-    profile = {"driver": "GTiff", "height": 22, "width": 22, "count": 1, "dtype": "int32",
-               "crs": "EPSG:32631", "nodata": -5}  # fmt: skip
+    profile = {
+        "driver": "GTiff",
+        "height": 22,
+        "width": 22,
+        "count": 1,
+        "dtype": "int32",
+        "crs": "EPSG:32631",
+        "nodata": -5,
+    }
     profile["transform"] = rasterio.Affine(20, 0, left - 5, 0, -20, top + 5)
     coarse[3, 4] = -5
     with rasterio.open(tmp_path / "coarse.tif", "w", **profile) as raster:
         raster.write(coarse, 1)
-    report = tf.probe(crops / "values", tmp_path / "coarse.tif", task="regression", per_class=(5,),
-                      seeds=1, split="block", extent="none")  # fmt: skip
+    report = tf.probe(
+        crops / "values",
+        tmp_path / "coarse.tif",
+        task="regression",
+        per_class=(5,),
+        seeds=1,
+        split="block",
+        extent="none",
+    )
     centre = (np.arange(SIDE) * 10 + 10) // 20  # of the pixel, from the raster's edge
     expected = coarse[np.ix_(centre, centre)].astype(float)
     got = report.labels[0]
@@ -197,8 +223,15 @@ def test_labels_in_another_crs(crops, tmp_path):
     profile |= {"crs": "EPSG:4326", "transform": rasterio.Affine(0.001, 0, west, 0, -1, 51.3)}
     with rasterio.open(tmp_path / "degrees.tif", "w", **profile) as raster:
         raster.write(np.arange(1, 10, dtype=np.uint8)[None, None])
-    report = tf.probe(crops / "values", tmp_path / "degrees.tif", per_class=(5,), seeds=1,
-                      split="block", block=8, extent="none")  # fmt: skip
+    report = tf.probe(
+        crops / "values",
+        tmp_path / "degrees.tif",
+        per_class=(5,),
+        seeds=1,
+        split="block",
+        block=8,
+        extent="none",
+    )
     with rasterio.open(crops / "tile_2024" / "roi.tiff") as roi:
         left, top = roi.transform.c, roi.transform.f
     x, y = np.meshgrid(left + 5 + 10 * np.arange(SIDE), top - 5 - 10 * np.arange(SIDE))
@@ -229,27 +262,55 @@ def test_baselines_of_a_tile(crops, mini):
 
 
 def test_the_command_writes_a_folder(crops, tmp_path, run):
-    done = run("probe", crops / "values", "--labels", crops / "labels.tif", "--tiles",
-               crops / "tile_2024", "--per-class", "2,4", "--seeds", 3, "--classes",
-               "1=winter wheat,6=grass", "-o", tmp_path / "out")  # fmt: skip
+    done = run(
+        "probe",
+        crops / "values",
+        "--labels",
+        crops / "labels.tif",
+        "--tiles",
+        crops / "tile_2024",
+        "--per-class",
+        "2,4",
+        "--seeds",
+        3,
+        "--classes",
+        "1=winter wheat,6=grass",
+        "-o",
+        tmp_path / "out",
+    )
     assert done.code == 0, done.err
     assert "4 labelled pixels a class" in done.out and "statistics (75)" in done.out
     there = {p.name for p in (tmp_path / "out").iterdir()}
-    assert there == {"report.txt", "report.json", "scores.png", "confusion.png",
-                     "map_tile_2024.png", "map_tile_2024.tif"}  # fmt: skip
+    assert there == {
+        "report.txt",
+        "report.json",
+        "scores.png",
+        "confusion.png",
+        "map_tile_2024.png",
+        "map_tile_2024.tif",
+    }
     assert (tmp_path / "out" / "report.txt").read_text() in done.out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(found["features"]["statistics"]["scores"]["4"]["macro_f1"]) == 3
     assert sum(map(sum, found["features"]["months"]["confusion"])) > 0
-    report = tf.probe(crops / "values", crops / "labels.tif", tiles=crops / "tile_2024",
-                      per_class=(2, 4), seeds=3)  # fmt: skip
+    report = tf.probe(
+        crops / "values", crops / "labels.tif", tiles=crops / "tile_2024", per_class=(2, 4), seeds=3
+    )
     with rasterio.open(tmp_path / "out" / "map_tile_2024.tif") as tif:
         assert np.array_equal(tif.read(1), report.maps[report.name][0])
         with rasterio.open(crops / "tile_2024" / "roi.tiff") as roi:
             assert (tif.crs, tif.transform) == (roi.crs, roi.transform)
         assert (tif.nodata, tif.dtypes[0], tif.tags()["CLASS_6"]) == (0, "uint8", "grass")
-    again = run("probe", crops / "values", "--labels", crops / "labels.tif", "-o",
-                tmp_path / "out", "--seeds", 1)  # fmt: skip
+    again = run(
+        "probe",
+        crops / "values",
+        "--labels",
+        crops / "labels.tif",
+        "-o",
+        tmp_path / "out",
+        "--seeds",
+        1,
+    )
     assert again.code == 1 and "exists" in again.err
 
 
@@ -265,8 +326,16 @@ def test_fields_of_a_real_tile():
     assert [(c.code, c.groups) for c in report.classes] == [(1110, 4), (1200, 4), (9120, 5)]
     assert [c.code for c in report.left_out] == [1500, 1510, 5100, 8100]
     alone = dict.fromkeys((1500, 1510, 5100, 8100), "")
-    by_pixel = tf.probe(features, labels, head="knn", per_class=None, seeds=5, split="random",
-                        classes=alone, extent="none")  # fmt: skip
+    by_pixel = tf.probe(
+        features,
+        labels,
+        head="knn",
+        per_class=None,
+        seeds=5,
+        split="random",
+        classes=alone,
+        extent="none",
+    )
     score = [r.mean("embeddings", 0, "balanced_accuracy")[0] for r in (report, by_pixel)]
     assert 0.5 < score[0] < score[1] - 0.1
 
@@ -316,8 +385,12 @@ def test_configs_are_read_and_checked(tmp_path, run):
     path = tmp_path / "c.toml"
     path.write_text('embeddings = "e"\nlabels = {a = "a.tif"}\nsplit = "groups.npy"\nhead = "knn"')
     here = str(tmp_path)
-    assert read_config(path) == {"embeddings": f"{here}/e", "labels": {"a": f"{here}/a.tif"},
-                                 "split": f"{here}/groups.npy", "head": "knn"}  # fmt: skip
+    assert read_config(path) == {
+        "embeddings": f"{here}/e",
+        "labels": {"a": f"{here}/a.tif"},
+        "split": f"{here}/groups.npy",
+        "head": "knn",
+    }
     for text, says in (
         ("embeddings = 'e'\nsead = 3", "got 'sead'"),
         ("labels = 'l.npy'", "expected embeddings"),

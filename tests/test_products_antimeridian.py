@@ -62,17 +62,30 @@ def check_rings(rings):
 
 
 BOX = np.array([[-1.0, 0], [1, 0], [1, 2], [-1, 2], [-1, 0]])
-NOTCH = np.array([[-1.0, 0], [1, 0], [1, 1], [-0.5, 1], [-0.5, 2], [1, 2], [1, 3], [-1, 3],
-                  [-1, 0]])  # fmt: skip
+NOTCH = np.array(
+    [[-1.0, 0], [1, 0], [1, 1], [-0.5, 1], [-0.5, 2], [1, 2], [1, 3], [-1, 3], [-1, 0]]
+)
 
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(
     ("ring", "shift", "parts"),
-    [(BOX, 0, 1), (BOX, 180, 2), (BOX, -180, 2), (BOX, 179, 1), (BOX, 181, 1), (BOX, 540, 2),
-     (NOTCH, 180, 3), (NOTCH, -180, 3), (-NOTCH, 180, 3), (NOTCH, 179, 1), (NOTCH, 179.3, 3),
-     (NOTCH, 180.5, 2), (NOTCH, 0, 1)],
-)  # fmt: skip
+    [
+        (BOX, 0, 1),
+        (BOX, 180, 2),
+        (BOX, -180, 2),
+        (BOX, 179, 1),
+        (BOX, 181, 1),
+        (BOX, 540, 2),
+        (NOTCH, 180, 3),
+        (NOTCH, -180, 3),
+        (-NOTCH, 180, 3),
+        (NOTCH, 179, 1),
+        (NOTCH, 179.3, 3),
+        (NOTCH, 180.5, 2),
+        (NOTCH, 0, 1),
+    ],
+)
 def test_a_ring_is_cut_at_the_meridian(ring, shift, parts, turned):
     moved = ring + np.array([shift, 0.0])
     pieces = cut(moved[::-1] if turned else moved)
@@ -98,7 +111,7 @@ def test_the_narrowest_box():
     "place",
     [(179.995, -17.0), (179.995, 52.0), (179.995, 65.5), (179.998, -0.001), (179.99, 72.0)],
     ids=["Fiji", "Aleutians", "Chukotka", "equator", "Wrangel"],
-)  # fmt: skip
+)
 def test_an_item_across_the_meridian(tmp_path, place):
     pystac = pytest.importorskip("pystac", reason="items are made with pystac")
     key = at(*place, zone=60)
@@ -248,15 +261,22 @@ def test_a_crs_that_ends_at_the_meridian_is_refused(both, tmp_path):
 
 def test_a_template_beyond_180_degrees(both, tmp_path):
     rasterio = pytest.importorskip("rasterio", reason="a mosaic is a GeoTIFF")
-    profile = {"driver": "GTiff", "height": 30, "width": 150, "count": 1, "dtype": "uint8",
-               "crs": "EPSG:4326"}  # fmt: skip
+    profile = {
+        "driver": "GTiff",
+        "height": 30,
+        "width": 150,
+        "count": 1,
+        "dtype": "uint8",
+        "crs": "EPSG:4326",
+    }
     found = []
     for west in (179.991, -180.009):
         transform = rasterio.Affine(1e-4, 0, west, 0, -1e-4, -17.001)
         with rasterio.open(tmp_path / "t.tif", "w", transform=transform, **profile) as file:
             file.write(np.zeros((1, 30, 150), np.uint8))
-        made = tf.mosaic(both, tmp_path / "a.tif", template=tmp_path / "t.tif", bands=[0],
-                         overwrite=True)  # fmt: skip
+        made = tf.mosaic(
+            both, tmp_path / "a.tif", template=tmp_path / "t.tif", bands=[0], overwrite=True
+        )
         with rasterio.open(made) as file:
             found.append(file.read(1))
     assert np.isfinite(found[0][:, :40]).any() and np.isfinite(found[0][:, -40:]).any()
@@ -276,9 +296,16 @@ def test_labels_on_the_other_side_of_the_meridian(tmp_path, west):
     rasterio = pytest.importorskip("rasterio", reason="labels are a raster")
     numbers = np.arange(1, 20 * 300 + 1, dtype=np.int32).reshape(20, 300)
     with rasterio.open(
-        tmp_path / "l.tif", "w", driver="GTiff", height=20, width=300, count=1, dtype="int32",
-        crs="EPSG:4326", transform=rasterio.Affine(1e-4, 0, west, 0, -1e-4, -17.0),
-    ) as file:  # fmt: skip
+        tmp_path / "l.tif",
+        "w",
+        driver="GTiff",
+        height=20,
+        width=300,
+        count=1,
+        dtype="int32",
+        crs="EPSG:4326",
+        transform=rasterio.Affine(1e-4, 0, west, 0, -1e-4, -17.0),
+    ) as file:
         file.write(numbers, 1)
     for name in (180.005, -179.995):
         ((values, known),) = read_labels(str(tmp_path / "l.tif"), [image("a", name)])
@@ -290,10 +317,18 @@ def test_labels_from_a_raster_of_the_whole_world(tmp_path):
     rasterio = pytest.importorskip("rasterio", reason="labels are a raster")
     width = 3_600_000  # 36 m of the equator; 20 rows of it are 72 MB
     with rasterio.open(
-        tmp_path / "l.tif", "w", driver="GTiff", height=20, width=width, count=1, dtype="uint8",
-        crs="EPSG:4326", transform=rasterio.Affine(1e-4, 0, -180, 0, -1e-4, -17.0), tiled=True,
+        tmp_path / "l.tif",
+        "w",
+        driver="GTiff",
+        height=20,
+        width=width,
+        count=1,
+        dtype="uint8",
+        crs="EPSG:4326",
+        transform=rasterio.Affine(1e-4, 0, -180, 0, -1e-4, -17.0),
+        tiled=True,
         SPARSE_OK=True,
-    ) as file:  # fmt: skip
+    ) as file:
         for column, value in ((0, 1), (width - 256, 2)):
             window = rasterio.windows.Window(column, 0, 256, 20)
             file.write(np.full((1, 20, 256), value, np.uint8), window=window)

@@ -66,9 +66,11 @@ def test_geotiff(made, tmp_path, form):
     by_name = {f.name: f for f in files}
     # All centres by hand: the tiles' corners are at 3.02 degrees east, the zone's next 6 further.
     assert set(by_name) == {
-        "grid_3.04_50.82_2020.tiff", "grid_3.06_50.82_2020.tiff", "grid_3.04_50.82_2021.tiff",
+        "grid_3.04_50.82_2020.tiff",
+        "grid_3.06_50.82_2020.tiff",
+        "grid_3.04_50.82_2021.tiff",
         "grid_9.02_50.82_2020.tiff",
-    }  # fmt: skip
+    }
     with rasterio.open(by_name["grid_3.06_50.82_2020.tiff"]) as right:
         same(np.moveaxis(right.read(), 0, -1), values[RIGHT])
         assert right.crs.to_epsg() == 32631
@@ -85,8 +87,11 @@ def test_geotiff(made, tmp_path, form):
     assert tags["TESSERA_WEIGHTS_SHA256"] == "ab" * 32
     assert tags["TESSERA_DATASET_VARIANT"] == "tessera_fast:v2-nano:untrained"
     assert tags["TESSERA_DATASET_VERSION"] == "tessera_fast-0.1"
-    for key, name in ((LEFT, "3.04_50.82_2020"), (LATER, "3.04_50.82_2021"),
-                      (EAST, "9.02_50.82_2020")):  # fmt: skip
+    for key, name in (
+        (LEFT, "3.04_50.82_2020"),
+        (LATER, "3.04_50.82_2021"),
+        (EAST, "9.02_50.82_2020"),
+    ):
         with rasterio.open(by_name[f"grid_{name}.tiff"]) as raster:
             same(np.moveaxis(raster.read(), 0, -1), values[key])
 
@@ -125,8 +130,9 @@ def test_tiles_that_would_get_one_name_keep_their_own(tmp_path):
     path, values = store(tmp_path / "x.zarr", here, beside)
     files = export_store(path, tmp_path / "maps")
     assert {f.name for f in files} == {
-        "grid_3.02_50.82_2020_here.tiff", "grid_3.02_50.82_2020_beside.tiff"
-    }  # fmt: skip
+        "grid_3.02_50.82_2020_here.tiff",
+        "grid_3.02_50.82_2020_beside.tiff",
+    }
     with rasterio.open(tmp_path / "maps" / "grid_3.02_50.82_2020_beside.tiff") as raster:
         same(np.moveaxis(raster.read(), 0, -1), values[beside])
 
@@ -154,8 +160,10 @@ def test_npy(made, tmp_path):
     )
     assert codes.dtype == np.int8 and scales.dtype == np.float32
     same(tf.dequantize(codes, scales), values[LEFT])
-    same(open_embeddings(tmp_path / "n").layer("left").values(slice(0, 70), slice(0, 250)),
-         values[LEFT])  # fmt: skip
+    same(
+        open_embeddings(tmp_path / "n").layer("left").values(slice(0, 70), slice(0, 250)),
+        values[LEFT],
+    )
     export_store(path, tmp_path / "f", format="npy", float32=True, tiles=["left"], bands=[1, 2])
     assert names(tmp_path / "f") == ["left_2020.npy", "left_2021.npy"]  # two years of one tile
     same(np.load(tmp_path / "f" / "left_2021.npy"), values[LATER][..., 1:3])
@@ -198,8 +206,10 @@ def test_zarr_without_shards(made, tmp_path):
                 assert max(array.chunks[-2:]) <= 128
     # What reads stores reads it.
     window = slice(0, 70), slice(0, 250)
-    same(open_embeddings(gis).layer("utm31/2020").values(*window),
-         open_embeddings(path).layer("utm31/2020").values(*window))  # fmt: skip
+    same(
+        open_embeddings(gis).layer("utm31/2020").values(*window),
+        open_embeddings(path).layer("utm31/2020").values(*window),
+    )
 
 
 def test_xarray_reads_what_is_exported(made, tmp_path):
@@ -297,8 +307,18 @@ def test_only_stored_windows_are_looked_at(tmp_path):
 
 def test_command_line(made, tmp_path, run, capsys):
     path, values = made
-    done = run("export", path, "-o", tmp_path / "maps", "--format", "cog", "--tile", "right",
-               "--bands", "0-2,7")  # fmt: skip
+    done = run(
+        "export",
+        path,
+        "-o",
+        tmp_path / "maps",
+        "--format",
+        "cog",
+        "--tile",
+        "right",
+        "--bands",
+        "0-2,7",
+    )
     assert done.code == 0 and not done.err
     assert "grid_3.06_50.82_2020.tiff" in done.out
     with rasterio.open(tmp_path / "maps" / "grid_3.06_50.82_2020.tiff") as raster:

@@ -25,8 +25,21 @@ def store(tmp_path_factory):
     from tessera_fast.__main__ import main
 
     out = tmp_path_factory.mktemp("flanders") / "fl.zarr"
-    assert main(["embed", *map(str, TILES), "-o", str(out), "--model", "v2-nano", "--weights",
-                 "untrained"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "embed",
+                *map(str, TILES),
+                "-o",
+                str(out),
+                "--model",
+                "v2-nano",
+                "--weights",
+                "untrained",
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -60,18 +73,39 @@ def test_a_store_for_gis_in_xarray(store, arrays, tmp_path, run):
 
 
 def test_a_mosaic_on_the_tiles_own_roi(store, arrays, tmp_path, run):
-    done = run("mosaic", store, "-o", tmp_path / "m.tif", "--template", TILES[0] / "roi.tiff",
-               "--year", 2018)  # fmt: skip
+    done = run(
+        "mosaic",
+        store,
+        "-o",
+        tmp_path / "m.tif",
+        "--template",
+        TILES[0] / "roi.tiff",
+        "--year",
+        2018,
+    )
     assert done.code == 0, done.err
     with rasterio.open(tmp_path / "m.tif") as raster:
         same(np.moveaxis(raster.read(), 0, -1), arrays[2])
 
 
 def test_a_picture_and_its_description(store, tmp_path, run):
-    assert run("quicklook", store, "-o", tmp_path / "p.png", "--save-basis",
-               tmp_path / "b.json").code == 0  # fmt: skip
-    assert run("quicklook", store, "--cog", tmp_path / "c.tif", "--year", 2018, "--basis",
-               tmp_path / "b.json").code == 0  # fmt: skip
+    assert (
+        run("quicklook", store, "-o", tmp_path / "p.png", "--save-basis", tmp_path / "b.json").code
+        == 0
+    )
+    assert (
+        run(
+            "quicklook",
+            store,
+            "--cog",
+            tmp_path / "c.tif",
+            "--year",
+            2018,
+            "--basis",
+            tmp_path / "b.json",
+        ).code
+        == 0
+    )
     with rasterio.open(tmp_path / "c.tif") as raster:
         assert raster.shape == (64, 64) and (raster.read(4) == 255).all()
         assert tuple(raster.transform)[:6] == (10.0, 0.0, X0, 0.0, -10.0, Y0)

@@ -75,9 +75,13 @@ def test_a_year_has_its_own_values(made, tmp_path):
     assert np.isnan(found[:, 50:]).all()
 
 
-TRIANGLE = {"type": "Polygon", "crs": ACROSS["crs"],
-            "coordinates": [[[X0 + 2003, Y0 - 601], [X0 + 2803, Y0 - 601], [X0 + 2403, Y0 - 102],
-                             [X0 + 2003, Y0 - 601]]]}  # fmt: skip
+TRIANGLE = {
+    "type": "Polygon",
+    "crs": ACROSS["crs"],
+    "coordinates": [
+        [[X0 + 2003, Y0 - 601], [X0 + 2803, Y0 - 601], [X0 + 2403, Y0 - 102], [X0 + 2003, Y0 - 601]]
+    ],
+}
 
 
 def half_planes():
@@ -106,13 +110,18 @@ def test_forms_of_geojson(made, tmp_path):
     path, values = made
     plain = {k: ACROSS[k] for k in ("type", "coordinates")}
     collection = {
-        "type": "FeatureCollection", "crs": ACROSS["crs"],
+        "type": "FeatureCollection",
+        "crs": ACROSS["crs"],
         "features": [{"type": "Feature", "properties": {}, "geometry": plain}],
-    }  # fmt: skip
-    several = {"type": "MultiPolygon", "crs": ACROSS["crs"], "coordinates": [
-        [ring(X0 + 2000, Y0 - 650, X0 + 2400, Y0 - 50)],
-        [ring(X0 + 2400, Y0 - 650, X0 + 2900, Y0 - 50)],
-    ]}  # fmt: skip
+    }
+    several = {
+        "type": "MultiPolygon",
+        "crs": ACROSS["crs"],
+        "coordinates": [
+            [ring(X0 + 2000, Y0 - 650, X0 + 2400, Y0 - 50)],
+            [ring(X0 + 2400, Y0 - 650, X0 + 2900, Y0 - 50)],
+        ],
+    }
     file = tmp_path / "region.geojson"
     file.write_text(json.dumps(collection))
     for number, polygon in enumerate((collection, several, file, str(file))):
@@ -129,8 +138,9 @@ def test_longitude_and_latitude_unless_it_says_otherwise(made, tmp_path):
 
 def test_a_hole_has_no_data(made, tmp_path):
     path, values = made
-    hole = dict(ACROSS, coordinates=[*ACROSS["coordinates"],
-                                     ring(X0 + 2200, Y0 - 400, X0 + 2600, Y0 - 200)])  # fmt: skip
+    hole = dict(
+        ACROSS, coordinates=[*ACROSS["coordinates"], ring(X0 + 2200, Y0 - 400, X0 + 2600, Y0 - 200)]
+    )
     mosaic(path, tmp_path / "m.tif", polygon=hole, year=2020)
     expected = both(values)[5:65, 200:290].copy()
     expected[15:35, 20:60] = np.nan
@@ -163,9 +173,14 @@ def place_in(crs, x, y):
 
 @pytest.mark.parametrize(
     ("crs", "a", "b"),
-    [("EPSG:3035", 13.0, 0.0), ("EPSG:3035", 6.0, 4.0), ("EPSG:4326", 0.0002, 0.0),
-     ("EPSG:32631", 7.0, 0.0), ("EPSG:3035", 700.0, 0.0)],
-)  # fmt: skip
+    [
+        ("EPSG:3035", 13.0, 0.0),
+        ("EPSG:3035", 6.0, 4.0),
+        ("EPSG:4326", 0.0002, 0.0),
+        ("EPSG:32631", 7.0, 0.0),
+        ("EPSG:3035", 700.0, 0.0),
+    ],
+)
 def test_a_template_gives_the_grid(made, tmp_path, crs, a, b):
     """Another projection, a turned grid, degrees, a finer and a much coarser lattice."""
     path, values = made
@@ -202,8 +217,9 @@ def test_zones_meet_in_one_grid(tmp_path):
     alone = inside & ~np.isfinite(one)
     assert (inside & np.isfinite(one)).any() and alone.any()
     # Without a CRS it is that of the zone with more of it: most of the polygon is in the west.
-    mosaic(path, tmp_path / "w.tif", polygon=lonlat(rectangle(711_050, 5_629_450, 711_500,
-                                                              5_629_950)))  # fmt: skip
+    mosaic(
+        path, tmp_path / "w.tif", polygon=lonlat(rectangle(711_050, 5_629_450, 711_500, 5_629_950))
+    )
     assert read(tmp_path / "w.tif")[2] == 32631
 
 
@@ -233,8 +249,9 @@ def test_bilinear_is_exact_on_a_plane_and_at_centres(tmp_path):
         found = read(tmp_path / f"{name}.tif")[0]
         same(found, values[1:13, 1:21] + np.array([add, add, 3 * add], np.float32))
     # At the edge of the data a pixel that is there has what its neighbours with data say.
-    given = template(tmp_path / "e_t.tif", "EPSG:32631",
-                     (10.0, 0.0, X0 + 280, 0.0, -10.0, Y0 - 180), 4, 6)  # fmt: skip
+    given = template(
+        tmp_path / "e_t.tif", "EPSG:32631", (10.0, 0.0, X0 + 280, 0.0, -10.0, Y0 - 180), 4, 6
+    )
     mosaic(tmp_path / "n", tmp_path / "e.tif", template=given, resampling="bilinear")
     same(read(tmp_path / "e.tif")[0], values[18:22, 28:34])
 
@@ -268,14 +285,20 @@ BAD = {
     "year": (dict(polygon=ACROSS, year=None), "year: give one, .* has 2020, 2021"),
     "no such year": (dict(polygon=ACROSS, year=1999), "has 2020, 2021, got 1999"),
     "elsewhere": (dict(polygon=rectangle(X0, Y0 + 100, X0 + 100, Y0 + 900)), "no pixel with data"),
-    "far away": (dict(polygon={"type": "Polygon", "coordinates": [ring(100, 10, 101, 11)]}),
-                 "no pixel with data lies in it"),
+    "far away": (
+        dict(polygon={"type": "Polygon", "coordinates": [ring(100, 10, 101, 11)]}),
+        "no pixel with data lies in it",
+    ),
     "a line": (dict(polygon=LINE), "got 'LineString'"),
     "no file": (dict(polygon="nothing.geojson"), "expected a GeoJSON file"),
-    "short ring": (dict(polygon={"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 0]]]}),
-                   "rings of at least four"),
-    "words": (dict(polygon={"type": "Polygon", "coordinates": [[["a", "b"]] * 4]}),
-              "rings of numbers"),
+    "short ring": (
+        dict(polygon={"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 0]]]}),
+        "rings of at least four",
+    ),
+    "words": (
+        dict(polygon={"type": "Polygon", "coordinates": [[["a", "b"]] * 4]}),
+        "rings of numbers",
+    ),
     "crs of the polygon": (dict(polygon=dict(ACROSS, crs={"type": "link"})), "a named crs"),
     "crs": (dict(polygon=ACROSS, crs="EPSG:0"), "one that pyproj reads"),
     "resolution": (dict(polygon=ACROSS, resolution=0.0), "a number above 0"),
@@ -284,7 +307,7 @@ BAD = {
     "resampling": (dict(polygon=ACROSS, resampling="cubic"), "expected nearest, bilinear"),
     "blended codes": (dict(polygon=ACROSS, resampling="bilinear", quantized=True), "be blended"),
     "format": (dict(polygon=ACROSS, format="png"), "expected cog, geotiff"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -304,8 +327,9 @@ def test_a_template_elsewhere_writes_nothing(made, tmp_path):
 
 def test_a_template_without_a_place(made, tmp_path):
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        raster = rasterio.open(tmp_path / "t.tif", "w", driver="GTiff", height=2, width=2, count=1,
-                               dtype="uint8")  # fmt: skip
+        raster = rasterio.open(
+            tmp_path / "t.tif", "w", driver="GTiff", height=2, width=2, count=1, dtype="uint8"
+        )
         raster.close()
         with pytest.raises(InputError, match="a raster with a CRS"):
             mosaic(made[0], tmp_path / "m.tif", template=tmp_path / "t.tif", year=2020)

@@ -113,8 +113,10 @@ def test_far_tiles_are_drawn_side_by_side(tmp_path):
     image = read_png(tmp_path / "p.png")
     assert max(image.shape) <= 600
     zoom = 8
-    same(image[: 30 * zoom : zoom, : 30 * zoom : zoom],
-         on_paper(pca_image(values[tile("near", 30, 30)], basis)))  # fmt: skip
+    same(
+        image[: 30 * zoom : zoom, : 30 * zoom : zoom],
+        on_paper(pca_image(values[tile("near", 30, 30)], basis)),
+    )
     second = image[: 30 * zoom : zoom, 30 * zoom + 4 :: zoom]
     same(second[:, :30], on_paper(pca_image(values[far], basis)))
 
@@ -127,8 +129,11 @@ def test_at_most_twelve_panels(tmp_path):
     zoom, width, gap = 8, 200, 4  # pixels enlarged, panels wide enough for a caption
     assert image.shape[1] == 4 * width + 3 * gap
     rows = image.reshape(3, -1, *image.shape[1:])
-    drawn = [rows[r, : 20 * zoom, c * (width + gap) :][:, : 20 * zoom] for r in range(3)
-             for c in range(4)]  # fmt: skip
+    drawn = [
+        rows[r, : 20 * zoom, c * (width + gap) :][:, : 20 * zoom]
+        for r in range(3)
+        for c in range(4)
+    ]
     assert all((panel != (250, 250, 248)).any() for panel in drawn)
 
 
@@ -184,12 +189,32 @@ def test_a_full_disk_leaves_nothing(made, tmp_path, what):
 def test_command_line(made, tmp_path, run, capsys):
     pytest.importorskip("rasterio")
     path, _ = made
-    done = run("quicklook", path, "-o", tmp_path / "p.png", "--cog", tmp_path / "c.tif", "--layer",
-               "utm32/2020", "--save-basis", tmp_path / "b.json")  # fmt: skip
+    done = run(
+        "quicklook",
+        path,
+        "-o",
+        tmp_path / "p.png",
+        "--cog",
+        tmp_path / "c.tif",
+        "--layer",
+        "utm32/2020",
+        "--save-basis",
+        tmp_path / "b.json",
+    )
     assert done.code == 0 and names(tmp_path) == ["b.json", "c.tif", "p.png"]
     assert all(name in done.out for name in ("b.json", "c.tif", "p.png"))
-    again = run("quicklook", path, "-o", tmp_path / "q.png", "--basis", tmp_path / "b.json",
-                "--layer", "utm32/2020", "--size", 500)  # fmt: skip
+    again = run(
+        "quicklook",
+        path,
+        "-o",
+        tmp_path / "q.png",
+        "--basis",
+        tmp_path / "b.json",
+        "--layer",
+        "utm32/2020",
+        "--size",
+        500,
+    )
     assert again.code == 0
     with pytest.raises(SystemExit) as ended:
         run("quicklook", path)

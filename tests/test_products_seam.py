@@ -31,8 +31,7 @@ def land(tmp_path_factory, mini):
 def test_the_mosaic_is_the_whole_land(land, tmp_path):
     out, tile, values = land
     x0, y0 = tile.transform[2], tile.transform[5]
-    mosaic(out, tmp_path / "m.tif",
-           polygon=rectangle(x0, y0 - 480, x0 + 800, y0, crs=tile.crs))  # fmt: skip
+    mosaic(out, tmp_path / "m.tif", polygon=rectangle(x0, y0 - 480, x0 + 800, y0, crs=tile.crs))
     with rasterio.open(tmp_path / "m.tif") as raster:
         same(np.moveaxis(raster.read(), 0, -1), values)
 

@@ -35,8 +35,11 @@ def test_a_collection_with_an_item_a_zone_and_year(path, tmp_path):
     # zone 32 has no tile in 2021: there is nothing to describe
     assert set(read(made)) == {"x_utm31_2020", "x_utm31_2021", "x_utm32_2020"}
     assert names(tmp_path / "stac") == [
-        "collection.json", "x_utm31_2020.json", "x_utm31_2021.json", "x_utm32_2020.json"
-    ]  # fmt: skip
+        "collection.json",
+        "x_utm31_2020.json",
+        "x_utm31_2021.json",
+        "x_utm32_2020.json",
+    ]
     first, last = collection.extent.temporal.intervals[0]
     assert (first.year, last.year) == (2020, 2021)
     west, south, east, north = collection.extent.spatial.bboxes[0]
@@ -76,8 +79,10 @@ def test_the_footprint_is_that_of_the_tiles(path, tmp_path):
         [X0, X0 + 3100, Y0 - 700, Y0],
         [X0 + 70_000, X0 + 70_640, Y0 - 7640, Y0 - 7000],
     ]
-    same(item.bbox, [*np.min([o.min(0) for o in outlines], 0),
-                     *np.max([o.max(0) for o in outlines], 0)])  # fmt: skip
+    same(
+        item.bbox,
+        [*np.min([o.min(0) for o in outlines], 0), *np.max([o.max(0) for o in outlines], 0)],
+    )
 
 
 def test_the_asset_is_the_group(path, tmp_path):
@@ -116,8 +121,11 @@ def test_trained_weights_are_not_called_untrained(tmp_path):
 
 
 def test_what_is_refused(path, tmp_path):
-    write(tmp_path / "n", {RIGHT: (np.ones((70, 60, 24), np.float32), None,
-                                   np.ones((70, 60, 3), np.uint16))}, FLOAT)  # fmt: skip
+    write(
+        tmp_path / "n",
+        {RIGHT: (np.ones((70, 60, 24), np.float32), None, np.ones((70, 60, 3), np.uint16))},
+        FLOAT,
+    )
     with pytest.raises(StoreError, match="expected a Zarr store, got a folder"):
         stac_items(tmp_path / "n", tmp_path / "stac")
     with pytest.raises(StoreError, match="lies in it"):

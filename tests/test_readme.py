@@ -28,10 +28,13 @@ BLOCKS = blocks(README)
 SMALL = "synthetic_tile(12, 12)"  # in place of 48 x 48: the models that are named take seconds
 # Commands of an installation without extras that say which one they need.
 NEEDS = {
-    "tessera-fast export v2-nano": "onnx", "tessera-fast export v2-small": "onnx",
-    "tessera-fast plan ": "plan", "tessera-fast embed plan.parquet": "plan",
-    "tessera-fast mosaic": "geo", "tessera-fast export region.zarr": "geo",
-}  # fmt: skip
+    "tessera-fast export v2-nano": "onnx",
+    "tessera-fast export v2-small": "onnx",
+    "tessera-fast plan ": "plan",
+    "tessera-fast embed plan.parquet": "plan",
+    "tessera-fast mosaic": "geo",
+    "tessera-fast export region.zarr": "geo",
+}
 
 
 def test_every_block_is_run_or_says_why_not():
@@ -75,14 +78,22 @@ def reader(folder: Path, weights: Path, python: str, scripts: Path) -> dict[str,
         write_tile(part, folder / "tiles" / f"area_2024_{i}")
     x, y = tile.transform[2], tile.transform[5]
     ring = [[x + 20, y - 10], [x + 120, y - 10], [x + 120, y - 60], [x + 20, y - 10]]
-    farm = {"type": "Polygon", "coordinates": [ring],
-            "crs": {"type": "name", "properties": {"name": tile.crs}}}  # fmt: skip
+    farm = {
+        "type": "Polygon",
+        "coordinates": [ring],
+        "crs": {"type": "name", "properties": {"name": tile.crs}},
+    }
     (folder / "farm.geojson").write_text(json.dumps(farm))
     path = os.pathsep.join([str(scripts), os.path.dirname(python), os.environ["PATH"]])
     removed = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {k: v for k, v in os.environ.items() if k not in removed}
-    return {**kept, "PATH": path, "TESSERA_FAST_WEIGHTS": str(weights), "HF_HUB_OFFLINE": "1",
-            "XDG_CACHE_HOME": str(folder / "cache")}  # fmt: skip
+    return {
+        **kept,
+        "PATH": path,
+        "TESSERA_FAST_WEIGHTS": str(weights),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
 
 
 def run(words, folder, env):
@@ -128,8 +139,9 @@ def base(tmp_path_factory, weights):
     root = tmp_path_factory.mktemp("base")
     venv.create(root / "venv", with_pip=False, symlinks=True)
     python = root / "venv" / "bin" / "python"
-    place = run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                root, None).stdout.strip()  # fmt: skip
+    place = run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], root, None
+    ).stdout.strip()
     seen: set[str] = set()
     for name in ("numpy", "pyproj", "tqdm", "zarr"):
         for path in top_level(name, seen):
@@ -169,8 +181,11 @@ def test_a_base_installation(base):
             if "model-repository" in command:  # of an export, which this installation cannot make
                 continue
             start = next((s for s in NEEDS if command.startswith(s)), None)
-            words = re.sub(r"student_medium\.pt", f"{env['TESSERA_FAST_WEIGHTS']}/v2-medium."
-                           "safetensors", command)  # fmt: skip
+            words = re.sub(
+                r"student_medium\.pt",
+                f"{env['TESSERA_FAST_WEIGHTS']}/v2-medium.safetensors",
+                command,
+            )
             done = run(["bash", "-c", words], folder, env)
             if start is None:
                 assert done.returncode == 0, (command, done.stderr)
@@ -185,8 +200,14 @@ def test_a_base_installation(base):
                 assert done.returncode == 0, done.stderr
     assert asked == {"onnx", "plan", "geo"}
     made = {path.name for path in folder.iterdir()}
-    assert {"farm_2024", "farm.zarr", "npy_folder", "region.zarr", "region.png",
-            "v2-medium.safetensors"} <= made  # fmt: skip
+    assert {
+        "farm_2024",
+        "farm.zarr",
+        "npy_folder",
+        "region.zarr",
+        "region.png",
+        "v2-medium.safetensors",
+    } <= made
     assert (folder / "farm_2024" / "roi.tiff").is_file()
 
 
@@ -221,9 +242,20 @@ def follower(tmp_path_factory, weights):
 def test_readme_can_be_followed(follower):
     folder, said = follower
     made = {path.name for path in folder.iterdir()}
-    assert {"farm_2024", "farm.zarr", "npy_folder", "nano_onnx", "plan.parquet", "region.zarr",
-            "region.png", "farm.tif", "maps", "v2-medium.safetensors", "small_onnx",
-            "model_repository"} <= made  # fmt: skip
+    assert {
+        "farm_2024",
+        "farm.zarr",
+        "npy_folder",
+        "nano_onnx",
+        "plan.parquet",
+        "region.zarr",
+        "region.png",
+        "farm.tif",
+        "maps",
+        "v2-medium.safetensors",
+        "small_onnx",
+        "model_repository",
+    } <= made
     assert len(list((folder / "maps").iterdir())) == 2
     text = "\n".join(said)
     assert "checks passed" in text and "FAILED" not in text
@@ -242,7 +274,8 @@ def test_the_reading_example_reads_what_was_written(follower):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(compile(block.text, "README", "exec"), names)
-    expected = tf.dequantize(*tf.embed(folder / "farm_2024", "v2-nano", weights="untrained",
-                                       output="int8"))  # fmt: skip
+    expected = tf.dequantize(
+        *tf.embed(folder / "farm_2024", "v2-nano", weights="untrained", output="int8")
+    )
     part = names["embeddings"].transpose("y", "x", "band").values[:12, :12]
     np.testing.assert_array_equal(part, expected)

@@ -126,9 +126,13 @@ def test_pack_v2():
     assert s1.multiplicity.tolist() == [3, 3, 2] and s1.offsets.tolist() == [0, 3, 3]
     for packed, dtype in ((s2, np.uint16), (s1, np.int16)):
         assert packed.steps is None and packed.step_offsets is None
-        assert [packed.bands.dtype, packed.doy.dtype, packed.orbit.dtype,
-                packed.multiplicity.dtype, packed.offsets.dtype] == [
-            dtype, np.uint16, np.uint8, np.uint16, np.int64]  # fmt: skip
+        assert [
+            packed.bands.dtype,
+            packed.doy.dtype,
+            packed.orbit.dtype,
+            packed.multiplicity.dtype,
+            packed.offsets.dtype,
+        ] == [dtype, np.uint16, np.uint8, np.uint16, np.int64]
 
 
 def test_pack_v1_1_has_steps():

@@ -214,9 +214,17 @@ def test_numbers_that_make_no_sense(what, value, tiles, mini, tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "value"),
-    [("workers", 10**30), ("workers", True), ("workers", 2.5), ("threads", 10**30),
-     ("threads", 1.5), ("rate", 10**400), ("rate", True), ("rate", "9")],
-)  # fmt: skip
+    [
+        ("workers", 10**30),
+        ("workers", True),
+        ("workers", 2.5),
+        ("threads", 10**30),
+        ("threads", 1.5),
+        ("rate", 10**400),
+        ("rate", True),
+        ("rate", "9"),
+    ],
+)
 def test_numbers_of_a_plan_that_make_no_sense(what, value, tiles):
     with pytest.raises(tf.InputError, match=f"^{what}: expected"):
         tf.plan(tiles, "v2-nano", calibrate=False, **{what: value})
@@ -224,9 +232,13 @@ def test_numbers_of_a_plan_that_make_no_sense(what, value, tiles):
 
 def test_shards_of_a_plan_that_make_no_sense(tiles):
     plan = tf.plan(tiles, "v2-nano", rate=50.0)
-    for call in (lambda: plan.shard(0, 10**30), lambda: plan.shard(True, 2),
-                 lambda: plan.shard(0.5, 2), lambda: plan.wall_seconds(0),
-                 lambda: plan.wall_seconds(10**30)):  # fmt: skip
+    for call in (
+        lambda: plan.shard(0, 10**30),
+        lambda: plan.shard(True, 2),
+        lambda: plan.shard(0.5, 2),
+        lambda: plan.wall_seconds(0),
+        lambda: plan.wall_seconds(10**30),
+    ):
         with pytest.raises(tf.InputError, match="expected a whole number"):
             call()
 
@@ -247,8 +259,20 @@ def test_reports_of_shards_add_up(blind, tiles, mini, run, tmp_path):
     told = []
     for i in range(2):
         report = tmp_path / f"report_{i}.json"
-        run("embed", tiles, "-o", tmp_path / "x", "--model", mini, "--shard", f"{i}/2",
-            "--on-error", "skip", "--report", report)  # fmt: skip
+        run(
+            "embed",
+            tiles,
+            "-o",
+            tmp_path / "x",
+            "--model",
+            mini,
+            "--shard",
+            f"{i}/2",
+            "--on-error",
+            "skip",
+            "--report",
+            report,
+        )
         told += json.loads(report.read_text())["tiles"]
     assert sorted(t["name"] for t in told) == NAMES
     assert [t["source"] for t in told if t["state"] == "failed"] == [str(tiles / "t10_2024")]

@@ -32,20 +32,49 @@ WRONG = {
     "final_norm": ["True"],
     "dummy_orbit": [None],
     "fusion_layers": [-1, 0.0, 5000, True],
-    "matryoshka": [(-1, 24), (8, "a"), (0,), (8, 8), (24, 8), (25,), (8.0,), (True,), 8, "8", None,
-                   tuple(range(1, 100)), ((8,),)],
+    "matryoshka": [
+        (-1, 24),
+        (8, "a"),
+        (0,),
+        (8, 8),
+        (24, 8),
+        (25,),
+        (8.0,),
+        (True,),
+        8,
+        "8",
+        None,
+        tuple(range(1, 100)),
+        ((8,),),
+    ],
     "absmax_floor": [NAN, INF, -INF, -1e-12, 1e9, 1e-50, "0", None, True, 10**400],
     "scale_floor": [NAN, INF, -1.0, 1.0, 1e-40, DEEP],
     "statistics": [None, {}, 3],
-}  # fmt: skip
+}
 STATISTICS_WRONG = {
-    "s2_mean": [(), (1.0,) * 9, (1.0,) * 9 + (NAN,), (1.0,) * 9 + (INF,), (1.0,) * 9 + ("a",), 3,
-                (1e30,) * 10, (True,) * 10, (10**400,) * 10],
+    "s2_mean": [
+        (),
+        (1.0,) * 9,
+        (1.0,) * 9 + (NAN,),
+        (1.0,) * 9 + (INF,),
+        (1.0,) * 9 + ("a",),
+        3,
+        (1e30,) * 10,
+        (True,) * 10,
+        (10**400,) * 10,
+    ],
     "s2_std": [(0.0,) * 10, (-1.0,) * 10, (1e-30,) * 10, (NAN,) * 10, None],
-    "s1_mean": [(), ((1.0, 2.0),), ((1.0, 2.0),) * 3, ((1.0, NAN), (1.0, 2.0)), (1.0, 2.0), 5,
-                ((1.0, 2.0, 3.0), (1.0, 2.0))],
+    "s1_mean": [
+        (),
+        ((1.0, 2.0),),
+        ((1.0, 2.0),) * 3,
+        ((1.0, NAN), (1.0, 2.0)),
+        (1.0, 2.0),
+        5,
+        ((1.0, 2.0, 3.0), (1.0, 2.0)),
+    ],
     "s1_std": [((1.0, 0.0), (1.0, 1.0)), ((INF, 1.0), (1.0, 1.0))],
-}  # fmt: skip
+}
 CASES = [(field, value) for field, values in WRONG.items() for value in values]
 ROWS = [(field, value) for field, values in STATISTICS_WRONG.items() for value in values]
 
@@ -129,8 +158,12 @@ def test_other_damage_to_a_spec(tmp_path, saved, change, message):
     try:
         data = with_spec(saved, change)
     except RecursionError:  # json cannot write it, so write it by hand
-        data = with_spec(saved, lambda spec: json.dumps(spec | {"matryoshka": "@"}).replace(
-            '"@"', "[" * 5000 + "]" * 5000))  # fmt: skip
+        data = with_spec(
+            saved,
+            lambda spec: json.dumps(spec | {"matryoshka": "@"}).replace(
+                '"@"', "[" * 5000 + "]" * 5000
+            ),
+        )
     refused(tmp_path, data, message)
 
 

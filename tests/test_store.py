@@ -30,8 +30,10 @@ def test_layout_and_attributes(path):
     assert "untrained" in root.attrs["geoemb:model"]
     assert root.attrs["tessera_fast:provenance"]["weights_sha256"] == "ab" * 32
     assert [d["array"] for d in root.attrs["geoemb:depths"]] == [
-        "embeddings_d8", "embeddings_d16", "embeddings",
-    ]  # fmt: skip
+        "embeddings_d8",
+        "embeddings_d16",
+        "embeddings",
+    ]
     expected = {
         "embeddings": ("int8", (1, 24, 45, 61), ("time", "band", "y", "x"), 0),
         "embeddings_d8": ("int8", (1, 8, 45, 61), ("time", "band_d8", "y", "x"), 0),

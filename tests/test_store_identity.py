@@ -145,10 +145,18 @@ def test_the_state_of_another_store_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "place",
-    ["output/../../victim", "/etc/passwd", "output//etc/passwd", "state/../../../victim",
-     "output/utm31/../../../victim", "victim", "output/../victim/utm31", "state/lock",
-     "output/utm31/scales/c/0/0/../../../../../victim"],
-)  # fmt: skip
+    [
+        "output/../../victim",
+        "/etc/passwd",
+        "output//etc/passwd",
+        "state/../../../victim",
+        "output/utm31/../../../victim",
+        "victim",
+        "output/../victim/utm31",
+        "state/lock",
+        "output/utm31/scales/c/0/0/../../../../../victim",
+    ],
+)
 def test_a_planted_transaction_writes_nowhere_else(place, tmp_path, monkeypatch):
     path, victim = tmp_path / "x.zarr", tmp_path / "victim"
     victim.write_text("precious")

@@ -88,24 +88,33 @@ VALUES = {
     "a model's capitals": (lambda v: tf.load_model(v), "V2_Nano", "v2-nano"),
     "weights": (lambda v: tf.load_model("v2-nano", weights=v), "untraned", "untrained"),
     "a seed": (lambda v: tf.load_model("v2-nano", weights=v), "untraind:3", "untrained"),
-    "precision": (lambda v: tf.load_model("v2-nano", weights="untrained", precision=v),
-                  "fp31", "fp32"),
-    "backend": (lambda v: tf.load_model("v2-nano", weights="untrained", backend=v), "tensort",
-                "tensorrt"),
+    "precision": (
+        lambda v: tf.load_model("v2-nano", weights="untrained", precision=v),
+        "fp31",
+        "fp32",
+    ),
+    "backend": (
+        lambda v: tf.load_model("v2-nano", weights="untrained", backend=v),
+        "tensort",
+        "tensorrt",
+    ),
     "device": (lambda v: tf.load_model("v2-nano", weights="untrained", device=v), "cdua:1", "cuda"),
     "output": (lambda v: tf.embed({}, "demo-nano", output=v), "flaot32", "float32"),
     "an array": (lambda v: tf.embed({v: 1}, "demo-nano"), "mask", "masks"),
     "s1_units": (lambda v: tf.open_tile({}, s1_units=v), "pwer", "power"),
     "s2_offset": (lambda v: tf.open_tile(synthetic_dict(), s2_offset=v), "removd", "removed"),
-    "executor": (lambda v: tf.embed_tiles(synthetic_tile(2, 6), "x", "demo-nano", executor=v),
-                 "proces", "process"),
+    "executor": (
+        lambda v: tf.embed_tiles(synthetic_tile(2, 6), "x", "demo-nano", executor=v),
+        "proces",
+        "process",
+    ),
     "on_error": (lambda v: tf.embed_tiles([], "x", "demo-nano", on_error=v), "skipp", "skip"),
     "a plan's model": (lambda v: tf.plan(["x"], v), "v2-smal", "v2-small"),
     "format": (lambda v: tf.export("demo-nano", "x", format=v), "tensort", "tensorrt"),
     "a store's format": (lambda v: tf.export_store("x", "y", format=v), "geotif", "geotiff"),
     "resampling": (lambda v: tf.mosaic("x", "y", polygon="z", resampling=v), "bilinar", "bilinear"),
     "task": (lambda v: tf.probe([[[1.0]]], [[1]], task=v), "regresion", "regression"),
-}  # fmt: skip
+}
 
 
 def synthetic_dict():

@@ -153,9 +153,13 @@ def test_written_georeference(tmp_path, tile):
 def test_writes_arrays_of_one_orbit(tmp_path):
     tile = synthetic_tile(4, 8)
     band = tile.rows(0, 4)
-    data = {"bands": band.s2_bands, "masks": band.s2_masks, "doys": band.s2_doys,
-            "sar_descending": band.orbits[1].bands, "sar_descending_doy": band.orbits[1].doys,
-    }  # fmt: skip
+    data = {
+        "bands": band.s2_bands,
+        "masks": band.s2_masks,
+        "doys": band.s2_doys,
+        "sar_descending": band.orbits[1].bands,
+        "sar_descending_doy": band.orbits[1].doys,
+    }
     folder = write_tile(data, tmp_path / "t")
     assert not (folder / "sar_ascending.npy").exists()
     assert open_tile(folder).fingerprint() == open_tile(data).fingerprint()

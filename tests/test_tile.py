@@ -132,17 +132,23 @@ ERRORS = {  # change to the good arrays -> what the message says; None leaves th
     "no orbit days": ({"sar_ascending_doy": None}, "sar_ascending_doy.*missing or empty"),
     "no orbit bands": ({"sar_descending": None}, "sar_descending.*missing or empty"),
     "one empty": ({"sar_ascending": np.ones((0, H, W, 2), np.int16)}, "sar_ascending.*empty"),
-    "bands dims": ({"bands": np.ones((T, H, W), np.uint16)},
-                   r"bands.*\(T, H, W, 10\).*\(5, 7, 6\)"),
+    "bands dims": (
+        {"bands": np.ones((T, H, W), np.uint16)},
+        r"bands.*\(T, H, W, 10\).*\(5, 7, 6\)",
+    ),
     "nine bands": ({"bands": np.ones((T, H, W, 9), np.uint16)}, r"bands.*10\).*6, 9\).*B04 B02"),
     "three bands": ({"sar_ascending": np.ones((3, H, W, 3), np.int16)}, r"sar_asc.*2\).*6, 3\)"),
-    "mask dates": ({"masks": np.ones((4, H, W), np.uint8)},
-                   r"masks.*\(5, 7, 6\) uint8 to match bands.*got \(4, 7, 6\)"),
+    "mask dates": (
+        {"masks": np.ones((4, H, W), np.uint8)},
+        r"masks.*\(5, 7, 6\) uint8 to match bands.*got \(4, 7, 6\)",
+    ),
     "mask width": ({"masks": np.ones((T, H, 5), np.uint8)}, r"masks.*got \(5, 7, 5\)"),
     "day count": ({"doys": np.arange(1, 5)}, r"doys.*\(5,\) to match bands.*\(4,\)"),
     "day dims": ({"doys": np.ones((T, 1), int)}, r"doys.*\(5,\).*\(5, 1\)"),
-    "sar size": ({"sar_ascending": np.ones((3, H, 5, 2), np.int16)},
-                 r"sar_ascending.*\(3, 7, 6, 2\) to match bands.*\(3, 7, 5, 2\)"),
+    "sar size": (
+        {"sar_ascending": np.ones((3, H, 5, 2), np.int16)},
+        r"sar_ascending.*\(3, 7, 6, 2\) to match bands.*\(3, 7, 5, 2\)",
+    ),
     "sar days": ({"sar_ascending_doy": np.arange(1, 3)}, r"sar_ascending_doy.*\(3,\).*\(2,\)"),
     "no dates": ({"bands": np.ones((0, H, W, 10), np.uint16)}, r"bands.*at least one date"),
     "no rows": ({"bands": np.ones((T, 0, W, 10), np.uint16)}, r"bands.*row.*\(5, 0, 6, 10\)"),
@@ -156,13 +162,20 @@ ERRORS = {  # change to the good arrays -> what the message says; None leaves th
     "day 367": ({"sar_ascending_doy": np.array([1, 367, 368])}, "sar_asc.*doy.* 367 at index 1"),
     "day 1.5": ({"doys": np.array([1, 2, 3, 1.5, 5])}, r"doys.*got 1\.5 at index 3"),
     "day NaN": ({"doys": np.array([np.nan, 2, 3, 4, 5])}, "doys.*got nan at index 0"),
-    "many dates": ({"bands": np.broadcast_to(np.ones(1, np.uint16), (65_536, 1, 1, 10)),
-                    "masks": BIG, "doys": np.ones(65_536, int)}, "bands.*at most 65535.*65536"),
+    "many dates": (
+        {
+            "bands": np.broadcast_to(np.ones(1, np.uint16), (65_536, 1, 1, 10)),
+            "masks": BIG,
+            "doys": np.ones(65_536, int),
+        },
+        "bands.*at most 65535.*65536",
+    ),
     "many orbit dates": (
         {name: np.broadcast_to(np.ones(1, np.int16), (40_000, H, W, 2)) for name in NAMES}
         | {f"{name}_doy": np.ones(40_000, int) for name in NAMES},
-        "sar_ascending.*and sar_descending.*at most 65535 dates, got 80000"),
-}  # fmt: skip
+        "sar_ascending.*and sar_descending.*at most 65535 dates, got 80000",
+    ),
+}
 
 
 def changed(case: str) -> dict[str, np.ndarray]:
@@ -213,8 +226,12 @@ def damage(path: Path, how: str) -> None:
         with open(path, "wb") as file:
             np.savez(file, a=np.ones(3))
     else:
-        cut = {"short by a byte": good[:-1], "half a header": good[:40], "empty": b"",
-               "not an array": b"GIF89a" * 9}  # fmt: skip
+        cut = {
+            "short by a byte": good[:-1],
+            "half a header": good[:40],
+            "empty": b"",
+            "not an array": b"GIF89a" * 9,
+        }
         path.write_bytes(cut[how])
 
 
@@ -262,10 +279,18 @@ def test_fingerprint_follows_content_not_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "year"),
-    [("flanders_2018", 2018), ("2019", 2019), ("x20190", None), ("a2018b", 2018), ("1899_x", None),
-     ("tile_2018_2019", None), ("31UDS", None), ("x_1999-y", 1999),
-     ("0_2000_500_2500", None)],
-)  # fmt: skip
+    [
+        ("flanders_2018", 2018),
+        ("2019", 2019),
+        ("x20190", None),
+        ("a2018b", 2018),
+        ("1899_x", None),
+        ("tile_2018_2019", None),
+        ("31UDS", None),
+        ("x_1999-y", 1999),
+        ("0_2000_500_2500", None),
+    ],
+)
 def test_year_in_name(name, year):
     assert year_in(name) == year
 
@@ -284,9 +309,15 @@ def test_a_tile_passes_through_and_can_be_relabelled():
 def write_roi(path: Path, shape=(H, W), **georeference) -> None:
     rasterio = pytest.importorskip("rasterio")
     with rasterio.open(
-        path, "w", driver="GTiff", height=shape[0], width=shape[1], count=1, dtype="uint8",
+        path,
+        "w",
+        driver="GTiff",
+        height=shape[0],
+        width=shape[1],
+        count=1,
+        dtype="uint8",
         **georeference,
-    ) as roi:  # fmt: skip
+    ) as roi:
         roi.write(np.ones(shape, np.uint8), 1)
 
 

@@ -50,8 +50,9 @@ def test_a_lost_chunk_of_bands(case, tmp_path):
     chunk = Path(path, name)
     kept = chunk.read_bytes()
     chunk.unlink()
-    assert_same(flat(open_tile(path), 0, 6), {k: v[:, :6] if v.ndim > 1 else v
-                                              for k, v in data.items()})  # fmt: skip
+    assert_same(
+        flat(open_tile(path), 0, 6), {k: v[:, :6] if v.ndim > 1 else v for k, v in data.items()}
+    )
     message = r"no data \(a chunk file that is not there\) at date 2, row 6, column 0, and at 12 of"
     with pytest.raises(InputError, match=message):
         open_tile(path).rows(0, H)

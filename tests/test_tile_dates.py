@@ -108,8 +108,11 @@ def test_times_that_xarray_did_not_decode():
 
 
 NO_TIMES = {
-    "positions": (np.arange(T), r"doys: missing in the Dataset; needed: .*, or dates \(datetime64"
-                  r".*\), got the coordinate time of int64, the first 0"),
+    "positions": (
+        np.arange(T),
+        r"doys: missing in the Dataset; needed: .*, or dates \(datetime64"
+        r".*\), got the coordinate time of int64, the first 0",
+    ),
     "numbers as dates": (20240100 + np.arange(T), "time of int64, the first 20240100"),
     "seconds": (DAYS.astype("M8[s]").astype(np.int64), "time of int64, the first 1704067200"),
     "floats": (np.arange(T) + 0.5, "time of float64, the first 0.5"),
@@ -122,7 +125,7 @@ NO_TIMES = {
     "one NaT": (np.where(np.arange(T) == 2, np.datetime64("NaT"), DAYS), "NaT .* at index 2"),
     "year 9999": (np.array(["9999-12-31"] * T), "got year 9999 at index 0, outside 1900 to 2099"),
     "beyond int64": (np.array(["0001-01-01T00:00:00+23:59"] * T), "beyond any calendar"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", NO_TIMES)
@@ -268,10 +271,12 @@ def two_years():
     xr = pytest.importorskip("xarray")
     streams = {"time": ["bands", "masks"]} | {f"time_{n}": [n] for n in NAMES}
     parts = [dated(arrays(), 2023).isel(time=[0, 1, 2, 3]), dated(arrays(), 2024)]
-    return xr.merge([
-        xr.concat([part[names] for part in parts], dim=time, join="exact")
-        for time, names in streams.items()
-    ])  # fmt: skip
+    return xr.merge(
+        [
+            xr.concat([part[names] for part in parts], dim=time, join="exact")
+            for time, names in streams.items()
+        ]
+    )
 
 
 def test_a_declared_year_keeps_its_dates():
@@ -289,8 +294,10 @@ def test_a_declared_year_that_the_dates_contradict():
     pytest.importorskip("xarray")
     message = r"expected dates of 2024, the year asked for, got dates of 2023; .*--year 2023.*--per"
     with pytest.raises(InputError, match=message):
-        open_tile(dated(arrays() | {"doys": arrays()["doys"] - 1 + (arrays()["doys"] < 2)}, 2023),
-                  year=2024)  # fmt: skip
+        open_tile(
+            dated(arrays() | {"doys": arrays()["doys"] - 1 + (arrays()["doys"] < 2)}, 2023),
+            year=2024,
+        )
     some = two_years().drop_vars("time_sar_ascending")
     some["sar_ascending_doy"] = ("time_sar_ascending", np.tile(arrays()["sar_ascending_doy"], 2))
     with pytest.raises(InputError, match=r"2023 and 2024, and days of year only for sar_ascending"):

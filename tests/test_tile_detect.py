@@ -40,35 +40,71 @@ def radar(change):
 ORDER = "bands: expected the order B04 B02 B03 B08 B8A B05 B06 B07 B11 B12, got "
 WRONG = {  # what is wrong, and how the sentence begins and goes on
     "reversed": (ordered("B12 B11 B07 B06 B05 B8A B08 B03 B02 B04"), ORDER, "fit: reversed;"),
-    "by wavelength": (ordered("B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"), ORDER,
-                      "fit: wavelengths;"),
-    "10 m first": (ordered("B02 B03 B04 B08 B05 B06 B07 B8A B11 B12"), ORDER,
-                   "fit: 10 m before 20 m;"),
-    "B04 for B08": (ordered("B08 B02 B03 B04 B8A B05 B06 B07 B11 B12"), ORDER,
-                    "fit: B04 and B08 swapped;"),
-    "B11 for B08": (ordered("B04 B02 B03 B11 B8A B05 B06 B07 B08 B12"), ORDER,
-                    "fit: B08 and B11 swapped;"),
-    "B12 for B11": (ordered("B04 B02 B03 B08 B8A B05 B06 B07 B12 B11"), ORDER,
-                    "fit: B11 and B12 swapped;"),
-    "blue green red": (ordered("B02 B03 B04 B08 B8A B05 B06 B07 B11 B12"), ORDER,
-                       "blue green red first"),
-    "red green blue": (ordered("B04 B03 B02 B08 B8A B05 B06 B07 B11 B12"), ORDER,
-                       "red green blue first"),
-    "an order of no product": (ordered("B08 B12 B05 B02 B11 B04 B8A B03 B07 B06"), ORDER,
-                               "spectrum of leaves"),
-    "offset": (lambda data: {"bands": data["bands"] + np.uint16(1000)},
-               "bands: clear pixels are nowhere darker than about 1000", "s2_offset='present'"),
-    "reflectance": (lambda data: {"bands": (data["bands"] / 10_000).astype(np.float32)},
-                    "bands: nearly all values are from 0 to 2", "multiply by 10,000"),
+    "by wavelength": (
+        ordered("B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"),
+        ORDER,
+        "fit: wavelengths;",
+    ),
+    "10 m first": (
+        ordered("B02 B03 B04 B08 B05 B06 B07 B8A B11 B12"),
+        ORDER,
+        "fit: 10 m before 20 m;",
+    ),
+    "B04 for B08": (
+        ordered("B08 B02 B03 B04 B8A B05 B06 B07 B11 B12"),
+        ORDER,
+        "fit: B04 and B08 swapped;",
+    ),
+    "B11 for B08": (
+        ordered("B04 B02 B03 B11 B8A B05 B06 B07 B08 B12"),
+        ORDER,
+        "fit: B08 and B11 swapped;",
+    ),
+    "B12 for B11": (
+        ordered("B04 B02 B03 B08 B8A B05 B06 B07 B12 B11"),
+        ORDER,
+        "fit: B11 and B12 swapped;",
+    ),
+    "blue green red": (
+        ordered("B02 B03 B04 B08 B8A B05 B06 B07 B11 B12"),
+        ORDER,
+        "blue green red first",
+    ),
+    "red green blue": (
+        ordered("B04 B03 B02 B08 B8A B05 B06 B07 B11 B12"),
+        ORDER,
+        "red green blue first",
+    ),
+    "an order of no product": (
+        ordered("B08 B12 B05 B02 B11 B04 B8A B03 B07 B06"),
+        ORDER,
+        "spectrum of leaves",
+    ),
+    "offset": (
+        lambda data: {"bands": data["bands"] + np.uint16(1000)},
+        "bands: clear pixels are nowhere darker than about 1000",
+        "s2_offset='present'",
+    ),
+    "reflectance": (
+        lambda data: {"bands": (data["bands"] / 10_000).astype(np.float32)},
+        "bands: nearly all values are from 0 to 2",
+        "multiply by 10,000",
+    ),
     "dB": (radar(in_db), "sar_ascending: values are from", "s1_units='db'"),
     "power": (radar(in_power), "sar_ascending: values are from", "s1_units='power'"),
-    "hundredths of dB": (radar(lambda v: (100 * np.nan_to_num(in_db(v))).astype(np.int16)),
-                         "sar_ascending: values are from", "s1_units='db'"),
+    "hundredths of dB": (
+        radar(lambda v: (100 * np.nan_to_num(in_db(v))).astype(np.int16)),
+        "sar_ascending: values are from",
+        "s1_units='db'",
+    ),
     "VH before VV": (radar(lambda v: v[..., ::-1]), "sar_ascending: VH is stronger", "swap"),
-    "inverted masks": (lambda data: {"masks": 1 - data["masks"]},
-                       "masks: clear pixels are brighter", "invert"),
+    "inverted masks": (
+        lambda data: {"masks": 1 - data["masks"]},
+        "masks: clear pixels are brighter",
+        "invert",
+    ),
     "masks of zeros": (lambda data: {"masks": 0 * data["masks"]}, "masks: none of", "1 means"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TILES)
@@ -89,9 +125,7 @@ def test_what_is_wrong_is_told(name, case):
 @pytest.mark.parametrize("name", ["flanders_2018", "flanders_2019", "synthetic"])
 def test_blue_for_red_is_told_where_there_is_bare_soil(name):
     data = arrays_of(name)
-    found = suspicions(
-        open_tile(data | ordered("B02 B04 B03 B08 B8A B05 B06 B07 B11 B12")(data))
-    )  # fmt: skip
+    found = suspicions(open_tile(data | ordered("B02 B04 B03 B08 B8A B05 B06 B07 B11 B12")(data)))
     assert len(found) == 1 and found[0].startswith(ORDER) and "brighter in B02" in found[0]
 
 
@@ -167,8 +201,10 @@ def test_what_cannot_be_judged_is_left():
 
 
 def test_little_is_read(monkeypatch):
-    data = {k: np.repeat(np.repeat(v, 5, 1), 12, 2) if v.ndim > 1 else v
-            for k, v in arrays_of("synthetic").items()}  # fmt: skip
+    data = {
+        k: np.repeat(np.repeat(v, 5, 1), 12, 2) if v.ndim > 1 else v
+        for k, v in arrays_of("synthetic").items()
+    }
     tile = open_tile(data)
     assert (tile.height, tile.width) == (240, 576)
     taken = []

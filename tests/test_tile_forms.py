@@ -173,13 +173,32 @@ def classes_on_a_time_axis_of_their_own(tmp_path, data):
 FORMS = {
     f.__name__: f
     for f in (
-        folder, folder_with_dates, folder_with_dates_alone, folder_of_its_own_year,
-        folder_with_classes, memory_folder, file_folder, dataset_with_classes, dataset_of_a_period,
-        dict_in_db, folder_in_power, dict_in_official, dataset_that_declares_db,
-        dataset_that_declares_power, dataset_with_offset, dict_with_offset,
-        dict_newest_first, folder_newest_first, folder_with_dates_newest_first,
-        memory_folder_newest_first, dataset_newest_first, dict_of_masked_arrays,
-        masked_arrays_in_db, dataset_with_fills, dataset_with_missing_values, dataset_with_nodata,
+        folder,
+        folder_with_dates,
+        folder_with_dates_alone,
+        folder_of_its_own_year,
+        folder_with_classes,
+        memory_folder,
+        file_folder,
+        dataset_with_classes,
+        dataset_of_a_period,
+        dict_in_db,
+        folder_in_power,
+        dict_in_official,
+        dataset_that_declares_db,
+        dataset_that_declares_power,
+        dataset_with_offset,
+        dict_with_offset,
+        dict_newest_first,
+        folder_newest_first,
+        folder_with_dates_newest_first,
+        memory_folder_newest_first,
+        dataset_newest_first,
+        dict_of_masked_arrays,
+        masked_arrays_in_db,
+        dataset_with_fills,
+        dataset_with_missing_values,
+        dataset_with_nodata,
         classes_on_a_time_axis_of_their_own,
     )
 } | {
@@ -187,7 +206,7 @@ FORMS = {
     "stacked": lambda tmp_path, data: open_tile(stacked(data)),
     "by variable": lambda tmp_path, data: open_tile(by_variable(data)),
     "tile": lambda tmp_path, data: open_tile(open_tile(data, year=2024), period=2024),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,11 @@ def site(tmp_path_factory):
 
 def test_a_link_gives_the_tile_its_name_and_year(site):
     for year in (2023, 2024):
-        for given in (site / "links" / f"farm_{year}", f"{site}/links/farm_{year}/",
-                      f"{site}/links/./farm_{year}/."):  # fmt: skip
+        for given in (
+            site / "links" / f"farm_{year}",
+            f"{site}/links/farm_{year}/",
+            f"{site}/links/./farm_{year}/.",
+        ):
             tile = tf.open_tile(given)
             assert (tile.name, tile.year) == (f"farm_{year}", year)
             assert tile.source == f"{os.path.realpath(site)}/links/farm_{year}"
@@ -74,8 +77,9 @@ def test_a_path_behind_a_link_is_what_the_system_takes_it_for(site, mini, tmp_pa
 def test_links_are_two_tiles_of_one_output(executor, site, mini, tmp_path):
     result = tf.embed_tiles(site / "links", tmp_path / "x", mini, executor=executor)
     assert [(t.name, t.year) for t in sorted(result.tiles, key=lambda t: t.name)] == [
-        ("farm_2023", 2023), ("farm_2024", 2024),
-    ]  # fmt: skip
+        ("farm_2023", 2023),
+        ("farm_2024", 2024),
+    ]
     for link, name in (("farm_2023", "A"), ("farm_2024", "B")):
         expected = tf.embed(site / name / "dpixel", mini)
         np.testing.assert_array_equal(np.load(tmp_path / "x" / f"{link}.npy"), expected)
@@ -92,8 +96,11 @@ def test_keys_and_reports_say_where_a_tile_is(site, mini, tmp_path):
     assert keys[0].source == place and keys[0] == job_tasks.tile_key(
         tf.open_tile(site / "A" / "dpixel", name="farm_2023", year=2023), georeferenced=False
     )  # another source, the same tile
-    arrays = {"bands": np.ones((1, 2, 2, 10), np.uint16), "masks": np.ones((1, 2, 2), np.uint8),
-              "doys": np.ones(1, np.int32)}  # fmt: skip
+    arrays = {
+        "bands": np.ones((1, 2, 2, 10), np.uint16),
+        "masks": np.ones((1, 2, 2), np.uint8),
+        "doys": np.ones(1, np.int32),
+    }
     tile = tf.open_tile(arrays, allow_missing_s1=True)
     assert job_tasks.tile_key(tile, georeferenced=False).source is None
     plan = tf.plan(site / "links", mini, calibrate=False)
@@ -134,10 +141,12 @@ def pair(site, root, first, second):
 @pytest.mark.parametrize("out", ["x.zarr", "x"])
 @pytest.mark.parametrize(
     "names",
-    [("t_2024", "t_2024"),
-     tuple(unicodedata.normalize(form, "f\u00e9_2024") for form in ("NFC", "NFD"))],
+    [
+        ("t_2024", "t_2024"),
+        tuple(unicodedata.normalize(form, "f\u00e9_2024") for form in ("NFC", "NFD")),
+    ],
     ids=["same", "spelled in two ways"],
-)  # fmt: skip
+)
 def test_two_of_one_name_are_refused_and_both_are_named(out, names, site, mini, tmp_path):
     if out == "x.zarr":
         pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
@@ -194,11 +203,22 @@ def test_names_that_are_no_utf_8(site, mini, run, tmp_path):
         pytest.skip("this file system takes UTF-8 alone")
     shutil.copytree(os.fsencode(site / "A" / "dpixel"), odd + b"/t\xfc_2024")
     report = tmp_path / "report.json"
-    result = run("embed", os.fsdecode(odd), "-o", tmp_path / "x", "--model", mini, "--on-error",
-                 "skip", "--report", report)  # fmt: skip
+    result = run(
+        "embed",
+        os.fsdecode(odd),
+        "-o",
+        tmp_path / "x",
+        "--model",
+        mini,
+        "--on-error",
+        "skip",
+        "--report",
+        report,
+    )
     assert result.code == 3 and "t\\udcfc_2024: failed" in result.err
     assert "expected a name in UTF-8" in result.err and "dpixel: 36 px" in result.out
     told = {t["name"]: t["source"] for t in json.loads(report.read_text())["tiles"]}
     assert told["dpixel"].endswith("/f\\udce4rm_2024/dpixel")
-    assert run("embed", os.fsdecode(odd + b"/dpixel"), "-o", tmp_path / "x", "--model",
-               mini).out.startswith("dpixel: already done")  # fmt: skip
+    assert run(
+        "embed", os.fsdecode(odd + b"/dpixel"), "-o", tmp_path / "x", "--model", mini
+    ).out.startswith("dpixel: already done")

@@ -22,7 +22,7 @@ from tile_sources import (
     save,
     save_dates,
     stacked,
-)  # fmt: skip
+)
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 DAY = datetime.date
@@ -30,13 +30,29 @@ DAY = datetime.date
 
 def test_periods():
     whole = DAY(2024, 1, 1), DAY(2024, 12, 31)
-    for same in (2024, "2024", whole, ("2024-01-01", "2024-12-31"), "2024-01-01/2024-12-31",
-                 [datetime.datetime(2024, 1, 1, 5), " 2024-12-31 "]):  # fmt: skip
+    for same in (
+        2024,
+        "2024",
+        whole,
+        ("2024-01-01", "2024-12-31"),
+        "2024-01-01/2024-12-31",
+        [datetime.datetime(2024, 1, 1, 5), " 2024-12-31 "],
+    ):
         assert parse_period(same) == whole
     assert parse_period(("2024-07-01", "2024-07-01")) == (DAY(2024, 7, 1), DAY(2024, 7, 1))
     assert parse_period(("2023-03-01", "2024-02-29"))[1] == DAY(2024, 2, 29)
-    for bad in ("24", "2024-07-01", 2024.5, None, True, ("2024-07-01",), ("2024-07-01", "2024-13"),
-                "2024-01-01/2024-06-30/2024-12-31", object(), 0):  # fmt: skip
+    for bad in (
+        "24",
+        "2024-07-01",
+        2024.5,
+        None,
+        True,
+        ("2024-07-01",),
+        ("2024-07-01", "2024-13"),
+        "2024-01-01/2024-06-30/2024-12-31",
+        object(),
+        0,
+    ):
         with pytest.raises(InputError, match="period: expected a year or the first and last day"):
             parse_period(bad)
     for first, last in (("2024-07-01", "2024-06-30"), ("2023-01-01", "2024-01-02")):
@@ -68,8 +84,9 @@ def test_dates_of_a_period_are_kept():
     for year, expected in ((2023, first), (2024, second)):
         tile = open_tile(dataset, period=year)
         assert_same(flat(tile), expected)
-        assert_same(flat(tile, 3, 5), {k: v[:, 3:5] if v.ndim > 1 else v
-                                       for k, v in expected.items()})  # fmt: skip
+        assert_same(
+            flat(tile, 3, 5), {k: v[:, 3:5] if v.ndim > 1 else v for k, v in expected.items()}
+        )
         assert tile.fingerprint() == open_tile(expected).fingerprint()
         assert (tile.year, tile.period) == (year, (DAY(year, 1, 1), DAY(year, 12, 31)))
         assert tile.bytes_per_row == open_tile(expected).bytes_per_row
@@ -99,15 +116,18 @@ def test_scattered_dates_and_a_lost_orbit(mini):
     data["doys"] = np.array([300, 40, 310, 41, 305], np.int32)
     data["sar_descending_doy"] = np.array([5, 6, 7, 8], np.int32)
     data["sar_ascending_doy"] = np.array([9, 320, 350], np.int32)
-    kept = {"bands": [0, 4, 2], "masks": [0, 4, 2], "doys": [0, 4, 2],
-            "sar_ascending": [1, 2], "sar_ascending_doy": [1, 2]}  # fmt: skip
+    kept = {
+        "bands": [0, 4, 2],
+        "masks": [0, 4, 2],
+        "doys": [0, 4, 2],
+        "sar_ascending": [1, 2],
+        "sar_ascending_doy": [1, 2],
+    }
     expected = {name: data[name][picks] for name, picks in kept.items()}
     tile = open_tile(dated(data), period=("2024-10-01", "2024-12-31"))
     assert_same(flat(tile), expected)
     with tf.load_model(mini) as model:
-        np.testing.assert_array_equal(
-            tf.embed(tile, model), tf.embed(open_tile(expected), model)
-        )  # fmt: skip
+        np.testing.assert_array_equal(tf.embed(tile, model), tf.embed(open_tile(expected), model))
     with pytest.raises(InputError, match="at least one Sentinel-1 orbit"):
         open_tile(dated(data), period=("2024-10-20", "2024-11-06"))
     alone = open_tile(dated(data), period=("2024-10-20", "2024-11-06"), allow_missing_s1=True)
@@ -157,13 +177,17 @@ def test_one_file_of_dates_for_the_only_orbit(tmp_path):
 
 
 DATES_ERRORS = {
-    "too few": (np.arange(4).astype("M8[D]"),
-                r"expected its dates to be \(5,\) datetime64, .*, got \(4,\)"),
+    "too few": (
+        np.arange(4).astype("M8[D]"),
+        r"expected its dates to be \(5,\) datetime64, .*, got \(4,\)",
+    ),
     "numbers": (np.arange(5), r"datetime64, .*, got \(5,\) int64, the first 0"),
     "NaT": (np.full(5, np.datetime64("NaT", "s")), r"got NaT \(no date\) at index 0"),
-    "other days": (np.datetime64("2024-01-02") + np.arange(5).astype("m8[D]"),
-                   r"doys\.npy: expected the days of year of the dates, got 1 for 2024-01-02"),
-}  # fmt: skip
+    "other days": (
+        np.datetime64("2024-01-02") + np.arange(5).astype("m8[D]"),
+        r"doys\.npy: expected the days of year of the dates, got 1 for 2024-01-02",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DATES_ERRORS)
@@ -219,6 +243,4 @@ def test_real_tiles_have_dates(name):
     first = datetime.date(year, 4, 1).timetuple().tm_yday
     kept = (whole.s2_doys >= first) & (whole.s2_doys < first + 183)
     assert 0 < kept.sum() < len(kept) and half.dates[0] == kept.sum()
-    np.testing.assert_array_equal(
-        half.rows(0, 2).s2_bands, whole.rows(0, 2).s2_bands[kept]
-    )  # fmt: skip
+    np.testing.assert_array_equal(half.rows(0, 2).s2_bands, whole.rows(0, 2).s2_bands[kept])

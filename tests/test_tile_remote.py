@@ -77,13 +77,20 @@ def test_only_the_rows_asked_for_are_read(tmp_path, url, monkeypatch):
     whole = system.cat_ranges
 
     def spy(self, paths, starts, stops, **options):
-        asked.append([(p.rpartition("/")[2], b - a)
-                      for p, a, b in zip(paths, starts, stops, strict=True)])  # fmt: skip
+        asked.append(
+            [(p.rpartition("/")[2], b - a) for p, a, b in zip(paths, starts, stops, strict=True)]
+        )
         return whole(self, paths, starts, stops, **options)
 
     monkeypatch.setattr(system, "cat_ranges", spy)
-    assert_same(flat(tile, 7, 9), {"bands": data["bands"][:, 7:9], "masks": data["masks"][:, 7:9],
-                                   "doys": data["doys"].astype(np.int32)})  # fmt: skip
+    assert_same(
+        flat(tile, 7, 9),
+        {
+            "bands": data["bands"][:, 7:9],
+            "masks": data["masks"][:, 7:9],
+            "doys": data["doys"].astype(np.int32),
+        },
+    )
     bands = [batch for batch in asked if batch[0][0] == "bands.npy"]
     assert bands == [[("bands.npy", 128), *[("bands.npy", 2 * 600)] * 3]]
     asked.clear()
@@ -213,8 +220,10 @@ def test_what_may_not_be_read_is_an_error_but_of_what_most_tiles_lack(tmp_path, 
 
     def deny(self, paths, *args, **options):
         found = whole(self, paths, *args, **options)
-        return [PermissionError("403") if any(f"/{d}.npy" in p for d in denied) else f
-                for p, f in zip(paths, found, strict=True)]  # fmt: skip
+        return [
+            PermissionError("403") if any(f"/{d}.npy" in p for d in denied) else f
+            for p, f in zip(paths, found, strict=True)
+        ]
 
     monkeypatch.setattr(system, "cat_ranges", deny)
     assert_same(flat(open_tile(url)), data)
@@ -311,7 +320,13 @@ def test_spans():
 
 def test_headers_that_are_not():
     np_header = b"\x93NUMPY\1\0"
-    for start in (b"", b"PK\3\4aaaaaaaaaaaaaa", np_header, np_header + b"\xff\xff{}", b"x" * 99,
-                  b"\x93NUMPY\3\0" + b"\0" * 50):  # fmt: skip
+    for start in (
+        b"",
+        b"PK\3\4aaaaaaaaaaaaaa",
+        np_header,
+        np_header + b"\xff\xff{}",
+        b"x" * 99,
+        b"\x93NUMPY\3\0" + b"\0" * 50,
+    ):
         with pytest.raises(ValueError):
             parse_npy_header(start)

@@ -25,7 +25,7 @@ from tile_sources import (
     save,
     stacked,
     write_zarr,
-)  # fmt: skip
+)
 
 
 def tile_at(folder: Path) -> Path:
@@ -197,11 +197,15 @@ def test_windows_have_names_and_places():
     tile = open_tile(arrays(), year=2020, **place)
     windows = list(open_windows(tile, side=4))
     assert [(w.name, w.height, w.width) for w in windows] == [
-        ("t_y0_x0", 4, 4), ("t_y0_x4", 4, 2), ("t_y4_x0", 3, 4), ("t_y4_x4", 3, 2)
-    ]  # fmt: skip
+        ("t_y0_x0", 4, 4),
+        ("t_y0_x4", 4, 2),
+        ("t_y4_x0", 3, 4),
+        ("t_y4_x4", 3, 2),
+    ]
     assert [w.transform for w in windows[::3]] == [
-        (10, 0, 500, 0, -10, 900), (10, 0, 540, 0, -10, 860)
-    ]  # fmt: skip
+        (10, 0, 500, 0, -10, 900),
+        (10, 0, 540, 0, -10, 860),
+    ]
     assert {(w.crs, w.year) for w in windows} == {("EPSG:32631", 2020)}
     turned = open_tile(tile, transform=(0, 10, 500, -10, 0, 900))
     assert list(open_windows(turned, side=4))[1].transform == (0, 10, 500, -10, 0, 860)
@@ -238,9 +242,7 @@ def parts_of(source) -> None:
     np.testing.assert_array_equal(twice.read(np.array([1, 0]), ALL, ALL), expected[::-1])
     dates, rows = np.array([0, 1, 1]), np.array([2, 0, 2])
     np.testing.assert_array_equal(twice.lines(dates, rows), expected[dates, rows])
-    np.testing.assert_array_equal(
-        twice.lines(dates, rows, slice(1, 2)), expected[dates, rows, 1:2]
-    )  # fmt: skip
+    np.testing.assert_array_equal(twice.lines(dates, rows, slice(1, 2)), expected[dates, rows, 1:2])
 
 
 @pytest.mark.parametrize("name", ["bands", "masks"])
@@ -274,15 +276,29 @@ def test_a_plain_geotiff_is_read_as_rasterio_reads_it(tmp_path, monkeypatch):
     path = tmp_path / "roi.tiff"
     here = rasterio.Affine(10, 0, 500_000, 0, -10, 5_600_000)
     turned = rasterio.Affine(7, 7, 500_000, 7, -7, 5_600_000)
-    cases = [("EPSG:32631", here, {}, True), ("EPSG:32760", here, {"TILED": "YES"}, True),
-             ("EPSG:32601", here, {"ENDIANNESS": "BIG"}, True), ("EPSG:4326", here, {}, False),
-             ("EPSG:3035", here, {}, False), ("EPSG:32631", turned, {}, False),
-             (None, here, {}, False), ("EPSG:32631", here, {"BIGTIFF": "YES"}, False)]  # fmt: skip
+    cases = [
+        ("EPSG:32631", here, {}, True),
+        ("EPSG:32760", here, {"TILED": "YES"}, True),
+        ("EPSG:32601", here, {"ENDIANNESS": "BIG"}, True),
+        ("EPSG:4326", here, {}, False),
+        ("EPSG:3035", here, {}, False),
+        ("EPSG:32631", turned, {}, False),
+        (None, here, {}, False),
+        ("EPSG:32631", here, {"BIGTIFF": "YES"}, False),
+    ]
     for crs, transform, options, plain in cases:
         with rasterio.open(
-            path, "w", driver="GTiff", height=H, width=W, count=1, dtype="uint8", crs=crs,
-            transform=transform, **options,
-        ) as roi:  # fmt: skip
+            path,
+            "w",
+            driver="GTiff",
+            height=H,
+            width=W,
+            count=1,
+            dtype="uint8",
+            crs=crs,
+            transform=transform,
+            **options,
+        ) as roi:
             roi.write(np.ones((H, W), np.uint8), 1)
         content = path.read_bytes()
         found = read_plain(content)
@@ -323,5 +339,6 @@ def test_an_aux_file_beside_the_roi_counts(tmp_path):
 def test_every_orbit_has_its_place_in_a_window():
     for window in open_windows(arrays(), side=4):
         assert [NAMES[orbit.index] for orbit in window.orbits] == list(NAMES)
-        assert all(orbit.bands.shape[1:3] == (window.height, window.width)
-                   for orbit in window.orbits)  # fmt: skip
+        assert all(
+            orbit.bands.shape[1:3] == (window.height, window.width) for orbit in window.orbits
+        )

@@ -23,16 +23,18 @@ from tile_sources import (
     save_dates,
     scene_classes,
     stacked,
-)  # fmt: skip
+)
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 
 def with_classes(**changes):
     data = arrays()
-    return {"scl": scene_classes(data["masks"])} | {
-        k: v for k, v in data.items() if k != "masks"
-    } | changes  # fmt: skip
+    return (
+        {"scl": scene_classes(data["masks"])}
+        | {k: v for k, v in data.items() if k != "masks"}
+        | changes
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])

@@ -131,13 +131,17 @@ def rename_band(dataset, dim, old, new):
 
 
 DATASET_ERRORS = {
-    "unknown band": (lambda s, v: rename_band(s, "band", "B8A", "B01"),
-                     "bands: expected B04, B02.*B12.*got .*B01.*missing B8A; unknown B01"),
+    "unknown band": (
+        lambda s, v: rename_band(s, "band", "B8A", "B01"),
+        "bands: expected B04, B02.*B12.*got .*B01.*missing B8A; unknown B01",
+    ),
     "missing band": (lambda s, v: s.isel(band=slice(1, None)), r"bands: expected B04.*\(missing"),
     "repeated band": (lambda s, v: rename_band(s, "band", "B03", "B02"), "B03; repeated B02"),
     "bands unnamed": (lambda s, v: s.drop_vars("band"), "bands: expected a dimension 'band'"),
-    "unknown polarization": (lambda s, v: rename_band(s, "polarization", "VH", "HH"),
-                             "sar_ascending: expected VV, VH.*got.*HH"),
+    "unknown polarization": (
+        lambda s, v: rename_band(s, "polarization", "VH", "HH"),
+        "sar_ascending: expected VV, VH.*got.*HH",
+    ),
     "missing variable": (lambda s, v: v.drop_vars("B8A"), "bands: expected.*missing B8A"),
     "unknown variable": (lambda s, v: v.assign(B09=v.B02), "bands: .*unknown B09"),
     "missing VH": (lambda s, v: v.drop_vars("sar_ascending_VH"), "sar_ascending:.*missing VH"),
@@ -150,7 +154,7 @@ DATASET_ERRORS = {
     "no bands": (lambda s, v: s.drop_vars("bands"), "bands: missing in the Dataset"),
     "NaT": (lambda s, v: v.assign_coords(time=np.full(T, np.datetime64("NaT", "ns"))), "got NaT"),
     "DataArray": (lambda s, v: s["bands"], "expected an xarray.Dataset, got xarray.DataArray"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DATASET_ERRORS)

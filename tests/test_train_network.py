@@ -111,10 +111,14 @@ def test_a_checkpoint_has_the_official_names_and_is_loaded(name, tmp_path):
         assert np.array_equal(weights.tensors[tensor_name], parameter.detach().numpy())
 
     content = torch.load(path, weights_only=True)
-    outer = {"v2": ("model", "args"), "v2-qk": ("model", "args"),
-             "v2-teacher": ("encoder_state_dict", "arch"), "v1.1": ("model_state", "config"),
-             "v1.0": ("model_state_dict", "config"), "v1.0-qat": ("model_state_dict", "config"),
-             }[name]  # fmt: skip
+    outer = {
+        "v2": ("model", "args"),
+        "v2-qk": ("model", "args"),
+        "v2-teacher": ("encoder_state_dict", "arch"),
+        "v1.1": ("model_state", "config"),
+        "v1.0": ("model_state_dict", "config"),
+        "v1.0-qat": ("model_state_dict", "config"),
+    }[name]
     assert set(content) == set(outer)
     prefix = "_orig_mod." if name.startswith("v1") else ""
     assert set(content[outer[0]]) == {prefix + n for n in spec.parameter_shapes()}

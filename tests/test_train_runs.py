@@ -105,8 +105,9 @@ def test_a_resumed_run_has_the_same_weights(write, tmp_path, stopped):
     ],
 )
 def test_every_kind_of_run_resumes_and_loads(write, tmp_path, options):
-    config = read_config(write(run={"steps": 2, "save_every": 1, **options.pop("run", {})},
-                               **options), TwinsPart)  # fmt: skip
+    config = read_config(
+        write(run={"steps": 2, "save_every": 1, **options.pop("run", {})}, **options), TwinsPart
+    )
     with pytest.raises(KeyboardInterrupt):
         train(config, report=stop_at(1))
     before = parameters(tmp_path / "run" / "model.pt")
@@ -165,8 +166,17 @@ def test_a_resumed_student_has_the_same_weights(write, mini):
 def test_heads_are_where_dimensions_do_not_correspond(write, tmp_path, heads, teacher_out, linear):
     from tessera_fast.spec import variant
 
-    spec = variant("v2-nano", name="t", d_model=16, num_layers=1, num_heads=2, ff_dim=16,
-                   out_dim=teacher_out, saved_dim=teacher_out, matryoshka=(16, 32))  # fmt: skip
+    spec = variant(
+        "v2-nano",
+        name="t",
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        ff_dim=16,
+        out_dim=teacher_out,
+        saved_dim=teacher_out,
+        matryoshka=(16, 32),
+    )
     save_safetensors(tmp_path / "teacher.safetensors", untrained_weights(spec))
     objective = {"teacher": "teacher.safetensors", "prefixes": [16, 32], "heads": heads}
     distill(read_config(write(objective, run={"steps": 1}), DistillPart))
@@ -184,9 +194,9 @@ def test_no_heads_for_a_narrow_teacher_is_refused(write, mini):
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "recorded"), [([], (128,)), ([128, 16], (16, 128)),
-                               ([16, 32, 64, 128], (16, 32, 64, 128))],
-)  # fmt: skip
+    ("prefixes", "recorded"),
+    [([], (128,)), ([128, 16], (16, 128)), ([16, 32, 64, 128], (16, 32, 64, 128))],
+)
 def test_prefixes_that_were_trained_are_recorded(write, tmp_path, prefixes, recorded):
     objective = {**TWINS, "prefixes": prefixes} if prefixes else TWINS
     model = {"d_model": 144, "num_heads": 4, "num_layers": 2, "ff_dim": 384, "out_dim": 128}
@@ -234,9 +244,12 @@ def test_folders_hold_one_run(write, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"model": {"base": "v1.0", "num_heads": 2}}, {"run": {"batch": 500}},
-     {"run": {"tensorboard": True}}],
-)  # fmt: skip
+    [
+        {"model": {"base": "v1.0", "num_heads": 2}},
+        {"run": {"batch": 500}},
+        {"run": {"tensorboard": True}},
+    ],
+)
 def test_a_start_that_fails_is_not_in_the_way(write, tmp_path, monkeypatch, wrong):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TesseraError):
@@ -296,10 +309,18 @@ def test_a_state_that_is_damaged_is_named(write, tmp_path):
     path = tmp_path / "run" / "state.pt"
     whole = torch.load(path, weights_only=True)
     for change in (
-        {"step": "2"}, {"step": -1}, {"step": True}, {"config": "["}, {"config": {}},
-        {"config": '{"model": 3}'}, {"objective": None}, {"objective": {}}, {"optimizer": {}},
-        {"optimizer": {"state": {}, "param_groups": [3]}}, {"optimizer": 3},
-    ):  # fmt: skip
+        {"step": "2"},
+        {"step": -1},
+        {"step": True},
+        {"config": "["},
+        {"config": {}},
+        {"config": '{"model": 3}'},
+        {"objective": None},
+        {"objective": {}},
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": [3]}},
+        {"optimizer": 3},
+    ):
         torch.save(whole | change, path)
         with pytest.raises(StoreError, match=r"state\.pt: expected the state of a run"):
             train(config, resume=True)

@@ -27,15 +27,17 @@ def tile_of(number: int, dates: int = 60, height: int = H):
         out[..., 1] = np.arange(1, n + 1)[:, None, None]
         return out
 
-    return tf.open_tile({
-        "bands": series(dates, 10, np.uint16),
-        "masks": rng.integers(0, 2, (dates, height, W)).astype(np.uint8),
-        "doys": np.arange(1, dates + 1, dtype=np.int32) * 3,
-        "sar_ascending": series(30, 2, np.int16),
-        "sar_ascending_doy": np.arange(1, 31, dtype=np.int32) * 5,
-        "sar_descending": series(20, 2, np.int16),
-        "sar_descending_doy": np.arange(1, 21, dtype=np.int32) * 7,
-    })  # fmt: skip
+    return tf.open_tile(
+        {
+            "bands": series(dates, 10, np.uint16),
+            "masks": rng.integers(0, 2, (dates, height, W)).astype(np.uint8),
+            "doys": np.arange(1, dates + 1, dtype=np.int32) * 3,
+            "sar_ascending": series(30, 2, np.int16),
+            "sar_ascending_doy": np.arange(1, 31, dtype=np.int32) * 5,
+            "sar_descending": series(20, 2, np.int16),
+            "sar_descending_doy": np.arange(1, 21, dtype=np.int32) * 7,
+        }
+    )
 
 
 TILES = [tile_of(0), tile_of(1, dates=52), tile_of(2, height=9)]
@@ -137,8 +139,10 @@ def test_a_view_has_as_many_dates_as_asked_for():
             assert np.array_equal(numbers(batch), numbers(full))
             for view, of_all in zip(batch.views, full.views, strict=True):
                 assert view.s1.shape[1] == view.s2_days.shape[1] == view.s2.shape[1]
-                for bands, days, every in ((view.s2, view.s2_days, of_all.s2_days),
-                                           (view.s1, view.s1_days, of_all.s1_days)):  # fmt: skip
+                for bands, days, every in (
+                    (view.s2, view.s2_days, of_all.s2_days),
+                    (view.s1, view.s1_days, of_all.s1_days),
+                ):
                     assert bands.shape[:2] == days.shape
                     assert all(np.isin(d, e).all() for d, e in zip(days, every, strict=True))
                 assert (np.diff(view.s2_days) >= 0).all()
@@ -215,10 +219,15 @@ def test_a_value_that_is_not_finite_is_placed():
     y, x, t = 4, 2, int(np.flatnonzero(rows.s2_masks[:, 4, 2])[0])
     bands[t, y, x, 3] = np.nan
     bad = tf.open_tile(
-        {"bands": bands, "masks": rows.s2_masks, "doys": rows.s2_doys,
-         "sar_ascending": rows.orbits[0].bands, "sar_ascending_doy": rows.orbits[0].doys},
+        {
+            "bands": bands,
+            "masks": rows.s2_masks,
+            "doys": rows.s2_doys,
+            "sar_ascending": rows.orbits[0].bands,
+            "sar_ascending_doy": rows.orbits[0].doys,
+        },
         name="field",
-    )  # fmt: skip
+    )
     with pytest.raises(InputError, match=r"field, pixels of rows 0 to 5 .*got NaN"):
         next(Views([bad], SPEC, 4, min_dates=1).batches())
 
@@ -227,10 +236,15 @@ def test_a_pixel_of_zeros_is_left_out():
     rows = TILES[0].rows(0, H)
     bands = rows.s2_bands.copy()
     bands[:, 4, 2] = 0
-    black = tf.open_tile({
-        "bands": bands, "masks": rows.s2_masks, "doys": rows.s2_doys,
-        "sar_ascending": rows.orbits[0].bands, "sar_ascending_doy": rows.orbits[0].doys,
-    })  # fmt: skip
+    black = tf.open_tile(
+        {
+            "bands": bands,
+            "masks": rows.s2_masks,
+            "doys": rows.s2_doys,
+            "sar_ascending": rows.orbits[0].bands,
+            "sar_ascending_doy": rows.orbits[0].doys,
+        }
+    )
     with pytest.raises(InputError, match=f"got {H * W - 1} in 1 parts"):
         next(Views([black], SPEC, H * W, min_dates=1).batches())
     assert 4 * W + 2 not in numbers(next(Views([black], SPEC, H * W - 1, min_dates=1).batches()))

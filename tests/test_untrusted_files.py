@@ -107,10 +107,13 @@ def test_our_roi_is_what_rasterio_reads(shape, epsg, tmp_path):
 
 def test_what_is_not_plain_is_left_to_rasterio():
     for crs, transform in (
-        ("EPSG:3035", UTM[1]), ("EPSG:32661", UTM[1]), ("EPSG:32631 ", UTM[1]),
-        ("EPSG:32631", (10, 1, 0, 0, -10, 0)), ("EPSG:32631", (10, 0, 0, 0, 10, 0)),
+        ("EPSG:3035", UTM[1]),
+        ("EPSG:32661", UTM[1]),
+        ("EPSG:32631 ", UTM[1]),
+        ("EPSG:32631", (10, 1, 0, 0, -10, 0)),
+        ("EPSG:32631", (10, 0, 0, 0, 10, 0)),
         ("EPSG:32631", (10, 0, float("nan"), 0, -10, 0)),
-    ):  # fmt: skip
+    ):
         assert plain((3, 4), crs, transform) is None
 
 
@@ -208,9 +211,24 @@ def test_netcdf_that_is_cut_or_none(tmp_path):
 # ---- plans
 
 ROW = PlanRow(
-    "a_2024", "/tiles/a_2024", 2024, *UTM, 500, 400, 70, 30, 31, 200_000, 6_000_000, 11_000_000,
-    1.25e12, 365_000_000, 50_000_000, "ab12", 1234.5,
-)  # fmt: skip
+    "a_2024",
+    "/tiles/a_2024",
+    2024,
+    *UTM,
+    500,
+    400,
+    70,
+    30,
+    31,
+    200_000,
+    6_000_000,
+    11_000_000,
+    1.25e12,
+    365_000_000,
+    50_000_000,
+    "ab12",
+    1234.5,
+)
 OPTIONS = {"model": "v2-nano", "dims": None, "workers": 4, "open": {"year": None}}
 
 
@@ -246,10 +264,15 @@ def test_rows_of_a_plan(column, value, said, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {**OPTIONS, "workers": 10**30}, {**OPTIONS, "workers": 0}, {**OPTIONS, "model": None},
-        {**OPTIONS, "open": []}, {**OPTIONS, "open": {"seed": 1}}, {**OPTIONS, "dims": "a"},
+        {},
+        {**OPTIONS, "workers": 10**30},
+        {**OPTIONS, "workers": 0},
+        {**OPTIONS, "model": None},
+        {**OPTIONS, "open": []},
+        {**OPTIONS, "open": {"seed": 1}},
+        {**OPTIONS, "dims": "a"},
     ],
-)  # fmt: skip
+)
 def test_options_of_a_plan(options, tmp_path):
     pytest.importorskip("pyarrow")
     Plan([ROW], [], options, None, None, 0).save(tmp_path / "plan.parquet")
@@ -266,13 +289,18 @@ NOT_UTF8 = os.fsdecode(b"\xff_2024")
 def test_names_that_no_file_can_have(path, tmp_path, mini):
     tile = synthetic_tile(6, 8)
     calls = [
-        lambda: open_tile(path), lambda: tf.embed(path, mini), lambda: write_tile(tile, path),
-        lambda: Plan.load(path), lambda: Plan([ROW], [], OPTIONS, None, None, 0).save(path),
+        lambda: open_tile(path),
+        lambda: tf.embed(path, mini),
+        lambda: write_tile(tile, path),
+        lambda: Plan.load(path),
+        lambda: Plan([ROW], [], OPTIONS, None, None, 0).save(path),
         lambda: tf.plan([path], "v2-nano", calibrate=False),
         lambda: tf.embed_tiles([path], tmp_path / "out", mini),
         lambda: list(expand([f"@{path}"])) if isinstance(path, str) else open_tile(path),
-        lambda: tf.probe(path, path), lambda: tf.picture(path, path), lambda: tf.verify(path),
-    ]  # fmt: skip
+        lambda: tf.probe(path, path),
+        lambda: tf.picture(path, path),
+        lambda: tf.verify(path),
+    ]
     for call in calls:
         with pytest.raises(TesseraError) as error:
             call()
@@ -284,8 +312,11 @@ def test_a_name_that_is_no_utf8(tmp_path, mini, run):
     assert tf.embed(folder, mini).shape == (H, W, 32)
     for out in ("x.zarr", "npy"):
         with pytest.raises(InputError, match="a name in UTF-8 that a file can have"):
-            tf.embed_tiles([open_tile(folder, **dict(zip(("crs", "transform"), UTM, strict=True)))],
-                           tmp_path / out, mini)  # fmt: skip
+            tf.embed_tiles(
+                [open_tile(folder, **dict(zip(("crs", "transform"), UTM, strict=True)))],
+                tmp_path / out,
+                mini,
+            )
     result = run("plan", folder, "--model", "v2-nano", "--no-calibrate")
     assert result.code == 0 and r"\udcff_2024" in result.out
     with pytest.raises(InputError, match=r"\\xff|\\udcff") as error:
@@ -322,9 +353,19 @@ def test_config_files(text, tmp_path):
 
 @pytest.mark.parametrize(
     "url",
-    ["://", "nothing://a", "http://[::1/x", "memory://\0", "zip://x::y", "reference://a",
-     "simplecache::memory://a", "ftp://127.0.0.1:1/a", "a" * 5000 + "://b", "local://\udcff"],
-)  # fmt: skip
+    [
+        "://",
+        "nothing://a",
+        "http://[::1/x",
+        "memory://\0",
+        "zip://x::y",
+        "reference://a",
+        "simplecache::memory://a",
+        "ftp://127.0.0.1:1/a",
+        "a" * 5000 + "://b",
+        "local://\udcff",
+    ],
+)
 def test_addresses(url):
     pytest.importorskip("fsspec")
     with pytest.raises(InputError) as error:

@@ -18,7 +18,7 @@ from verify_outputs import (
     store,
     tile,
     values,
-)  # fmt: skip
+)
 
 pytest.importorskip("zarr", minversion="3", reason="a store needs zarr >= 3")
 pytest.importorskip("pyproj", reason="a store needs pyproj")
@@ -64,8 +64,10 @@ def test_flips(tmp_path, axis, words):
     flipped = tuple(np.flip(array, axis) for array in sound())
     a, b = store(tmp_path / "a.zarr"), store(tmp_path / "b.zarr", {HERE: flipped})
     assert words in causes(a, b)
-    folders = [float_folder(tmp_path / n, {HERE: v}) for n, v in
-               (("a", values()), ("b", np.flip(values(), axis)))]  # fmt: skip
+    folders = [
+        float_folder(tmp_path / n, {HERE: v})
+        for n, v in (("a", values()), ("b", np.flip(values(), axis)))
+    ]
     assert words in causes(*folders)
 
 

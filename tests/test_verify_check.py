@@ -49,8 +49,12 @@ def test_a_sound_store(path):
     found = check(path)
     assert found.sound and not found.problems and not found.notes, str(found)
     assert found.counts == {
-        "zones": 1, "shards": 7, "pixels with data": len(VALID), "markers": 1, "digests": 7
-    }  # fmt: skip
+        "zones": 1,
+        "shards": 7,
+        "pixels with data": len(VALID),
+        "markers": 1,
+        "digests": 7,
+    }
     assert str(found).splitlines()[0] == f"{path}: sound"
 
 
@@ -147,30 +151,45 @@ DAMAGE = {
     "negative scale": (set_pixel("scales", -1), PIXEL, "neither positive nor +inf"),
     "zero scale": (set_pixel("scales", 0), PIXEL, "neither positive nor +inf"),
     "-inf": (set_pixel("scales", -np.inf), PIXEL, "neither positive nor +inf"),
-    "codes without data": (set_code(3, HOLE), f"row {HOLE[0]} column {HOLE[1]}",
-                           "codes are not 0 where scale is +inf"),
+    "codes without data": (
+        set_code(3, HOLE),
+        f"row {HOLE[0]} column {HOLE[1]}",
+        "codes are not 0 where scale is +inf",
+    ),
     "-128": (set_code(-128), PIXEL, "a code is -128"),
     "wrong scale": (shrink_codes, PIXEL, "no code is 127 or -127"),
     "prefix": (set_pixel("embeddings_d16", 9), PIXEL, "is not the first 16 of embeddings"),
     "x": (shift_x, "utm31/x", "(half a pixel apart"),
     "no consolidated": (forget_consolidated, "x.zarr", "has no consolidated metadata"),
     "stale consolidated": (stale_consolidated, "utm31", "out of date for scales"),
-    "marker elsewhere": (edit_marker(transform=[10, 0, 601360, 0, -10, 5629680.0]), "a.2020.json",
-                         "is not within the store's extent"),
+    "marker elsewhere": (
+        edit_marker(transform=[10, 0, 601360, 0, -10, 5629680.0]),
+        "a.2020.json",
+        "is not within the store's extent",
+    ),
     "marker of another year": (edit_marker(year=1999), "a.2020.json", "extent and years"),
-    "marker of another zone": (edit_marker(crs="EPSG:32605"), "a.2020.json",
-                               "which the store lacks"),
-    "marker off the lattice": (edit_marker(transform=[10, 0, 501364, 0, -10, 5629680.0]),
-                               "a.2020.json", "off the store's pixels"),
+    "marker of another zone": (
+        edit_marker(crs="EPSG:32605"),
+        "a.2020.json",
+        "which the store lacks",
+    ),
+    "marker off the lattice": (
+        edit_marker(transform=[10, 0, 501364, 0, -10, 5629680.0]),
+        "a.2020.json",
+        "off the store's pixels",
+    ),
     "marker of another CRS": (edit_marker(crs="EPSG:4326"), "a.2020.json", "that no store holds"),
     "marker of another model": (other_model, "a.2020.json", "model 'v2-large', 'v2-nano'"),
     "marker unreadable": (lambda p: marker(p).write_text("{"), "a.2020.json", "cannot be read"),
     "spool": (leave("spool"), "x.zarr.state/spool", "rows of unfinished tiles"),
     "transaction": (leave("commit"), "x.zarr.state/commit", "not wholly in place"),
     "zone metadata": (lambda p: (p / "utm31/zarr.json").write_text("{"), "x.zarr", ""),
-    "root metadata": (lambda p: (p / "zarr.json").write_text("nonsense"), "zarr.json",
-                      "cannot be read"),
-}  # fmt: skip
+    "root metadata": (
+        lambda p: (p / "zarr.json").write_text("nonsense"),
+        "zarr.json",
+        "cannot be read",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE)

@@ -26,7 +26,7 @@ from verify_outputs import (
     store,
     tile,
     values,
-)  # fmt: skip
+)
 
 pytest.importorskip("zarr", minversion="3", reason="a store needs zarr >= 3")
 pytest.importorskip("pyproj", reason="a store needs pyproj")
@@ -237,8 +237,9 @@ def test_what_cannot_be_compared(tmp_path, one):
     far = store(tmp_path / "far.zarr", {tile("a", x0=HERE.transform[2] + 9000): sound()})
     with pytest.raises(StoreError, match="nothing to compare"):
         tf.verify(one, far)
-    shapes = [folder(tmp_path / n, {k: sound(k)}) for n, k in
-              (("f", HERE), ("g", tile("a", 45, 60)))]  # fmt: skip
+    shapes = [
+        folder(tmp_path / n, {k: sound(k)}) for n, k in (("f", HERE), ("g", tile("a", 45, 60)))
+    ]
     with pytest.raises(StoreError, match=r"45 x 61 in .* and 45 x 60"):
         tf.verify(*shapes)
 

@@ -24,27 +24,26 @@ def test_the_gates_are_those_of_the_tests():
     assert fp32.max_abs == oracle.GOLDEN_ATOL
     assert (fp32.same_codes, fp32.max_step) == (oracle.SAME_CODES, oracle.MAX_CODE_STEP)
     assert (fp32.max_scale, fp32.min_cosine) == (oracle.MAX_SCALE_RATIO, oracle.MIN_COSINE)
-    assert (bf16.close_codes, bf16.max_step) == (
-        oracle.BF16_CLOSE_CODES, oracle.BF16_MAX_CODE_STEP
-    )  # fmt: skip
+    assert (bf16.close_codes, bf16.max_step) == (oracle.BF16_CLOSE_CODES, oracle.BF16_MAX_CODE_STEP)
     assert bf16.max_scale == oracle.BF16_MAX_SCALE_RATIO
-    assert (bf16.mean_cosine, bf16.min_cosine) == (
-        oracle.BF16_MIN_COSINE, oracle.BF16_WORST_COSINE
-    )  # fmt: skip
-    assert (int8.mean_cosine, fp8.mean_cosine) == (
-        oracle.REDUCED_MIN_COSINE, oracle.FP8_MIN_COSINE
-    )  # fmt: skip
+    assert (bf16.mean_cosine, bf16.min_cosine) == (oracle.BF16_MIN_COSINE, oracle.BF16_WORST_COSINE)
+    assert (int8.mean_cosine, fp8.mean_cosine) == (oracle.REDUCED_MIN_COSINE, oracle.FP8_MIN_COSINE)
     assert ENOUGH_CODES == oracle.ENOUGH_CODES
 
 
 @pytest.mark.parametrize(
     ("a", "b", "gate"),
     [
-        ("fp32", "fp32", "fp32"), ("fp64", "fp32", "fp32"), ("fp32", "bf16", "bf16"),
-        ("tf32", "fp16", "bf16"), ("int8", "bf16", "int8"), ("fp8", "int8", "fp8"),
-        (None, "bf16", "bf16"), (None, None, "fp32"),
+        ("fp32", "fp32", "fp32"),
+        ("fp64", "fp32", "fp32"),
+        ("fp32", "bf16", "bf16"),
+        ("tf32", "fp16", "bf16"),
+        ("int8", "bf16", "int8"),
+        ("fp8", "int8", "fp8"),
+        (None, "bf16", "bf16"),
+        (None, None, "fp32"),
     ],
-)  # fmt: skip
+)
 def test_the_laxer_gate_is_chosen(a, b, gate):
     assert choose("auto", (a, b))[0] is choose("auto", (b, a))[0] is GATES[gate]
     assert choose("exact", (a, b))[0] is GATES["exact"]

@@ -43,18 +43,27 @@ def negative(scales):
 
 
 FOLDER_DAMAGE = {
-    "truncated": (lambda p: (p / "a.npy").write_bytes((p / "a.npy").read_bytes()[:5000]),
-                  "a.npy", "cannot be read (5,000 bytes"),
+    "truncated": (
+        lambda p: (p / "a.npy").write_bytes((p / "a.npy").read_bytes()[:5000]),
+        "a.npy",
+        "cannot be read (5,000 bytes",
+    ),
     "no scales": (lambda p: (p / "a_scales.npy").unlink(), "a.npy", "without a_scales.npy"),
     "no codes": (lambda p: (p / "a.npy").unlink(), "a_scales.npy", "neither"),
-    "other size": (lambda p: np.save(p / "a_scales.npy", np.ones((3, 3), np.float32)),
-                   "a_scales.npy", "expected float32 (45, 61)"),
+    "other size": (
+        lambda p: np.save(p / "a_scales.npy", np.ones((3, 3), np.float32)),
+        "a_scales.npy",
+        "expected float32 (45, 61)",
+    ),
     "float64": (lambda p: np.save(p / "a.npy", np.ones((45, 61, 24))), "a.npy", "got float64"),
     "scale": (lambda p: change(p / "a_scales.npy", negative), "a.npy, row", "neither positive"),
-    "record": (lambda p: (p / ".tessera_fast/provenance.json").write_text("{"), "provenance.json",
-               "cannot be read"),
+    "record": (
+        lambda p: (p / ".tessera_fast/provenance.json").write_text("{"),
+        "provenance.json",
+        "cannot be read",
+    ),
     "spool": (lambda p: (p / ".tessera_fast/spool/c").mkdir(parents=True), "spool", "unfinished"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a_scales.npy"])
@@ -82,8 +91,9 @@ def test_float32_rules(tmp_path, value, what):
     plain = values(empty=0)
     plain[ROW, COLUMN, 3] = value
     found = check(float_folder(tmp_path / "f", {HERE: plain}))
-    assert [what in p.what and f"row {ROW} column {COLUMN}" in p.where
-            for p in found.problems] == [True]  # fmt: skip
+    assert [what in p.what and f"row {ROW} column {COLUMN}" in p.where for p in found.problems] == [
+        True
+    ]
 
 
 def test_a_marker_without_its_file(npy):

@@ -43,8 +43,13 @@ def tiles(*keys):
 def test_what_one_lacks_is_a_difference(tmp_path, run, extra, forms):
     if extra is LATER and forms != "stores":
         extra = replace(LATER, name="later")  # a folder has one tile of a name
-    write = {"stores": (store, store), "int8": (folder, folder), "float32": (floats, floats),
-             "store and folder": (store, folder), "folder and store": (folder, store)}  # fmt: skip
+    write = {
+        "stores": (store, store),
+        "int8": (folder, folder),
+        "float32": (floats, floats),
+        "store and folder": (store, folder),
+        "folder and store": (folder, store),
+    }
     ends = [".zarr" if w is store else "" for w in write[forms]]
     more = write[forms][0](tmp_path / f"more{ends[0]}", tiles(HERE, extra))
     less = write[forms][1](tmp_path / f"less{ends[1]}", tiles(HERE))

@@ -157,8 +157,11 @@ def test_any_tensor_missing_is_named(family):
 def test_a_file_of_another_model(tmp_path):
     nano, small = RELEASED["v2-nano"], RELEASED["v2-small"]
     path = save_model(tmp_path / "x.pt", nano)
-    with pytest.raises(WeightsError, match=r"x\.pt: s2_backbone\.embedding\.0\.weight: expected "
-                       r"\(256, 10\) for v2-small, got \(144, 10\)"):  # fmt: skip
+    with pytest.raises(
+        WeightsError,
+        match=r"x\.pt: s2_backbone\.embedding\.0\.weight: expected "
+        r"\(256, 10\) for v2-small, got \(144, 10\)",
+    ):
         load_weights("v2-small", path)
     for given, asked in [
         (shapes_only(nano, nhead=8), nano),

@@ -190,9 +190,13 @@ class FakeRay:
     """Calls are answered in order by a function of (actor's number, task)."""
 
     exceptions = types.SimpleNamespace(
-        RayActorError=RayActorError, GetTimeoutError=GetTimeoutError, RayTaskError=_Other,
-        WorkerCrashedError=_Other, OutOfMemoryError=_Other, ObjectLostError=_Other,
-    )  # fmt: skip
+        RayActorError=RayActorError,
+        GetTimeoutError=GetTimeoutError,
+        RayTaskError=_Other,
+        WorkerCrashedError=_Other,
+        OutOfMemoryError=_Other,
+        ObjectLostError=_Other,
+    )
 
     def __init__(self, answer, starts=lambda number: True):
         self.answer, self.starts = answer, starts
@@ -293,13 +297,27 @@ def test_ray_with_a_tile_that_kills(tiles, mini, tmp_path):
     path = os.pathsep.join([str(site), str(PACKAGE), os.environ.get("PYTHONPATH", "")])
     report = tmp_path / "report.json"
     arguments = command(
-        tiles, tmp_path / "out", mini, "--ray", "1", "--ray-resources", '{"num_cpus": 0.5}',
-        "--retries", "0", "--on-error", "skip", "--report", report,
-    )  # fmt: skip
+        tiles,
+        tmp_path / "out",
+        mini,
+        "--ray",
+        "1",
+        "--ray-resources",
+        '{"num_cpus": 0.5}',
+        "--retries",
+        "0",
+        "--on-error",
+        "skip",
+        "--report",
+        report,
+    )
     done = subprocess.run(
-        [str(a) for a in arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True,
-        text=True, timeout=180,
-    )  # fmt: skip
+        [str(a) for a in arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 3, done.stderr
     states = {t["name"]: t["state"] for t in json.loads(report.read_text())["tiles"]}
     assert [name for name, state in states.items() if state == "failed"] == ["t11_2024"]

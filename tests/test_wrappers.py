@@ -43,7 +43,7 @@ AVERAGED = {"n_averaged": torch.tensor(3)}
         "one dict under two keys": (lambda s: {"model": s, "state_dict": s})(state()),
     }.items(),
     ids=lambda item: item[0],
-)  # fmt: skip
+)
 def test_wrappers_are_taken_off(tmp_path, content):
     outer = content[1]
     keys = ("model", "state_dict", "model_state_dict", "module")
@@ -56,8 +56,10 @@ def test_wrappers_are_taken_off(tmp_path, content):
 
 
 def test_wrappers_in_the_middle_of_a_name(tmp_path):
-    inner = {k.replace("layers.0.", "layers.0._checkpoint_wrapped_module."): v
-             for k, v in state().items()}  # fmt: skip
+    inner = {
+        k.replace("layers.0.", "layers.0._checkpoint_wrapped_module."): v
+        for k, v in state().items()
+    }
     same(load_weights(save(tmp_path / "x.pt", {"model": inner})).tensors, arrays(SPEC))
 
 

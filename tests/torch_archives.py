@@ -58,8 +58,9 @@ def tensor(
         strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     storage = pickled(("storage", Raw(f"ctorch\n{kind}\n".encode()), key, "cpu", 0)) + b"Q"
     hooks = called("collections.OrderedDict")
-    return called("torch._utils._rebuild_tensor_v2", Raw(storage), offset, shape, strides, False,
-                  hooks)  # fmt: skip
+    return called(
+        "torch._utils._rebuild_tensor_v2", Raw(storage), offset, shape, strides, False, hooks
+    )
 
 
 def archive(data_pkl: bytes, storages: Mapping[str, bytes]) -> bytes:

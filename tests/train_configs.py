@@ -6,8 +6,14 @@ from typing import Any
 
 from tessera_fast.synthetic import synthetic_tile, write_tile
 
-MODEL = {"base": "v2-nano", "d_model": 16, "num_layers": 1, "num_heads": 2, "ff_dim": 16,
-         "out_dim": 32}  # fmt: skip
+MODEL = {
+    "base": "v2-nano",
+    "d_model": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "ff_dim": 16,
+    "out_dim": 32,
+}
 TWINS = {"projector_width": 24, "projector_layers": 2}
 RUN = {"out": "run", "steps": 6, "batch": 12, "log_every": 1, "save_every": 2, "threads": 1}
 

@@ -47,8 +47,9 @@ def folder(path, tiles):
 
 def float_folder(path, tiles):
     """.npy files of ``tiles`` {key: float32 values}."""
-    write(path, {k: (v, None, np.ones((*v.shape[:2], 3), np.uint16)) for k, v in tiles.items()},
-          FLOAT)  # fmt: skip
+    write(
+        path, {k: (v, None, np.ones((*v.shape[:2], 3), np.uint16)) for k, v in tiles.items()}, FLOAT
+    )
     return path
 
 
@@ -86,15 +87,22 @@ def geotessera_like(path, source, *, shard, margin, zone=32631, shift=0.0):
     transform[5] += 10 * margin + (1e7 if zone > 32700 else 0)
     root = zarr.create_group(str(path), zarr_format=3, attributes={"geoemb:dimensions": e})
     shape = (h + 2 * margin, w + 2 * margin)
-    attributes = {"proj:code": f"EPSG:{zone}", "spatial:transform": transform,
-                  "spatial:shape": list(shape)}  # fmt: skip
+    attributes = {
+        "proj:code": f"EPSG:{zone}",
+        "spatial:transform": transform,
+        "spatial:shape": list(shape),
+    }
     group = root.create_group("utm31", attributes=attributes)
     inner = np.s_[..., margin : margin + h, margin : margin + w]
     for name, depth, fill in (("embeddings", (e,), 0), ("scales", (), np.inf)):
         array = group.create_array(
-            name, shape=(1, *depth, *shape), dtype=old[name].dtype, fill_value=fill,
-            chunks=(1, *depth, 32, 32), shards=(1, *depth, shard, shard),
-        )  # fmt: skip
+            name,
+            shape=(1, *depth, *shape),
+            dtype=old[name].dtype,
+            fill_value=fill,
+            chunks=(1, *depth, 32, 32),
+            shards=(1, *depth, shard, shard),
+        )
         array[inner] = old[name][:]
     lines = {
         "time": old["time"][:],

@@ -29,8 +29,11 @@ NAMES = ("crop_type", "canopy_height", "biomass", "burned_area", "stocking", "ve
 def arrays_of(tile: Tile) -> dict[str, np.ndarray]:
     """A tile's observations under the official names, in memory."""
     seen = tile.rows(0, tile.height)
-    arrays = {"bands": np.array(seen.s2_bands), "masks": np.array(seen.s2_masks),
-              "doys": seen.s2_doys}  # fmt: skip
+    arrays = {
+        "bands": np.array(seen.s2_bands),
+        "masks": np.array(seen.s2_masks),
+        "doys": seen.s2_doys,
+    }
     for orbit in seen.orbits:
         name = ("sar_ascending", "sar_descending")[orbit.index]
         arrays[name], arrays[f"{name}_doy"] = np.array(orbit.bands), orbit.doys
@@ -113,10 +116,17 @@ def make(name: str, folder: Path, side: int, tile: Path | None, given: Path | No
     place = {"crs": source.crs, "transform": source.transform}
     write_tile(open_tile(arrays, year=source.year or YEAR, **place), folder / "tile_2024")
     with rasterio.open(
-        folder / "labels.tif", "w", driver="GTiff", height=source.height, width=source.width,
-        count=1, dtype=labels.dtype, crs=source.crs, transform=rasterio.Affine(*source.transform),
+        folder / "labels.tif",
+        "w",
+        driver="GTiff",
+        height=source.height,
+        width=source.width,
+        count=1,
+        dtype=labels.dtype,
+        crs=source.crs,
+        transform=rasterio.Affine(*source.transform),
         nodata=0 if labels.dtype.kind in "iu" else np.nan,
-    ) as raster:  # fmt: skip
+    ) as raster:
         raster.write(labels, 1)
     shutil.copy(Path(__file__).with_name(f"{name}.toml"), folder)
 

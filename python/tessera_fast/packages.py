@@ -15,11 +15,25 @@ from .errors import StoreError, TesseraError
 
 # Module -> the extra of pyproject.toml that brings it; "" for what every installation has.
 EXTRAS = {
-    "fsspec": "remote", "huggingface_hub": "hub", "onnx": "onnx", "onnxruntime": "onnx",
-    "pyarrow": "plan", "pyproj": "", "pystac": "geo", "rasterio": "geo", "ray": "ray",
-    "rioxarray": "geo", "scipy": "probe", "sklearn": "probe", "tensorrt_rtx": "tensorrt",
-    "torch": "torch", "tqdm": "", "triton": "gpu", "xarray": "geo", "zarr": "",
-}  # fmt: skip
+    "fsspec": "remote",
+    "huggingface_hub": "hub",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "pyarrow": "plan",
+    "pyproj": "",
+    "pystac": "geo",
+    "rasterio": "geo",
+    "ray": "ray",
+    "rioxarray": "geo",
+    "scipy": "probe",
+    "sklearn": "probe",
+    "tensorrt_rtx": "tensorrt",
+    "torch": "torch",
+    "tqdm": "",
+    "triton": "gpu",
+    "xarray": "geo",
+    "zarr": "",
+}
 # Names that differ between an import and an installation.
 _INSTALLED_AS = {"sklearn": "scikit-learn", "tensorrt_rtx": "tensorrt-rtx"}
 # What libraries say where there is no memory.

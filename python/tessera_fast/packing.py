@@ -110,9 +110,15 @@ def pack(
     s2_parts = (s2, masks, _aligned(days_of(observations.s2_doys, s2)))
     orbits = [(_aligned(bands), _aligned(days), index) for bands, days, index in orbits]
     optical, radar, observed = _cpu.pack(
-        s2_parts, orbits, spec.sampling, spec.needs_steps, binary_masks, row0, seed,
+        s2_parts,
+        orbits,
+        spec.sampling,
+        spec.needs_steps,
+        binary_masks,
+        row0,
+        seed,
         env.threads(threads),
-    )  # fmt: skip
+    )
     counts = np.zeros((len(observed), 3), np.uint16)
     counts[:, 0] = observed[:, 0]
     for column, (_, _, index) in enumerate(orbits, start=1):

@@ -7,8 +7,18 @@ import re
 from .errors import InputError
 from .untrusted.readers import shown
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _LARGEST = 2**62  # bytes; what is more is a slip
 
 
@@ -60,8 +70,11 @@ def duration(seconds: float) -> str:
     """Seconds as "0.25 s", "12 s", "3 min 20 s", "5 h 10 min" or "2 d 3 h"."""
     if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    for unit, length, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
-                                      ("min", 60, "s", 1)):  # fmt: skip
+    for unit, length, lower, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
         whole = round(seconds / part) * part
         if whole >= length:
             rest = whole % length // part

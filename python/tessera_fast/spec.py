@@ -21,8 +21,14 @@ Row = tuple[float, ...]
 
 # What a spec may say. It can come from a file, so a value outside is refused, whoever wrote it.
 # The largest sizes are about ten times those of v2-teacher.
-_SIZES = {"d_model": 1 << 16, "num_layers": 1 << 10, "num_heads": 1 << 10, "ff_dim": 1 << 18,
-          "out_dim": 1 << 16, "saved_dim": 1 << 16}  # fmt: skip
+_SIZES = {
+    "d_model": 1 << 16,
+    "num_layers": 1 << 10,
+    "num_heads": 1 << 10,
+    "ff_dim": 1 << 18,
+    "out_dim": 1 << 16,
+    "saved_dim": 1 << 16,
+}
 _RULES = {
     "sampling": ("v2", "v1.1", "v1.0"),
     "pooling": ("softmax", "custom_gru", "torch_gru"),
@@ -272,12 +278,21 @@ def _layer_shapes(name: str, d: int, f: int, qk_head_dim: int | None) -> dict[st
     return shapes | _norm_shapes(f"{name}.norm1", d) | _norm_shapes(f"{name}.norm2", d)
 
 
+def _row(numbers: str) -> Row:
+    """A row of a table that is easier to read, and to compare, as a line of text."""
+    return tuple(map(float, numbers.split()))
+
+
 _V2_S2 = (
-    (1633.0042, 1341.1090, 1539.5536, 3054.8269, 3117.4658,
-     2004.1648, 2694.7275, 2945.1504, 2266.6079, 1657.3094),
-    (1999.4603, 2014.7549, 1929.2201, 1754.2493, 1649.9807,
-     1936.8988, 1748.6041, 1708.6991, 1207.5250, 1108.6046),
-)  # fmt: skip
+    _row(
+        "1633.0042 1341.1090 1539.5536 3054.8269 3117.4658 "
+        "2004.1648 2694.7275 2945.1504 2266.6079 1657.3094"
+    ),
+    _row(
+        "1999.4603 2014.7549 1929.2201 1754.2493 1649.9807 "
+        "1936.8988 1748.6041 1708.6991 1207.5250 1108.6046"
+    ),
+)
 STATISTICS = {
     "v2": Statistics(
         *_V2_S2,
@@ -290,52 +305,95 @@ STATISTICS = {
         s1_std=((1531.8051, 1540.2014),) * 2,
     ),
     "v1.1-mpc": Statistics(
-        s2_mean=(2683.4553, 2223.3630, 2432.0950, 3633.1970, 3602.1755,
-                 3006.4324, 3400.2710, 3515.6392, 2456.9163, 1983.8783),
-        s2_std=(2739.5217, 2846.2993, 2690.8250, 2290.0439, 2088.8970,
-                2673.1106, 2381.4521, 2229.5225, 1601.0942, 1495.3545),
+        s2_mean=_row(
+            "2683.4553 2223.3630 2432.0950 3633.1970 3602.1755 "
+            "3006.4324 3400.2710 3515.6392 2456.9163 1983.8783"
+        ),
+        s2_std=_row(
+            "2739.5217 2846.2993 2690.8250 2290.0439 2088.8970 "
+            "2673.1106 2381.4521 2229.5225 1601.0942 1495.3545"
+        ),
         s1_mean=((5588.3291, 3025.6270), (5552.9683, 2955.0520)),
         s1_std=((1713.4646, 1693.0471), (1685.5857, 1677.6414)),
     ),
     "v1.1-aws": Statistics(
-        s2_mean=(2793.6589, 2356.7776, 2551.0496, 3741.9229, 3713.7844,
-                 3120.1997, 3516.3342, 3637.0342, 2501.0283, 2038.1504),
-        s2_std=(2810.0093, 2933.8835, 2755.6360, 2344.5027, 2145.7986,
-                2743.9019, 2438.8601, 2286.5977, 1680.7367, 1585.5529),
+        s2_mean=_row(
+            "2793.6589 2356.7776 2551.0496 3741.9229 3713.7844 "
+            "3120.1997 3516.3342 3637.0342 2501.0283 2038.1504"
+        ),
+        s2_std=_row(
+            "2810.0093 2933.8835 2755.6360 2344.5027 2145.7986 "
+            "2743.9019 2438.8601 2286.5977 1680.7367 1585.5529"
+        ),
         s1_mean=((5697.0859, 2838.6687), (5759.1367, 2873.2854)),
         s1_std=((1671.3737, 1789.4116), (1583.2858, 1747.8390)),
     ),
     "v1.0": Statistics(
-        s2_mean=(1711.0938, 1308.8511, 1546.4543, 3010.1293, 3106.5083,
-                 2068.3044, 2685.0845, 2931.5889, 2514.6928, 1899.4922),
-        s2_std=(1926.1026, 1862.9751, 1803.1792, 1741.7837, 1677.4543,
-                1888.7862, 1736.3090, 1715.8104, 1514.5199, 1398.4779),
+        s2_mean=_row(
+            "1711.0938 1308.8511 1546.4543 3010.1293 3106.5083 "
+            "2068.3044 2685.0845 2931.5889 2514.6928 1899.4922"
+        ),
+        s2_std=_row(
+            "1926.1026 1862.9751 1803.1792 1741.7837 1677.4543 "
+            "1888.7862 1736.3090 1715.8104 1514.5199 1398.4779"
+        ),
         s1_mean=((5484.0407, 3003.7812),) * 2,
         s1_std=((1871.2334, 1726.0670),) * 2,
     ),
-}  # fmt: skip
+}
 
 
 def _v2(name: str, d: int, layers: int, f: int) -> ModelSpec:
     return ModelSpec(
-        name, d, layers, 4, f, 128, 128, STATISTICS["v2"], "v2",
+        name,
+        d,
+        layers,
+        4,
+        f,
+        128,
+        128,
+        STATISTICS["v2"],
+        "v2",
         matryoshka=(16, 32, 64, 128),
-    )  # fmt: skip
+    )
 
 
 def _v1_1(name: str) -> ModelSpec:
     return ModelSpec(
-        name, 768, 4, 4, 2048, 192, 128, STATISTICS[name], "v1.1",
-        pooling="custom_gru", final_norm=False, absmax_floor=0.0, scale_floor=1e-8,
-    )  # fmt: skip
+        name,
+        768,
+        4,
+        4,
+        2048,
+        192,
+        128,
+        STATISTICS[name],
+        "v1.1",
+        pooling="custom_gru",
+        final_norm=False,
+        absmax_floor=0.0,
+        scale_floor=1e-8,
+    )
 
 
 def _v1_0(name: str, layers: int, heads: int, pooling: str) -> ModelSpec:
     return ModelSpec(
-        name, 512, layers, heads, 4096, 128, 128, STATISTICS["v1.0"], "v1.0",
-        pooling=pooling, reducer="linear", final_norm=False, absmax_floor=0.0, scale_floor=1e-8,
+        name,
+        512,
+        layers,
+        heads,
+        4096,
+        128,
+        128,
+        STATISTICS["v1.0"],
+        "v1.0",
+        pooling=pooling,
+        reducer="linear",
+        final_norm=False,
+        absmax_floor=0.0,
+        scale_floor=1e-8,
         dummy_orbit=name == "v1.0-qat",
-    )  # fmt: skip
+    )
 
 
 _RELEASED = (
@@ -344,14 +402,24 @@ _RELEASED = (
     _v2("v2-medium", 440, 4, 1792),
     _v2("v2-large", 640, 4, 2560),
     ModelSpec(
-        "v2-teacher", 4096, 4, 4, 16384, 1024, 1024, STATISTICS["v2-teacher"], "v2",
-        pre_norm=True, qk_norm=True, fusion_layers=2,
+        "v2-teacher",
+        4096,
+        4,
+        4,
+        16384,
+        1024,
+        1024,
+        STATISTICS["v2-teacher"],
+        "v2",
+        pre_norm=True,
+        qk_norm=True,
+        fusion_layers=2,
     ),
     _v1_1("v1.1-mpc"),
     _v1_1("v1.1-aws"),
     _v1_0("v1.0-qat", 4, 4, "custom_gru"),
     _v1_0("v1.0", 8, 8, "torch_gru"),
-)  # fmt: skip
+)
 
 RELEASED: dict[str, ModelSpec] = {s.name: s for s in _RELEASED}
 # Our own weights, part of the package; only the whole embedding was trained.

@@ -21,6 +21,20 @@ from . import (
 
 # as the help lists them
 IN_ORDER = (
-    embed, plan, verify, quicklook, mosaic, export, stac, demo, bench, convert, train,
-    distill, probe, repository, info, doctor,
-)  # fmt: skip
+    embed,
+    plan,
+    verify,
+    quicklook,
+    mosaic,
+    export,
+    stac,
+    demo,
+    bench,
+    convert,
+    train,
+    distill,
+    probe,
+    repository,
+    info,
+    doctor,
+)

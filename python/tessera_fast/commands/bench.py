@@ -39,9 +39,13 @@ def _run(args: argparse.Namespace) -> int:
     # speed does not depend on what the parameters are, and the hub may be out of reach
     weights = args.weights or ("untrained" if args.model in RELEASED else None)
     with load_model(
-        args.model, args.device, weights=weights, backend=args.backend,
-        precision=args.precision, threads=args.threads,
-    ) as model:  # fmt: skip
+        args.model,
+        args.device,
+        weights=weights,
+        backend=args.backend,
+        precision=args.precision,
+        threads=args.threads,
+    ) as model:
         if not model.trained:
             print(_UNTRAINED)
         print(report(tile, model, rows=args.rows, by_op=args.profile, trace=args.trace))

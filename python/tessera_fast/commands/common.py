@@ -18,45 +18,55 @@ def add_tile_options(parser: argparse.ArgumentParser) -> None:
     """How tiles are opened; `tile_options` gives them to `open_tile`."""
     parser.add_argument("--year", type=int, help="of the tiles, if not in the folder's name")
     parser.add_argument(
-        "--period", metavar="FIRST/LAST",
+        "--period",
+        metavar="FIRST/LAST",
         help="only these dates, e.g. 2024-07-01/2025-06-30; a tile needs the dates themselves",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--allow-missing-s1", action="store_true", help="accept tiles without Sentinel-1"
     )
     parser.add_argument(
-        "--s1-units", choices=("official", "db", "power"),
+        "--s1-units",
+        choices=("official", "db", "power"),
         help="what Sentinel-1 is in, if the source does not say (default: official int16 scale)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--s2-offset", type=_offset, default="removed", metavar="present|N",
+        "--s2-offset",
+        type=_offset,
+        default="removed",
+        metavar="present|N",
         help="present: subtract the 1000 added since 2022-01-25; N: subtract N (default: removed)",
-    )  # fmt: skip
+    )
 
 
 def tile_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `open_tile` that were given."""
     return {
-        "year": args.year, "period": args.period, "allow_missing_s1": args.allow_missing_s1,
-        "s1_units": args.s1_units, "s2_offset": args.s2_offset,
-    }  # fmt: skip
+        "year": args.year,
+        "period": args.period,
+        "allow_missing_s1": args.allow_missing_s1,
+        "s1_units": args.s1_units,
+        "s2_offset": args.s2_offset,
+    }
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = "v2-medium") -> None:
     """Which model runs, and how."""
     parser.add_argument(
-        "--model", default=default,
+        "--model",
+        default=default,
         help=f"{', '.join(NAMED)}, or a checkpoint's path (default {default or 'v2-medium'})",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--weights", help="checkpoint of the named model, or untrained[:SEED] for random weights"
     )
     parser.add_argument("--backend", default="auto", help="auto, cuda, tensorrt, cpu or reference")
     parser.add_argument(
-        "--precision", default="auto",
+        "--precision",
+        default="auto",
         help="auto, fp32, bf16 or int8 (cuda: also fp16, tf32, fp8; tensorrt: fp16, fp8; "
         "reference: fp32, fp64)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--threads",
         type=positive,

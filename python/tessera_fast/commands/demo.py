@@ -13,11 +13,18 @@ from .common import OK, Commands, positive
 YEAR = 2024
 LABELS = 10  # pixels of a class whose name the map is told
 _COLOURS = {
-    "winter wheat": (232, 190, 80), "winter barley": (250, 226, 150), "maize": (214, 120, 40),
-    "sugar beet": (170, 70, 120), "potato": (130, 95, 180), "grassland": (140, 200, 100),
-    "deciduous forest": (60, 140, 60), "coniferous forest": (20, 85, 65),
-    "water": (60, 120, 200), "built-up": (200, 60, 60), "road": (150, 150, 150),
-}  # fmt: skip
+    "winter wheat": (232, 190, 80),
+    "winter barley": (250, 226, 150),
+    "maize": (214, 120, 40),
+    "sugar beet": (170, 70, 120),
+    "potato": (130, 95, 180),
+    "grassland": (140, 200, 100),
+    "deciduous forest": (60, 140, 60),
+    "coniferous forest": (20, 85, 65),
+    "water": (60, 120, 200),
+    "built-up": (200, 60, 60),
+    "road": (150, 150, 150),
+}
 
 
 def add(commands: Commands) -> None:
@@ -79,8 +86,11 @@ def run_demo(
         (report,) = embed_tiles([tile], folder / "demo.zarr", model).tiles
         values = embed(tile, model)
         found = classified(values, truth, seed)
-        captions = [f"{tile.name} | true colour (median)", f"{DEMO.name}: PCA",
-                    f"classes, from {LABELS} labelled pixels each"]  # fmt: skip
+        captions = [
+            f"{tile.name} | true colour (median)",
+            f"{DEMO.name}: PCA",
+            f"classes, from {LABELS} labelled pixels each",
+        ]
         palette = np.array([_COLOURS[name] for name in CLASSES], np.uint8)
         picture = side_by_side([true_colour(tile), pca_image(values), palette[found]], captions)
         shown = [(CLASSES[k], _COLOURS[CLASSES[k]]) for k in np.unique(found)]
@@ -89,14 +99,18 @@ def run_demo(
         clear = float(np.mean(tile.s2_masks.rows(0, size)))
         t_s2, t_asc, t_desc = tile.dates
         print(f"tile       {tile.name}: {size} x {size} px, {tile.crs}, made in {made:.1f} s")
-        print(f"           {t_s2} Sentinel-2 dates ({clear:.0%} clear), {t_asc} + {t_desc} "
-              "Sentinel-1 dates")  # fmt: skip
+        print(
+            f"           {t_s2} Sentinel-2 dates ({clear:.0%} clear), {t_asc} + {t_desc} "
+            "Sentinel-1 dates"
+        )
         print(f"model      {DEMO.name}: trained for a demonstration, not for maps")
         print(f"engine     {model.backend} {model.precision}, {model.provenance()['isa']}")
         if report.state == "done":
             rate = report.pixels / report.seconds
-            print(f"speed      {report.pixels:,} px in {report.seconds:.1f} s: {rate:,.0f} px/s, "
-                  "tile to store")  # fmt: skip
+            print(
+                f"speed      {report.pixels:,} px in {report.seconds:.1f} s: {rate:,.0f} px/s, "
+                "tile to store"
+            )
         else:
             print("speed      already in the store: nothing was computed again")
         right = float(np.mean(found == truth))

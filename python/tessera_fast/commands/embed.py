@@ -19,33 +19,40 @@ from .common import (
     positive,
     size,
     tile_options,
-)  # fmt: skip
+)
 
 
 def add(commands: Commands) -> None:
     embed = commands.add_parser("embed", help="embed tiles into a Zarr store or .npy files")
     embed.add_argument(
-        "tiles", nargs="+", metavar="TILE",
+        "tiles",
+        nargs="+",
+        metavar="TILE",
         help="folder in the d-pixel layout or of such folders, Zarr or netCDF cube, URL, @LIST.txt "
         "with one of these a line, or one PLAN.parquet",
-    )  # fmt: skip
+    )
     embed.add_argument(
-        "-o", "--out", required=True,
+        "-o",
+        "--out",
+        required=True,
         help="NAME.zarr for a store in geotessera's layout, else a folder of .npy files",
-    )  # fmt: skip
+    )
     add_model_options(embed, default=None)
     embed.add_argument("--dims", type=int, help="keep a Matryoshka prefix (v2: 16, 32, 64, 128)")
     embed.add_argument("--int8", action="store_true", help=".npy output: codes and scales")
     embed.add_argument(
-        "--memory", type=size,
+        "--memory",
+        type=size,
         help="bound on working memory, e.g. 512MiB (default 1GiB, more with many threads, less "
         "where less is free)",
-    )  # fmt: skip
+    )
     add_tile_options(embed)
     embed.add_argument(
-        "--window", type=positive, metavar="PIXELS",
+        "--window",
+        type=positive,
+        metavar="PIXELS",
         help="cut larger tiles and cubes into tiles of PIXELS x PIXELS, each done by itself",
-    )  # fmt: skip
+    )
     embed.add_argument("--seed", type=int, default=0, help="of v1.0's random dates (default 0)")
     embed.add_argument("--repeats", type=int, default=1, help="v1.0: draws to average (default 1)")
     embed.add_argument(
@@ -53,32 +60,43 @@ def add(commands: Commands) -> None:
     )
     job = embed.add_argument_group("many tiles")
     job.add_argument(
-        "--workers", type=count_or_auto, metavar="N",
+        "--workers",
+        type=count_or_auto,
+        metavar="N",
         help="supervised processes on this machine; auto: one per GPU or NUMA node",
-    )  # fmt: skip
+    )
     job.add_argument(
-        "--shard", type=_shard, metavar="I/N",
+        "--shard",
+        type=_shard,
+        metavar="I/N",
         help="only every N-th tile from I = 0 on: a part of an array job; all write one output",
-    )  # fmt: skip
+    )
     job.add_argument(
-        "--ray", type=count_or_auto, metavar="N",
+        "--ray",
+        type=count_or_auto,
+        metavar="N",
         help="actors on a Ray cluster (RAY_ADDRESS), or on this machine; auto: one per GPU or node",
-    )  # fmt: skip
+    )
     job.add_argument(
-        "--ray-resources", type=_resources, metavar="JSON",
+        "--ray-resources",
+        type=_resources,
+        metavar="JSON",
         help="of an actor, e.g. '{\"num_gpus\": 0.5}'",
-    )  # fmt: skip
+    )
     job.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise",
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
         help="stop at a tile that cannot be embedded (default), or go on without it",
-    )  # fmt: skip
+    )
     job.add_argument(
         "--retries", type=int, default=2, help="of a tile whose worker was killed (default 2)"
     )
     job.add_argument(
-        "--report", metavar="FILE.json",
+        "--report",
+        metavar="FILE.json",
         help="what became of every tile; written too when an error or a signal ends the job",
-    )  # fmt: skip
+    )
     embed.set_defaults(run=_run)
 
 
@@ -107,8 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         else:
             rate = tile.pixels / max(tile.seconds, 1e-9)
             missing = f", {tile.no_data:,} without data" if tile.no_data else ""
-            print(f"{name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s"
-                  f"{missing}")  # fmt: skip
+            print(f"{name}: {tile.pixels:,} px in {tile.seconds:.1f} s, {rate:,.0f} px/s{missing}")
 
     tiles, model, dims, options = _what(args)
     if args.dry_run:
@@ -119,13 +136,31 @@ def _run(args: argparse.Namespace) -> int:
         count = args.workers if args.ray is None else args.ray
         workers = None if count == "auto" else count
     result = embed_tiles(
-        tiles, args.out, model, weights=args.weights, backend=args.backend,
-        precision=args.precision, device=args.device, threads=args.threads, dims=dims,
-        int8=args.int8, memory=args.memory, seed=args.seed, repeats=args.repeats,
-        on_error=args.on_error, executor=executor, workers=workers, retries=args.retries,
-        resources=args.ray_resources, shard=args.shard, window=args.window, report=report,
-        started=started, report_file=args.report, **options,
-    )  # fmt: skip
+        tiles,
+        args.out,
+        model,
+        weights=args.weights,
+        backend=args.backend,
+        precision=args.precision,
+        device=args.device,
+        threads=args.threads,
+        dims=dims,
+        int8=args.int8,
+        memory=args.memory,
+        seed=args.seed,
+        repeats=args.repeats,
+        on_error=args.on_error,
+        executor=executor,
+        workers=workers,
+        retries=args.retries,
+        resources=args.ray_resources,
+        shard=args.shard,
+        window=args.window,
+        report=report,
+        started=started,
+        report_file=args.report,
+        **options,
+    )
     print(printable(result.summary()))
     failed = result.count("failed")
     return OK if not failed else FAILED if failed == len(result.tiles) else PARTLY
@@ -153,10 +188,18 @@ def _dry_run(
 
     if not isinstance(tiles, Plan):
         tiles = plan(
-            tiles, model, backend=args.backend, precision=args.precision, device=args.device,
-            threads=args.threads, dims=dims, out=args.out, int8=args.int8, on_error="skip",
+            tiles,
+            model,
+            backend=args.backend,
+            precision=args.precision,
+            device=args.device,
+            threads=args.threads,
+            dims=dims,
+            out=args.out,
+            int8=args.int8,
+            on_error="skip",
             **options,
-        )  # fmt: skip
+        )
     print(tiles.summary())
     return FAILED if not tiles.rows else PARTLY if tiles.failed else OK
 

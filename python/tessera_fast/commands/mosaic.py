@@ -9,9 +9,10 @@ from .export import bands
 
 def add(commands: Commands) -> None:
     mosaic = commands.add_parser(
-        "mosaic", help="one GeoTIFF of a region from a store",
+        "mosaic",
+        help="one GeoTIFF of a region from a store",
         description="Write the embeddings of a region in one year as one GeoTIFF.",
-    )  # fmt: skip
+    )
     mosaic.add_argument("store", metavar="STORE", help="a .zarr store, or a folder of .npy files")
     mosaic.add_argument("-o", "--out", required=True, metavar="FILE.tif")
     region = mosaic.add_mutually_exclusive_group(required=True)
@@ -27,9 +28,11 @@ def add(commands: Commands) -> None:
         "--quantized", action="store_true", help="int8 codes, and scales in FILE_scales.tif"
     )
     mosaic.add_argument(
-        "--resampling", choices=("nearest", "bilinear"), default="nearest",
+        "--resampling",
+        choices=("nearest", "bilinear"),
+        default="nearest",
         help="where grids differ: take the nearest embedding (default), or blend neighbours",
-    )  # fmt: skip
+    )
     mosaic.add_argument("--format", choices=("cog", "geotiff"), default="cog")
     mosaic.add_argument("--overwrite", action="store_true", help="replace what is there")
     mosaic.set_defaults(run=_run)
@@ -40,10 +43,19 @@ def _run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     path = mosaic(
-        args.store, args.out, polygon=args.polygon, template=args.template, year=args.year,
-        crs=args.crs, resolution=args.resolution, bands=args.bands, quantized=args.quantized,
-        resampling=args.resampling, format=args.format, overwrite=args.overwrite,
-    )  # fmt: skip
+        args.store,
+        args.out,
+        polygon=args.polygon,
+        template=args.template,
+        year=args.year,
+        crs=args.crs,
+        resolution=args.resolution,
+        bands=args.bands,
+        quantized=args.quantized,
+        resampling=args.resampling,
+        format=args.format,
+        overwrite=args.overwrite,
+    )
     seconds = time.perf_counter() - started
     print(f"{path.stat().st_size / 1e6:.2f} MB in {seconds:.1f} s -> {path}")
     return OK

@@ -10,20 +10,24 @@ from .common import OK, Commands, add_tile_options, positive
 
 def add(commands: Commands) -> None:
     probe = commands.add_parser(
-        "probe", help="fit a small head to few labels, beside baselines",
+        "probe",
+        help="fit a small head to few labels, beside baselines",
         description="Fit a small head to a few labelled pixels, judge it on other fields, beside "
         "the untrained model and raw features (docs/probes.md).",
-    )  # fmt: skip
+    )
     probe.add_argument(
-        "embeddings", metavar="EMBEDDINGS",
+        "embeddings",
+        metavar="EMBEDDINGS",
         help="a .zarr store, a folder of .npy files, a .npy file, or a config.toml with the "
         "options below, which the command line overrules",
-    )  # fmt: skip
+    )
     probe.add_argument("-o", "--out", metavar="DIR", help="report, pictures and maps")
     probe.add_argument(
-        "--labels", action="append", metavar="[TILE=]FILE",
+        "--labels",
+        action="append",
+        metavar="[TILE=]FILE",
         help="raster or .npy file, integers for classes, floats for values; repeatable with TILE=",
-    )  # fmt: skip
+    )
     probe.add_argument("--tiles", nargs="+", metavar="TILE", help="of the embeddings: baselines")
     probe.add_argument("--model", help="of the untrained baseline, if the store does not say")
     probe.add_argument(
@@ -38,14 +42,18 @@ def add(commands: Commands) -> None:
     )
     probe.add_argument("--block", type=positive, metavar="PIXELS", help="side of a block (16)")
     probe.add_argument(
-        "--per-class", type=_numbers, metavar="LIST",
+        "--per-class",
+        type=_numbers,
+        metavar="LIST",
         help="labelled pixels a class, or in all for values: 1,5,10,20,50 (default), or all",
-    )  # fmt: skip
+    )
     probe.add_argument("--seeds", type=positive, help="default 20")
     probe.add_argument(
-        "--classes", type=_names, metavar="LIST",
+        "--classes",
+        type=_names,
+        metavar="LIST",
         help="e.g. 1110=wheat,1500=barley,1510=barley,60=: names, joined classes, left out ones",
-    )  # fmt: skip
+    )
     probe.add_argument("--nodata", type=float, help="label that means none (default 0 of classes)")
     probe.add_argument(
         "--extent", choices=("all", "labelled", "none"), help="pixels to be mapped (default all)"
@@ -63,9 +71,11 @@ def _run(args: argparse.Namespace) -> int:
     from ..probing.config import read_config
     from ..probing.output import check_folder
 
-    options = read_config(args.embeddings) if args.embeddings.endswith(".toml") else {
-        "embeddings": args.embeddings
-    }  # fmt: skip
+    options = (
+        read_config(args.embeddings)
+        if args.embeddings.endswith(".toml")
+        else {"embeddings": args.embeddings}
+    )
     options |= _given(args)
     out = options.pop("out", None)
     if "labels" not in options:

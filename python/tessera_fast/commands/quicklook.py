@@ -7,10 +7,11 @@ from .common import OK, Commands, positive
 
 def add(commands: Commands) -> None:
     quicklook = commands.add_parser(
-        "quicklook", help="a store as a picture: principal components as colours",
+        "quicklook",
+        help="a store as a picture: principal components as colours",
         description="Draw the first three principal components of a store's embeddings, in one "
         "basis for all tiles.",
-    )  # fmt: skip
+    )
     quicklook.add_argument(
         "store", metavar="STORE", help="a .zarr store, or a folder of .npy files"
     )
@@ -35,9 +36,17 @@ def _run(args: argparse.Namespace) -> int:
     if not any(files):
         args.usage("expected -o, --cog or --save-basis: there is nothing to write")
     picture(
-        args.store, args.out, cog=args.cog, year=args.year, layer=args.layer, tiles=args.tile,
-        basis=args.basis, save=args.save_basis, size=args.size, overwrite=args.overwrite,
-    )  # fmt: skip
+        args.store,
+        args.out,
+        cog=args.cog,
+        year=args.year,
+        layer=args.layer,
+        tiles=args.tile,
+        basis=args.basis,
+        save=args.save_basis,
+        size=args.size,
+        overwrite=args.overwrite,
+    )
     for file in filter(None, files):
         print(f"-> {file}")
     return OK

@@ -6,9 +6,7 @@ from .common import OK, Commands
 
 
 def add(commands: Commands) -> None:
-    stac = commands.add_parser(
-        "stac", help="a STAC collection of a store, an item a zone and year"
-    )  # fmt: skip
+    stac = commands.add_parser("stac", help="a STAC collection of a store, an item a zone and year")
     stac.add_argument("store", metavar="STORE", help="a .zarr store")
     stac.add_argument("-o", "--out", required=True, metavar="DIR", help="folder, made whole")
     stac.add_argument("--overwrite", action="store_true", help="replace what is there")

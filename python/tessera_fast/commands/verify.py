@@ -19,10 +19,11 @@ WIDEST = 100  # columns of the report in a terminal
 
 def add(commands: Commands) -> None:
     verify = commands.add_parser(
-        "verify", help="compare two outputs pixel by pixel, or check that one is sound",
+        "verify",
+        help="compare two outputs pixel by pixel, or check that one is sound",
         description="Compare two outputs pixel by pixel, or check that one is sound. What only one "
         "of two holds (zones, years, tiles, pixels, arrays) is a difference.",
-    )  # fmt: skip
+    )
     verify.add_argument("a", metavar="A", help="a .zarr store or a folder of .npy files")
     verify.add_argument("b", metavar="B", nargs="?", help="another; without it A is checked alone")
     verify.add_argument(
@@ -31,13 +32,15 @@ def add(commands: Commands) -> None:
     verify.add_argument("--maps", metavar="DIR", help="draw where the two differ")
     verify.add_argument("--json", metavar="FILE", help="write the report as JSON as well")
     verify.add_argument(
-        "--ignore-provenance", action="store_true",
+        "--ignore-provenance",
+        action="store_true",
         help="judge the numbers though models, weights or periods differ",
-    )  # fmt: skip
+    )
     verify.add_argument(
-        "--ignore-missing", action="store_true",
+        "--ignore-missing",
+        action="store_true",
         help="compare the common part only: what one side lacks is no difference",
-    )  # fmt: skip
+    )
     verify.add_argument("--overwrite", action="store_true", help="replace FILE, and files in DIR")
     verify.set_defaults(run=_run)
 
@@ -49,18 +52,23 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         refuse_existing([local_target(args.json, "--json")], args.overwrite)
     if args.b is None:
-        asked = [o for o in ("gate", "maps", "ignore_provenance", "ignore_missing")
-                 if getattr(args, o)]  # fmt: skip
+        asked = [
+            o for o in ("gate", "maps", "ignore_provenance", "ignore_missing") if getattr(args, o)
+        ]
         if asked:
             raise InputError(f"--{asked[0].replace('_', '-')} compares: give a second output, B")
         result = check(args.a)
         good = result.sound
     else:
         result = verify(
-            args.a, args.b, gate=args.gate or "auto", maps=args.maps,
-            overwrite=args.overwrite, ignore_provenance=args.ignore_provenance,
+            args.a,
+            args.b,
+            gate=args.gate or "auto",
+            maps=args.maps,
+            overwrite=args.overwrite,
+            ignore_provenance=args.ignore_provenance,
             ignore_missing=args.ignore_missing,
-        )  # fmt: skip
+        )
         good = result.same
     print(result.text(_columns()))
     if args.json:

@@ -36,12 +36,34 @@ OK, ABSENT, FAILED = "ok", "absent", "FAILED"
 
 _LEAST_MEMORY = 512 << 20  # embed with a small model and one band of a few rows
 _LEAST_DISK = 1 << 30
-_OPTIONAL = ("torch", "triton", "huggingface_hub", "xarray", "rioxarray", "rasterio", "pystac",
-             "fsspec", "pyarrow", "ray", "onnx", "onnxruntime", "tensorrt_rtx",
-             "sklearn")  # fmt: skip
+_OPTIONAL = (
+    "torch",
+    "triton",
+    "huggingface_hub",
+    "xarray",
+    "rioxarray",
+    "rasterio",
+    "pystac",
+    "fsspec",
+    "pyarrow",
+    "ray",
+    "onnx",
+    "onnxruntime",
+    "tensorrt_rtx",
+    "sklearn",
+)
 # What a package that is installed and broken raises where it is imported or used.
-_BROKEN = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-           TypeError, ValueError, TesseraError)  # fmt: skip
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    TesseraError,
+)
 
 
 class Finding(NamedTuple):
@@ -302,9 +324,12 @@ def _locks(place: Path) -> str:
     with closing(Locks(place / "lock")) as locks:
         locks.take("tile")
         done = subprocess.run(
-            [sys.executable, "-c", code, str(place / "lock")], check=False, capture_output=True,
-            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        )  # fmt: skip
+            [sys.executable, "-c", code, str(place / "lock")],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )
     if done.returncode == 11:
         raise Absent("none on this file system: one process at a time may write an output")
     if done.returncode != 10:

@@ -10,15 +10,30 @@ from ..packages import version
 from ..spec import NAMED, RELEASED
 from ..version import __version__
 
-_PACKAGES = ("numpy", "zarr", "pyproj", "tqdm", "torch", "huggingface_hub", "xarray",
-             "rioxarray", "rasterio", "pyarrow", "onnx", "onnxruntime", "tensorrt",
-             "tensorrt_rtx")  # fmt: skip
+_PACKAGES = (
+    "numpy",
+    "zarr",
+    "pyproj",
+    "tqdm",
+    "torch",
+    "huggingface_hub",
+    "xarray",
+    "rioxarray",
+    "rasterio",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 
 
 def describe() -> str:
     """The report, as text."""
-    lines = [f"tessera_fast {__version__}, Python {platform.python_version()}, {sys.platform} "
-             f"{platform.machine()}, {env.threads()} threads"]  # fmt: skip
+    lines = [
+        f"tessera_fast {__version__}, Python {platform.python_version()}, {sys.platform} "
+        f"{platform.machine()}, {env.threads()} threads"
+    ]
     lines += ["", "packages", *(f"  {n:16} {version(n) or 'not installed'}" for n in _PACKAGES)]
     lines += ["", "instruction sets of the cpu back end", *_isas()]
     spec = RELEASED["v2-nano"]

@@ -134,8 +134,11 @@ def report(
         *_stages(measured),
     ]
     limit = measured.limit(peaks, kinds)
-    lines += ["", f"the encoder runs at {limit / measured.stages['encode']:.0%} of the arithmetic "
-              f"limit, which is {measured.pixels / limit:,.0f} px/s"]  # fmt: skip
+    lines += [
+        "",
+        f"the encoder runs at {limit / measured.stages['encode']:.0%} of the arithmetic "
+        f"limit, which is {measured.pixels / limit:,.0f} px/s",
+    ]
     if not by_op:
         return "\n".join(lines)
     busy = sum(measured.ops.values())

@@ -56,9 +56,14 @@ class Absent(TesseraError):
 def _tiny(base: str, d_model: int, num_layers: int, **changes: int) -> ModelSpec:
     sizes = {"ff_dim": 2 * d_model, "out_dim": 32, "saved_dim": 32, **changes}
     return variant(
-        base, name=f"self-test {base}", d_model=d_model, num_layers=num_layers, num_heads=2,
-        matryoshka=(16, 32) if base == "v2-nano" else (), **sizes,
-    )  # fmt: skip
+        base,
+        name=f"self-test {base}",
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=2,
+        matryoshka=(16, 32) if base == "v2-nano" else (),
+        **sizes,
+    )
 
 
 # One of each family: every op and rule of packing is in one of them.
@@ -109,8 +114,15 @@ def digest(name: str) -> str:
     """Of every integer of a model's packed tokens."""
     found = hashlib.sha256()
     for tokens in packed(name):
-        for array in (tokens.bands, tokens.doy, tokens.orbit, tokens.multiplicity, tokens.offsets,
-                      tokens.steps, tokens.step_offsets):  # fmt: skip
+        for array in (
+            tokens.bands,
+            tokens.doy,
+            tokens.orbit,
+            tokens.multiplicity,
+            tokens.offsets,
+            tokens.steps,
+            tokens.step_offsets,
+        ):
             if array is not None:
                 found.update(np.ascontiguousarray(array.astype("<i8")).tobytes())
     return found.hexdigest()
@@ -213,9 +225,16 @@ def check_rasterio() -> str:
         with tempfile.TemporaryDirectory(prefix="tessera_fast_") as folder:
             path = Path(folder) / "roi.tiff"
             with rasterio.open(
-                path, "w", driver="GTiff", count=1, dtype="uint8", height=shape[0],
-                width=shape[1], crs=crs, transform=rasterio.Affine(*transform),
-            ) as file:  # fmt: skip
+                path,
+                "w",
+                driver="GTiff",
+                count=1,
+                dtype="uint8",
+                height=shape[0],
+                width=shape[1],
+                crs=crs,
+                transform=rasterio.Affine(*transform),
+            ) as file:
                 file.write(np.ones(shape, np.uint8), 1)
             found = read_roi(path, shape)
         if (found.get_crs(), found.get_transform()) != (crs, transform):

@@ -22,8 +22,10 @@ _CURVE = 6  # straight pieces of a curve
 # Of each letter: its width, then its strokes, divided by "/": points x,y with y up from the
 # baseline. "c" before a point: a curve is drawn towards it and on to the next, touching neither
 # corner. A stroke of one point is a dot.
-_RING = "{x},{top} c{left},{top} {left},{y} c{left},{low} {x},{low} c{right},{low} {right},{y} " \
-    "c{right},{top} {x},{top}"  # fmt: skip
+_RING = (
+    "{x},{top} c{left},{top} {left},{y} c{left},{low} {x},{low} c{right},{low} {right},{y} "
+    "c{right},{top} {x},{top}"
+)
 
 
 def _ring(x: float, y: float, rx: float, ry: float) -> str:
@@ -163,9 +165,7 @@ def _glyph(letter: str) -> _Glyph:
         letter = unicodedata.normalize("NFKD", letter.translate(_ALIKE))[:1]
     width, _, strokes = _STROKES.get(letter, _UNKNOWN).partition(" ")
     lines = [list(_points(stroke.split())) for stroke in strokes.split("/")]
-    pieces = [
-        (*a, *b) for line in lines for a, b in zip(line, line[1:] or line, strict=False)
-    ]  # fmt: skip
+    pieces = [(*a, *b) for line in lines for a, b in zip(line, line[1:] or line, strict=False)]
     return _Glyph(float(width), np.array(pieces))
 
 

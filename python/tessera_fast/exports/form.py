@@ -32,8 +32,10 @@ class Form:
     dims: int | None = None
 
     def __post_init__(self) -> None:
-        for what, value, known in (("precision", self.precision, PRECISIONS),
-                                   ("layout", self.layout, LAYOUTS)):  # fmt: skip
+        for what, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("layout", self.layout, LAYOUTS),
+        ):
             one_of(what, value, known)
 
     @property

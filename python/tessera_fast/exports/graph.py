@@ -124,7 +124,10 @@ class Graph:
             file.write(array.tobytes())
         self._end = start + array.nbytes
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self._data.name), ("offset", start),
-                           ("length", array.nbytes)):  # fmt: skip
+        for key, value in (
+            ("location", self._data.name),
+            ("offset", start),
+            ("length", array.nbytes),
+        ):
             tensor.external_data.add(key=key, value=str(value))
         return tensor

@@ -114,9 +114,16 @@ class Layers:
         return self.from_float(scaled)
 
     def transformer_layer(
-        self, x: str, name: str, width: int, heads: int, pre_norm: bool, bias: str | None = None,
-        quantized: bool = False, first: bool = False,
-    ) -> str:  # fmt: skip
+        self,
+        x: str,
+        name: str,
+        width: int,
+        heads: int,
+        pre_norm: bool,
+        bias: str | None = None,
+        quantized: bool = False,
+        first: bool = False,
+    ) -> str:
         """x (P, T, D) -> (P, T, D); ``bias`` (P, 1, T, T) float32 on the logits, or None.
 
         Not quantised with the rest, as there is no norm before them that bounds what they read:
@@ -149,8 +156,10 @@ class Layers:
             out = f"{name}.self_attn.out_proj"
         else:
             q, k, v = (self.linear(x, f"{name}.{p}_proj", quantized=quantized) for p in "qkv")
-            q, k = (self._head_norm(y, f"{name}.{p}_norm.weight", width, heads)
-                    for p, y in (("q", q), ("k", k)))  # fmt: skip
+            q, k = (
+                self._head_norm(y, f"{name}.{p}_norm.weight", width, heads)
+                for p, y in (("q", q), ("k", k))
+            )
             out = f"{name}.out_proj"
         mixed = self.attention(q, k, v, width, heads, bias)
         return self.linear(mixed, out)
@@ -216,8 +225,10 @@ class Layers:
         both = self._joined(f"{cell}.W_hr_hz", [f"{cell}.W_h{k}.weight" for k in "rz"])
         hidden = self.tensor(f"{cell}.W_hh.weight", self.form.compute, transposed=True)
         from_state = body.split(body.node("MatMul", state, both), 2)
-        r, z = (body.node("Sigmoid", body.node("Add", gate, part))
-                for gate, part in zip(gates, from_state, strict=False))  # fmt: skip
+        r, z = (
+            body.node("Sigmoid", body.node("Add", gate, part))
+            for gate, part in zip(gates, from_state, strict=False)
+        )
         reset = body.node("MatMul", body.node("Mul", r, state), hidden)
         candidate = body.node("Tanh", body.node("Add", gates[2], reset))
         step = body.node("Mul", z, body.node("Sub", candidate, state))
@@ -228,8 +239,10 @@ class Layers:
         hidden = self.tensor(f"{name}.weight_hh_l0", self.form.compute, transposed=True)
         bias = self.tensor(f"{name}.bias_hh_l0", self.form.compute)
         from_state = body.split(body.node("Add", body.node("MatMul", state, hidden), bias), 3)
-        r, z = (body.node("Sigmoid", body.node("Add", gate, part))
-                for gate, part in zip(gates[:2], from_state[:2], strict=True))  # fmt: skip
+        r, z = (
+            body.node("Sigmoid", body.node("Add", gate, part))
+            for gate, part in zip(gates[:2], from_state[:2], strict=True)
+        )
         reset = body.node("Mul", r, from_state[2])
         candidate = body.node("Tanh", body.node("Add", gates[2], reset))
         step = body.node("Mul", z, body.node("Sub", state, candidate))

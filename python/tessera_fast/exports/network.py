@@ -60,9 +60,15 @@ def encoder(
     x = layers.from_float(graph.node("Add", x, graph.node("Gather", table, doy)))
     for i in range(spec.num_layers):
         x = layers.transformer_layer(
-            x, spec.layer_name(backbone, i), spec.d_model, spec.num_heads, spec.pre_norm, key_bias,
-            quantized=True, first=i == 0,
-        )  # fmt: skip
+            x,
+            spec.layer_name(backbone, i),
+            spec.d_model,
+            spec.num_heads,
+            spec.pre_norm,
+            key_bias,
+            quantized=True,
+            first=i == 0,
+        )
     pooled = layers.pool(x, _pool_logits(layers, spec, x, f"{backbone}.attn_pool"), step_bias)
     graph.output(pooled, "pooled", "fp32", ("P", spec.d_model))
     if taps is not None:
@@ -131,8 +137,9 @@ def _standardized(
     else:
         orbit = graph.input("orbit", "uint8" if form.packed else "int32", ("P", "T"))
         orbit = graph.cast(orbit, "int32") if form.packed else orbit
-        mean, std = (graph.node("Gather", rows, orbit)
-                     for rows in _statistics(graph, s.s1_mean, s.s1_std))  # fmt: skip
+        mean, std = (
+            graph.node("Gather", rows, orbit) for rows in _statistics(graph, s.s1_mean, s.s1_std)
+        )
     x = graph.node("Div", graph.node("Sub", x, mean), std)
     seen = graph.node("Greater", doy, graph.constant(0, "int32"))
     seen = graph.node("Unsqueeze", seen, graph.constant([-1], "int64"))
@@ -158,8 +165,9 @@ def _biases(graph: Graph, multiplicity: str | None) -> tuple[str | None, str | N
     shape = graph.node("Shape", multiplicity)
     slots = graph.node("Slice", shape, *(graph.constant([n], "int64") for n in (1, 2, 0)))
     # ONNX Runtime's Attention wants every query's row (1.32)
-    every_query = graph.node("Concat", graph.constant([1, 1], "int64"), slots,
-                             graph.constant([1], "int64"), axis=0)  # fmt: skip
+    every_query = graph.node(
+        "Concat", graph.constant([1, 1], "int64"), slots, graph.constant([1], "int64"), axis=0
+    )
     keys = graph.node("Unsqueeze", bias, graph.constant([1, 2], "int64"))
     return (
         graph.node("Expand", keys, every_query),
@@ -180,8 +188,9 @@ def _pool_logits(layers: Layers, spec: ModelSpec, x: str, name: str) -> str:
 
 def _quantized_output(graph: Graph, spec: ModelSpec, x: str, dims: int) -> None:
     """As quantization.quantize: one scale a pixel, codes rounded half to even."""
-    largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([-1], "int64"),
-                         keepdims=1)  # fmt: skip
+    largest = graph.node(
+        "ReduceMax", graph.node("Abs", x), graph.constant([-1], "int64"), keepdims=1
+    )
     largest = graph.node("Max", largest, graph.constant(spec.absmax_floor, "fp32"))
     scale = graph.node("Div", largest, graph.constant(127.0, "fp32"))
     scale = graph.node("Max", scale, graph.constant(spec.scale_floor, "fp32"))

@@ -81,9 +81,13 @@ def _write(folder: Path, text: str) -> None:
 
 
 def _model(
-    name: str, graph: dict[str, Any], backend: str, max_batch: int, cpu: bool,
+    name: str,
+    graph: dict[str, Any],
+    backend: str,
+    max_batch: int,
+    cpu: bool,
     manifest: dict[str, Any],
-) -> str:  # fmt: skip
+) -> str:
     lines = [f'name: "{name}"', backend, f"max_batch_size: {max_batch}"]
     lines += [_tensor("input", t) for t in graph["inputs"]]
     lines += [_tensor("output", t, extra=_no_axis(t)) for t in graph["outputs"]]

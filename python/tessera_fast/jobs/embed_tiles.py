@@ -123,20 +123,33 @@ def embed_tiles(
         work.open(note)
         settings = Settings(
             dims, memory, seed, repeats, period=period_of_year(options.get("period"))
-        )  # fmt: skip
+        )
         job = Job(
-            str(target), _anywhere(model), _anywhere(weights), backend, precision,
-            None if device is None else str(device), threads, settings, int8 or in_store, options,
+            str(target),
+            _anywhere(model),
+            _anywhere(weights),
+            backend,
+            precision,
+            None if device is None else str(device),
+            threads,
+            settings,
+            int8 or in_store,
+            options,
             job_extent(target, work.keys, int8=int8),
-        )  # fmt: skip
+        )
         if work.tasks:
             pixels = sum(task.pixels for task in work.tasks)
             with progress_bar(pixels, Path(out).name, progress) as tick:
                 watch = Watch(note, begin, tick, result.seconds, result.warnings)
                 run_tasks(
-                    executor, job, work.tasks, watch, workers=workers, retries=retries,
+                    executor,
+                    job,
+                    work.tasks,
+                    watch,
+                    workers=workers,
+                    retries=retries,
                     resources=resources,
-                )  # fmt: skip
+                )
     return result
 
 

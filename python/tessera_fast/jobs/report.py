@@ -61,10 +61,15 @@ class JobReport:
     def _repr_html_(self) -> str:
         """What a notebook shows: the tiles, and the summary below them."""
         rows = [
-            (t.name, t.state, f"{t.pixels:,}", f"{t.seconds:.1f} s",
-             "; ".join([*t.warnings, *([] if t.error is None else [str(t.error)])]))
+            (
+                t.name,
+                t.state,
+                f"{t.pixels:,}",
+                f"{t.seconds:.1f} s",
+                "; ".join([*t.warnings, *([] if t.error is None else [str(t.error)])]),
+            )
             for t in self.tiles
-        ]  # fmt: skip
+        ]
         head = ("tile", "state", "pixels", "time", "what to mind")
         return table(f"embeddings in {self.out}", rows, head, self.summary().splitlines())
 
@@ -81,8 +86,10 @@ class JobReport:
         text = f"{self.count('done')} of {len(self.tiles)} tiles embedded{made} in "
         text += f"{self.wall:.1f} s -> {self.out}"
         for state, said in (
-            ("skipped", "done before"), ("failed", "failed"), ("pending", "not reached"),
-        ):  # fmt: skip
+            ("skipped", "done before"),
+            ("failed", "failed"),
+            ("pending", "not reached"),
+        ):
             text += f"; {self.count(state)} {said}" if self.count(state) else ""
         text += warnings
         if not self.count("done"):

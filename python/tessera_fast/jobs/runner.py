@@ -41,9 +41,13 @@ class Task:
     def report(self, error: TesseraError | None = None, state: str = "done") -> "TileReport":
         """That it is done, or has failed with ``error``, or what ``state`` says."""
         return TileReport(
-            self.key.name, self.pixels, self.key.year, state if error is None else "failed",
-            error=error, source=self.key.source,
-        )  # fmt: skip
+            self.key.name,
+            self.pixels,
+            self.key.year,
+            state if error is None else "failed",
+            error=error,
+            source=self.key.source,
+        )
 
 
 @dataclass
@@ -178,9 +182,13 @@ class TileRunner:
                 raise _Abort(error) from error
 
         blocks = embed_row_blocks(
-            self._opened(tasks, opened, finished), self.model, self.settings, self.clock, meanwhile,
+            self._opened(tasks, opened, finished),
+            self.model,
+            self.settings,
+            self.clock,
+            meanwhile,
             quantized=self.quantized and self.model.quantizes,
-        )  # fmt: skip
+        )
         started = last = time.perf_counter()
         try:
             with Behind(self.clock, "blocked") as behind:

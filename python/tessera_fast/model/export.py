@@ -142,6 +142,12 @@ def _write_engines(
             )
         device = torch.cuda.get_device_name()
     write_engines(
-        weights, form, package, folder, targets=targets, device=device, refittable=refittable,
+        weights,
+        form,
+        package,
+        folder,
+        targets=targets,
+        device=device,
+        refittable=refittable,
         calibration=calibration,
-    )  # fmt: skip
+    )

@@ -172,9 +172,13 @@ class Model:
             assert window.observations is not None
             with self._turn:
                 return self.encoder.encode_window(
-                    window.observations, out, row0=window.row0, seed=seed,
-                    binary_masks=window.binary_masks, progress=progress,
-                )  # fmt: skip
+                    window.observations,
+                    out,
+                    row0=window.row0,
+                    seed=seed,
+                    binary_masks=window.binary_masks,
+                    progress=progress,
+                )
         packed = window.packed
         if packed is None:
             assert window.observations is not None
@@ -188,9 +192,13 @@ class Model:
         self, observations: Observations, row0: int, seed: int, binary_masks: bool
     ) -> tuple[PackedTokens, PackedTokens, np.ndarray]:
         return pack(
-            observations, self.spec, row0=row0, seed=seed, binary_masks=binary_masks,
+            observations,
+            self.spec,
+            row0=row0,
+            seed=seed,
+            binary_masks=binary_masks,
             threads=self.plan.threads,
-        )  # fmt: skip
+        )
 
     def quantize(self, values: np.ndarray) -> QuantizedEmbeddings:
         """(..., E) float32 to int8 codes and scales by the model's floors, in native code."""

@@ -106,9 +106,12 @@ def encode_pixels(
         sar_days = arrays.days(f"s1_{kind}_doys", days, shapes, (sar != 0).any(-1))
         orbits.append(Orbit(index, _as_window(sar), _as_window(sar_days)))
     observations = Observations(
-        _as_window(bands), None if masks is None else _as_window(masks), _as_window(doys),
-        tuple(orbits), not standardize,
-    )  # fmt: skip
+        _as_window(bands),
+        None if masks is None else _as_window(masks),
+        _as_window(doys),
+        tuple(orbits),
+        not standardize,
+    )
     return _encode(model, observations, arrays)
 
 

@@ -270,9 +270,12 @@ def embed(
             f"(bands=, masks=, ...), got {'neither' if tile is None else 'both'}"
         )
     source = open_tile(
-        arrays if tile is None else tile, allow_missing_s1=allow_missing_s1, s1_units=s1_units,
-        s2_offset=s2_offset, period=period,
-    )  # fmt: skip
+        arrays if tile is None else tile,
+        allow_missing_s1=allow_missing_s1,
+        s1_units=s1_units,
+        s2_offset=s2_offset,
+        period=period,
+    )
     loaded = load_model(
         model, device, weights=weights, backend=backend, precision=precision, threads=threads
     )

@@ -123,10 +123,18 @@ def plan(
     elif rows and calibrate:
         try:
             speed = calibrate_rate(
-                rows, model if isinstance(model, Model) else spec, backend=backend,
-                precision=precision, device=device, threads=threads, width=width,
-                prefixes=prefixes, in_store=in_store, int8=int8, opening=opened,
-            )  # fmt: skip
+                rows,
+                model if isinstance(model, Model) else spec,
+                backend=backend,
+                precision=precision,
+                device=device,
+                threads=threads,
+                width=width,
+                prefixes=prefixes,
+                in_store=in_store,
+                int8=int8,
+                opening=opened,
+            )
         except BackendUnavailable as error:
             raise BackendUnavailable(
                 f"{error}. To plan for another machine give its rate in px/s (rate=, --rate), or "
@@ -136,11 +144,17 @@ def plan(
         rows = [r.timed(speed.seconds(r.pixels, r.flop)) for r in rows]
     options = {
         "model": spec.name if spec == NAMED.get(spec.name) else absolute(_name(model)),
-        "backend": backend, "precision": precision, "threads": threads, "dims": dims,
+        "backend": backend,
+        "precision": precision,
+        "threads": threads,
+        "dims": dims,
         "device": None if device is None else str(device),
-        "out": None if out is None else os.fspath(out), "int8": int8, "workers": workers,
-        "open": opened, "package_version": __version__,
-    }  # fmt: skip
+        "out": None if out is None else os.fspath(out),
+        "int8": int8,
+        "workers": workers,
+        "open": opened,
+        "package_version": __version__,
+    }
     return Plan(rows, failed, options, limits, speed, 4 * _parameters(spec))
 
 
@@ -204,12 +218,24 @@ def _row(tile: Tile, source: str, spec: ModelSpec, stored: int, placed: bool) ->
     s2, s1, flop = _tokens(tile, spec)
     t_s2, t_asc, t_desc = tile.dates
     return PlanRow(
-        name=tile.name, source=source, year=tile.year, crs=crs, transform=transform,
-        height=tile.height, width=tile.width, s2_dates=t_s2, s1_asc_dates=t_asc,
-        s1_desc_dates=t_desc, pixels=pixels, s2_tokens=round(s2), s1_tokens=round(s1), flop=flop,
-        bytes_in=tile.bytes_per_row * tile.height, bytes_out=stored * pixels,
+        name=tile.name,
+        source=source,
+        year=tile.year,
+        crs=crs,
+        transform=transform,
+        height=tile.height,
+        width=tile.width,
+        s2_dates=t_s2,
+        s1_asc_dates=t_asc,
+        s1_desc_dates=t_desc,
+        pixels=pixels,
+        s2_tokens=round(s2),
+        s1_tokens=round(s1),
+        flop=flop,
+        bytes_in=tile.bytes_per_row * tile.height,
+        bytes_out=stored * pixels,
         fingerprint=tile.fingerprint(),
-    )  # fmt: skip
+    )
 
 
 def _place(tile: Tile, needed: bool) -> tuple[str | None, tuple[float, ...] | None]:

@@ -32,8 +32,16 @@ _LARGEST = 1 << 24  # pixels a side
 _UNPACKED, _RATIO = 16 << 20, 100  # bytes of columns: at most so many, and times the file's
 _TEXT = ("name", "source", "crs", "fingerprint")
 _LONGEST = 1 << 16  # bytes of a text; a CRS as WKT takes a few thousand
-_WHOLE = ("s2_dates", "s1_asc_dates", "s1_desc_dates", "pixels", "s2_tokens", "s1_tokens",
-          "bytes_in", "bytes_out")  # fmt: skip
+_WHOLE = (
+    "s2_dates",
+    "s1_asc_dates",
+    "s1_desc_dates",
+    "pixels",
+    "s2_tokens",
+    "s1_tokens",
+    "bytes_in",
+    "bytes_out",
+)
 
 
 @dataclass(frozen=True)
@@ -211,10 +219,17 @@ def _checked_row(record: dict[str, Any]) -> PlanRow:
     if flop < 0 or (seconds is not None and seconds < 0):
         raise Unreadable("flop and seconds: expected numbers of at least 0")
     return PlanRow(
-        name=name, source=source, crs=crs, transform=transform,
+        name=name,
+        source=source,
+        crs=crs,
+        transform=transform,
         year=None if year is None else take_whole(record, "year", 1, 9999),
-        fingerprint=take(record, "fingerprint", str), flop=flop, seconds=seconds, **whole, **sizes,
-    )  # fmt: skip
+        fingerprint=take(record, "fingerprint", str),
+        flop=flop,
+        seconds=seconds,
+        **whole,
+        **sizes,
+    )
 
 
 def _failure(value: Any) -> Failure:

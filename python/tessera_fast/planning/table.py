@@ -142,9 +142,13 @@ def _table(plan: Plan, shown: int) -> list[str]:
 def _cells(r: PlanRow) -> tuple[str, ...]:
     """A tile as text: name, size, dates, tokens, bytes, time."""
     return (
-        r.name, f"{r.height} x {r.width}", f"{r.s2_dates}+{r.s1_asc_dates}+{r.s1_desc_dates}",
-        count(r.tokens), size(r.bytes_in), "" if r.seconds is None else duration(r.seconds),
-    )  # fmt: skip
+        r.name,
+        f"{r.height} x {r.width}",
+        f"{r.s2_dates}+{r.s1_asc_dates}+{r.s1_desc_dates}",
+        count(r.tokens),
+        size(r.bytes_in),
+        "" if r.seconds is None else duration(r.seconds),
+    )
 
 
 def _totals(plan: Plan) -> list[str]:
@@ -160,11 +164,14 @@ def _total_rows(plan: Plan) -> list[tuple[str, str]]:
         return lines
     lines += [
         ("pixels", f"{sum(r.pixels for r in rows):,}"),
-        ("tokens", f"{count(sum(r.s2_tokens for r in rows))} Sentinel-2, "
-                   f"{count(sum(r.s1_tokens for r in rows))} Sentinel-1, estimated"),
+        (
+            "tokens",
+            f"{count(sum(r.s2_tokens for r in rows))} Sentinel-2, "
+            f"{count(sum(r.s1_tokens for r in rows))} Sentinel-1, estimated",
+        ),
         ("input", size(sum(r.bytes_in for r in rows))),
         ("output", f"{size(sum(r.bytes_out for r in rows))} before compression"),
-    ]  # fmt: skip
+    ]
     if plan.memory is not None:
         least, used = map(size, plan.memory)
         lines.append(("memory", used if used == least else f"{used}, or from {least} by --memory"))
@@ -186,8 +193,11 @@ def _failures(plan: Plan) -> list[str]:
     lines = ["", f"cannot be used ({len(plan.failed):,})"]
     for failure in plan.failed[:_SHOWN]:
         lines += textwrap.wrap(
-            failure.message, _COLUMNS, initial_indent="  ", subsequent_indent="    ",
+            failure.message,
+            _COLUMNS,
+            initial_indent="  ",
+            subsequent_indent="    ",
             break_on_hyphens=False,
-        )  # fmt: skip
+        )
     more = len(plan.failed) - _SHOWN
     return [*lines, *([f"  ... and {more:,} more"] if more > 0 else [])]

@@ -24,9 +24,15 @@ class Canvas:
         self.image = np.full((height, width, 3), PAPER, np.uint8)
 
     def text(
-        self, x: float, y: float, line: str, *, ink: Colour = INK, size: int = LETTER,
+        self,
+        x: float,
+        y: float,
+        line: str,
+        *,
+        ink: Colour = INK,
+        size: int = LETTER,
         align: str = "left",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A line with its capitals from row ``y`` on, ``size`` pixels high; ``align``: which end of
         it is at ``x``."""
         columns = letters.width(line, size)

@@ -14,10 +14,25 @@ from ..untrusted.suggest import closest
 
 _PATHS = ("embeddings", "labels", "tiles", "beside", "out")
 _OTHERS = (
-    "model", "baselines", "task", "head", "split", "block", "per_class", "seeds", "classes",
-    "nodata", "name", "extent", "year", "period", "allow_missing_s1", "s1_units",
-    "s2_offset", "threads",
-)  # fmt: skip
+    "model",
+    "baselines",
+    "task",
+    "head",
+    "split",
+    "block",
+    "per_class",
+    "seeds",
+    "classes",
+    "nodata",
+    "name",
+    "extent",
+    "year",
+    "period",
+    "allow_missing_s1",
+    "s1_units",
+    "s2_offset",
+    "threads",
+)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

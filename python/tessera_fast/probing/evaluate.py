@@ -77,8 +77,9 @@ def evaluate(
             picks = np.concatenate([of_class[:count] for of_class in drawn])
             used[count].append(len(picks))
             for name, values in problem.features.items():
-                heads[name] = Head(head, problem.task, seed).fit(values[picks],
-                                                                 problem.labels[picks])  # fmt: skip
+                heads[name] = Head(head, problem.task, seed).fit(
+                    values[picks], problem.labels[picks]
+                )
                 found = heads[name].predict(values[~learn])
                 _add(scores[name], count, problem.labels[~learn], found, classes, counts[-1])
             guess = np.full(int((~learn).sum()), _commonest(problem.labels[learn], classes))
@@ -96,9 +97,13 @@ def _commonest(labels: np.ndarray, classes: np.ndarray | None) -> Any:
 
 
 def _add(
-    scores: Scores, count: int | None, truth: np.ndarray, found: np.ndarray,
-    classes: np.ndarray | None, last: int | None,
-) -> None:  # fmt: skip
+    scores: Scores,
+    count: int | None,
+    truth: np.ndarray,
+    found: np.ndarray,
+    classes: np.ndarray | None,
+    last: int | None,
+) -> None:
     if classes is None:
         values = metrics.of_values(truth, found)
     else:
@@ -112,9 +117,14 @@ def _add(
 
 
 def maps(
-    name: str, images: list[Image], groups: list[np.ndarray], where: list[np.ndarray],
-    fitted: list[Fitted], classes: np.ndarray | None, nodata: float,
-) -> Iterator[np.ndarray]:  # fmt: skip
+    name: str,
+    images: list[Image],
+    groups: list[np.ndarray],
+    where: list[np.ndarray],
+    fitted: list[Fitted],
+    classes: np.ndarray | None,
+    nodata: float,
+) -> Iterator[np.ndarray]:
     """A map (H, W) of every image: what the heads of all seeds say, by vote or in the mean.
 
     No labelled pixel is mapped by a head that learned from its group. ``nodata`` outside of
@@ -134,9 +144,13 @@ def maps(
 
 
 def _said(
-    name: str, values: np.ndarray, groups: np.ndarray, fitted: list[Fitted],
-    classes: np.ndarray | None, nodata: float,
-) -> np.ndarray:  # fmt: skip
+    name: str,
+    values: np.ndarray,
+    groups: np.ndarray,
+    fitted: list[Fitted],
+    classes: np.ndarray | None,
+    nodata: float,
+) -> np.ndarray:
     """(n,) labels of n pixels in groups, -1 for none."""
     sums = np.zeros((len(values), 1 if classes is None else len(classes)))
     count = np.zeros(len(values), np.int64)

@@ -104,9 +104,12 @@ def probe(
     values, labelled, names = _prepared(given, task, nodata, classes)
     title = name or _title(ours)
     opening = {
-        "year": year, "period": period, "allow_missing_s1": allow_missing_s1,
-        "s1_units": s1_units, "s2_offset": s2_offset,
-    }  # fmt: skip
+        "year": year,
+        "period": period,
+        "allow_missing_s1": allow_missing_s1,
+        "s1_units": s1_units,
+        "s2_offset": s2_offset,
+    }
     asked = Asked(beside or {}, baselines, tiles, model, opening, threads)
     split_name, groups, notes = _groups(split, values, labelled, images, block, task)
     kinds, missing = all_features(ours, title, asked)
@@ -140,16 +143,27 @@ def probe(
     if task == "regression":
         low_high = float(table.labels.min()), float(table.labels.max())
     return ProbeReport(
-        name=title, task=task, head=known, split=split_name, seeds=seeds,
-        counts=tuple(ALL if n is None else n for n in counts), classes=table.classes,
-        left_out=table.left_out, pixels=len(table.labels),
-        groups=len(np.unique(table.groups)), dims={k: v.shape[1] for k, v in features.items()},
-        scores=scores, used={ALL if n is None else n: v for n, v in used.items()},
-        notes=tuple(notes), value_range=low_high, images=images,
+        name=title,
+        task=task,
+        head=known,
+        split=split_name,
+        seeds=seeds,
+        counts=tuple(ALL if n is None else n for n in counts),
+        classes=table.classes,
+        left_out=table.left_out,
+        pixels=len(table.labels),
+        groups=len(np.unique(table.groups)),
+        dims={k: v.shape[1] for k, v in features.items()},
+        scores=scores,
+        used={ALL if n is None else n: v for n, v in used.items()},
+        notes=tuple(notes),
+        value_range=low_high,
+        images=images,
         labels=[np.where(k, v, empty) for v, k in zip(values, labelled, strict=True)],
-        maps=drawn, nodata=empty,
+        maps=drawn,
+        nodata=empty,
         rankme={k: _rank(features[k]) for k in kinds if k not in RAW},
-    )  # fmt: skip
+    )
 
 
 def _counts(per_class: int | Sequence[int] | None) -> list[int | None]:
@@ -249,9 +263,13 @@ def _has_data(image: Image) -> np.ndarray:
 
 
 def _groups(
-    split: Any, values: list[np.ndarray], labelled: list[np.ndarray], images: list[Image],
-    block: int, task: str,
-) -> tuple[str, list[np.ndarray], list[str]]:  # fmt: skip
+    split: Any,
+    values: list[np.ndarray],
+    labelled: list[np.ndarray],
+    images: list[Image],
+    block: int,
+    task: str,
+) -> tuple[str, list[np.ndarray], list[str]]:
     """Name of the split, group of each labelled pixel (-1: none), and what to mind."""
     notes = []
     if isinstance(split, str) and split in SPLITS:

@@ -94,8 +94,9 @@ def _curves(report: ProbeResults) -> np.ndarray:
         mean, spread = stats[name].T
         ink, at = _ink(report, name), x + 4 * (i - (len(stats) - 1) / 2)
         canvas.line(list(zip(at, y(mean), strict=True)), ink, 3 if name != report.name else 5)
-        for place, value, least, most in zip(at, y(mean), y(mean - spread), y(mean + spread),
-                                             strict=True):  # fmt: skip
+        for place, value, least, most in zip(
+            at, y(mean), y(mean - spread), y(mean + spread), strict=True
+        ):
             canvas.line([(place, least), (place, most)], ink, 2, 0.6)
             canvas.line([(place, value)], ink, 10)
     for i, name in enumerate(

@@ -65,8 +65,9 @@ def open_features(source: Any) -> Features:
         output = open_embeddings(path)
         found = parts(output)
         names = Counter(part.name for part in found)
-        images = [_of_part(p, p.name if names[p.name] == 1 else f"{p.layer.name}/{p.name}")
-                  for p in found]  # fmt: skip
+        images = [
+            _of_part(p, p.name if names[p.name] == 1 else f"{p.layer.name}/{p.name}") for p in found
+        ]
         return Features(images, output.provenance)
     if isinstance(source, Mapping):
         return Features([_of_array(str(k), _load(v)) for k, v in source.items()], {})

@@ -66,17 +66,27 @@ def _write_tiff(report: ProbeResults, i: int, path: Path) -> None:
     if report.task == "classification":
         codes = [*(c.code for c in report.classes), int(report.nodata)]
         kinds = ("uint8", "uint16", "int32", "int64")
-        dtype = next(k for k in kinds if np.iinfo(k).min <= min(codes)
-                     and max(codes) <= np.iinfo(k).max)  # fmt: skip
+        dtype = next(
+            k for k in kinds if np.iinfo(k).min <= min(codes) and max(codes) <= np.iinfo(k).max
+        )
     tags = {f"CLASS_{c.code}": c.name for c in report.classes}
     tags |= {
-        "TESSERA_SOFTWARE": f"tessera_fast {__version__}", "PROBE_EMBEDDINGS": report.name,
-        "PROBE_HEAD": report.head, "PROBE_SPLIT": report.split,
-    }  # fmt: skip
+        "TESSERA_SOFTWARE": f"tessera_fast {__version__}",
+        "PROBE_EMBEDDINGS": report.name,
+        "PROBE_HEAD": report.head,
+        "PROBE_SPLIT": report.split,
+    }
     raster = Raster(
-        image.crs, image.transform, image.height, image.width, 1, dtype=dtype, nodata=report.nodata,
-        names=["class" if report.classes else "value"], tags=tags,
+        image.crs,
+        image.transform,
+        image.height,
+        image.width,
+        1,
+        dtype=dtype,
+        nodata=report.nodata,
+        names=["class" if report.classes else "value"],
+        tags=tags,
         colours=_palette(report) if dtype in ("uint8", "uint16") else {},
-    )  # fmt: skip
+    )
     with written(path, raster, overwrite=False) as write:
         write(0, 0, values[None].astype(np.dtype(dtype)))

@@ -37,9 +37,11 @@ def places_of(images: Sequence[Image]) -> tuple[list[int], bool]:
                 first.append(image)
         out.append(known[key])
     boxes = [_box(image) for image in first]
-    globe = boxes if len({i.crs for i in first}) < 2 else [
-        _on_the_globe(*pair) for pair in zip(first, boxes, strict=True)
-    ]  # fmt: skip
+    globe = (
+        boxes
+        if len({i.crs for i in first}) < 2
+        else [_on_the_globe(*pair) for pair in zip(first, boxes, strict=True)]
+    )
     touch = False
     for i, k in itertools.combinations(range(len(first)), 2):
         a, b = first[i], first[k]

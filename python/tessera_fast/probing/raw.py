@@ -45,17 +45,30 @@ def embedded(tile: Tile, model: Model) -> Image:
         model.encode(tile.rows(start, stop), out, row0=start)
         return out.reshape(stop - start, tile.width, -1)
 
-    return Image(tile.name, tile.height, tile.width, model.repr_dim, read, tile.crs, tile.transform,
-                 4 * tile.bytes_per_row)  # fmt: skip
+    return Image(
+        tile.name,
+        tile.height,
+        tile.width,
+        model.repr_dim,
+        read,
+        tile.crs,
+        tile.transform,
+        4 * tile.bytes_per_row,
+    )
 
 
 def in_memory(image: Image) -> Image:
     """The same image, read once: what is costly to make is needed more than once."""
     values = np.concatenate([image.read(*rows) for rows in image.blocks()])
     return Image(
-        image.name, image.height, image.width, image.dims, lambda a, b: values[a:b], image.crs,
+        image.name,
+        image.height,
+        image.width,
+        image.dims,
+        lambda a, b: values[a:b],
+        image.crs,
         image.transform,
-    )  # fmt: skip
+    )
 
 
 def percentiles(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -123,8 +136,16 @@ def _image(tile: Tile, dims: int, features: Callable[[Observations], np.ndarray]
         return features(tile.rows(start, stop))
 
     # raw values become float32, and are sorted in a copy
-    return Image(tile.name, tile.height, tile.width, dims, read, tile.crs, tile.transform,
-                 6 * tile.bytes_per_row)  # fmt: skip
+    return Image(
+        tile.name,
+        tile.height,
+        tile.width,
+        dims,
+        read,
+        tile.crs,
+        tile.transform,
+        6 * tile.bytes_per_row,
+    )
 
 
 def matched(tiles: list[Tile], images: list[Image]) -> list[Tile]:
@@ -136,8 +157,9 @@ def matched(tiles: list[Tile], images: list[Image]) -> list[Tile]:
     elif twice := [name for name, n in Counter(t.name for t in tiles).items() if n > 1]:
         raise InputError(f"tiles: expected one of each name, got two of {twice[0]!r}")
     names = [image.name.rpartition("/")[2] for image in images]
-    if twice := [image.name for image, name in zip(images, names, strict=True)
-                 if names.count(name) > 1]:  # fmt: skip
+    if twice := [
+        image.name for image, name in zip(images, names, strict=True) if names.count(name) > 1
+    ]:
         raise InputError(
             f"tiles: expected embeddings with one image a tile, got {', '.join(twice)}; probe each "
             "year by itself, or leave the tiles out"

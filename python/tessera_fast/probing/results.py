@@ -89,10 +89,14 @@ class ProbeResults:
             low, high = self.value_range
             lines[1] += f", {low:.4g} to {high:.4g}"
         for title, classes in (("", self.classes), ("left out, as in one group: ", self.left_out)):
-            lines += [f"  {title}{c.name}: {c.pixels:,} pixels, {_counted(c.groups, what)}"
-                      for c in classes]  # fmt: skip
-        ranks = ", ".join(f"{name} {value:.3f}" if np.isfinite(value) else f"{name} none"
-                          for name, value in self.rankme.items())  # fmt: skip
+            lines += [
+                f"  {title}{c.name}: {c.pixels:,} pixels, {_counted(c.groups, what)}"
+                for c in classes
+            ]
+        ranks = ", ".join(
+            f"{name} {value:.3f}" if np.isfinite(value) else f"{name} none"
+            for name, value in self.rankme.items()
+        )
         lines.append(f"normalised RankMe of these pixels: {ranks}")
         lines += [f"note: {note}" for note in self.notes]
         for count in self.counts:
@@ -119,13 +123,17 @@ class ProbeResults:
             if name not in (self.name, COMMONEST):
                 gain, spread, wins = self.against(name, count, metric)
                 known = self.judged(name, count, metric)
-                lines.append(f"  {metric} against {name}: {with_spread(gain, spread, sign='+')}, "
-                             f"better in {wins} of {known} seeds")  # fmt: skip
+                lines.append(
+                    f"  {metric} against {name}: {with_spread(gain, spread, sign='+')}, "
+                    f"better in {wins} of {known} seeds"
+                )
         for metric in self.metrics:
             known = self.judged(self.name, count, metric)
             if known < self.seeds:
-                lines.append(f"  {metric} is of the {known} of {self.seeds} seeds whose judged "
-                             "values are not all equal")  # fmt: skip
+                lines.append(
+                    f"  {metric} is of the {known} of {self.seeds} seeds whose judged "
+                    "values are not all equal"
+                )
         return lines
 
     def _row(self, name: str) -> str:
@@ -146,8 +154,13 @@ class ProbeResults:
     def to_json(self) -> dict[str, Any]:
         """Everything but images, with the values of every seed; None for NaN."""
         return {
-            "name": self.name, "task": self.task, "head": self.head, "split": self.split,
-            "seeds": self.seeds, "labelled_pixels": self.pixels, "groups": self.groups,
+            "name": self.name,
+            "task": self.task,
+            "head": self.head,
+            "split": self.split,
+            "seeds": self.seeds,
+            "labelled_pixels": self.pixels,
+            "groups": self.groups,
             "classes": [vars(c) for c in self.classes],
             "left_out": [vars(c) for c in self.left_out],
             "label_range": list(self.value_range),
@@ -161,13 +174,15 @@ class ProbeResults:
                         _key(n): {m: [_or_null(v) for v in seeds] for m, seeds in of_n.items()}
                         for n, of_n in scores.values.items()
                     },
-                    "mean": {_key(n): {m: _or_null(self.mean(name, n, m)[0])
-                                       for m in self.metrics} for n in self.counts},
+                    "mean": {
+                        _key(n): {m: _or_null(self.mean(name, n, m)[0]) for m in self.metrics}
+                        for n in self.counts
+                    },
                     "confusion": None if scores.confusion is None else scores.confusion.tolist(),
                 }
                 for name, scores in self.scores.items()
             },
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         return self.text()

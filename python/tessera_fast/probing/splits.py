@@ -41,8 +41,9 @@ def check_fields(values: Sequence[np.ndarray], labelled: Sequence[np.ndarray]) -
     pixels = sum(len(v) for v in kept)
     least = len(np.unique(np.concatenate(kept)))  # a value has at least one field
     if 2 * least <= pixels:
-        least = sum(int(fields(*pair).max(initial=-1)) + 1
-                    for pair in zip(values, labelled, strict=True))  # fmt: skip
+        least = sum(
+            int(fields(*pair).max(initial=-1)) + 1 for pair in zip(values, labelled, strict=True)
+        )
     if 2 * least > pixels:
         raise InputError(
             f"split: expected fields of one value, got {least:,} or more in {pixels:,} labelled "
@@ -73,9 +74,12 @@ def blocks(shape: tuple[int, int], side: int) -> np.ndarray:
 
 
 def groups_of(
-    split: str, labels: Sequence[np.ndarray], labelled: Sequence[np.ndarray], side: int,
+    split: str,
+    labels: Sequence[np.ndarray],
+    labelled: Sequence[np.ndarray],
+    side: int,
     places: Sequence[int] | None = None,
-) -> list[np.ndarray]:  # fmt: skip
+) -> list[np.ndarray]:
     """Group of each pixel of every image, (H, W) int64; -1: unlabelled.
 
     ``places``: equal numbers for images of the same pixels, e.g. a tile in two years: they share

@@ -23,9 +23,12 @@ class Table:
 
 
 def table_of(
-    values: list[np.ndarray], labelled: list[np.ndarray], groups: list[np.ndarray], task: str,
+    values: list[np.ndarray],
+    labelled: list[np.ndarray],
+    groups: list[np.ndarray],
+    task: str,
     names: dict[int, str],
-) -> Table:  # fmt: skip
+) -> Table:
     """What is labelled and in a group that can be judged; InputError if that is too little."""
     classes: list[ClassCount] = []
     left_out: list[ClassCount] = []
@@ -34,8 +37,9 @@ def table_of(
     if task == "classification":
         for code in np.unique(y).tolist():
             at = y == code
-            count = ClassCount(code, names.get(code, str(code)), int(at.sum()),
-                               len(np.unique(g[at])))  # fmt: skip
+            count = ClassCount(
+                code, names.get(code, str(code)), int(at.sum()), len(np.unique(g[at]))
+            )
             (classes if count.groups > 1 else left_out).append(count)
         keep = [c.code for c in classes]
         use = [k & np.isin(v, keep) for v, k in zip(values, labelled, strict=True)]
@@ -56,8 +60,9 @@ def table_of(
         [np.argwhere(u) for u in use],
         np.concatenate([v[u] for v, u in zip(values, use, strict=True)]),
         np.concatenate([v[u] for v, u in zip(groups, use, strict=True)]),
-        tuple(classes), tuple(left_out),
-    )  # fmt: skip
+        tuple(classes),
+        tuple(left_out),
+    )
 
 
 def rows_at(images: list[Image], places: list[np.ndarray]) -> np.ndarray:

@@ -115,9 +115,14 @@ def _write_tiff(
     output: Embeddings, part: OutputPart, file: Path, bands: list[int], cog: bool, overwrite: bool
 ) -> None:
     raster = Raster(
-        *part.place, part.height, part.width, len(bands), names=band_names(bands),
-        tags=tags(output, part.layer.year), cog=cog,
-    )  # fmt: skip
+        *part.place,
+        part.height,
+        part.width,
+        len(bands),
+        names=band_names(bands),
+        tags=tags(output, part.layer.year),
+        cog=cog,
+    )
     with written(file, raster, overwrite) as write:
         for top, left, window in part.blocks():
             if part.layer.valid(*window).any():

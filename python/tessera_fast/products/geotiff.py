@@ -93,21 +93,33 @@ def _environment(rasterio: Any) -> Any:
 def _profile(rasterio: Any, raster: Raster, level: int) -> dict[str, Any]:
     colours = {"photometric": "RGB", "alpha": "NON-PREMULTIPLIED"} if raster.rgba else {}
     return {
-        "driver": "GTiff", "height": raster.height, "width": raster.width, "count": raster.count,
-        "dtype": raster.dtype, "nodata": raster.nodata, "crs": raster.crs,
-        "transform": rasterio.Affine(*raster.transform), "SPARSE_OK": True,
-        **_layout(raster, level), **colours,
-    }  # fmt: skip
+        "driver": "GTiff",
+        "height": raster.height,
+        "width": raster.width,
+        "count": raster.count,
+        "dtype": raster.dtype,
+        "nodata": raster.nodata,
+        "crs": raster.crs,
+        "transform": rasterio.Affine(*raster.transform),
+        "SPARSE_OK": True,
+        **_layout(raster, level),
+        **colours,
+    }
 
 
 def _layout(raster: Raster, level: int) -> dict[str, Any]:
     """Options of GDAL's driver; ``level``: of deflate."""
     # Band by band, so that a picture of three of 128 bands reads three, and a block is 256 KiB.
     return {
-        "tiled": True, "blockxsize": _SIDE, "blockysize": _SIDE,
-        "interleave": "pixel" if raster.rgba else "band", "compress": "deflate", "zlevel": level,
-        "predictor": 3 if raster.dtype == "float32" else 2, "BIGTIFF": "IF_SAFER",
-    }  # fmt: skip
+        "tiled": True,
+        "blockxsize": _SIDE,
+        "blockysize": _SIDE,
+        "interleave": "pixel" if raster.rgba else "band",
+        "compress": "deflate",
+        "zlevel": level,
+        "predictor": 3 if raster.dtype == "float32" else 2,
+        "BIGTIFF": "IF_SAFER",
+    }
 
 
 def _copy_as_cog(rasterio: Any, plain: Path, path: Path, raster: Raster) -> None:
@@ -119,9 +131,11 @@ def _copy_as_cog(rasterio: Any, plain: Path, path: Path, raster: Raster) -> None
     """
     levels = [2**k for k in range(1, 32) if max(raster.height, raster.width) > _SIDE * 2 ** (k - 1)]
     # Codes cannot be averaged: they have scales of their own.
-    how = rasterio.enums.Resampling.nearest if raster.dtype == "int8" else (
-        rasterio.enums.Resampling.average
-    )  # fmt: skip
+    how = (
+        rasterio.enums.Resampling.nearest
+        if raster.dtype == "int8"
+        else (rasterio.enums.Resampling.average)
+    )
     if levels:
         overviews = {"GDAL_TIFF_OVR_BLOCKSIZE": _SIDE, "SPARSE_OK_OVERVIEW": "ON"}
         with rasterio.Env(**overviews), rasterio.open(plain, "r+") as raw:

@@ -83,9 +83,15 @@ def mosaic(
     layers = sorted(layers, key=lambda layer: layer.crs != target.crs)  # its own zone goes first
     picked = checked_bands(bands, layers[0].dims)
     raster = Raster(
-        target.crs, target.transform, target.height, target.width, len(picked),
-        names=band_names(picked), tags=tags(output, layers[0].year), cog=format == "cog",
-    )  # fmt: skip
+        target.crs,
+        target.transform,
+        target.height,
+        target.width,
+        len(picked),
+        names=band_names(picked),
+        tags=tags(output, layers[0].year),
+        cog=format == "cog",
+    )
     pyproj = require("pyproj", "a mosaic")
     degrees = {crs: pyproj.CRS(crs).is_geographic for crs in {placed(v)[0] for v in layers}}
     blocks = _Blocks(target, layers, quantized, resampling == "bilinear", degrees)

@@ -90,9 +90,10 @@ def parts(
             near = closest(missing[0], map(str, known))
             raise InputError(f"{output.path}: no {what} {missing[0]!r}; it has {there}.{near}")
     return [
-        p for p in found
+        p
+        for p in found
         if (tiles is None or p.name in tiles) and (years is None or p.layer.year in years)
-    ]  # fmt: skip
+    ]
 
 
 def _all(output: Embeddings) -> list[OutputPart]:

@@ -57,8 +57,11 @@ def picture(
         raise InputError("picture: expected a PNG, a COG or a basis to write, got none")
     if size < 100:
         raise InputError(f"size: expected at least 100 pixels, got {size}")
-    files = {k: local_target(v, k) for k, v in
-             (("png", out), ("cog", cog), ("basis", save)) if v is not None}  # fmt: skip
+    files = {
+        k: local_target(v, k)
+        for k, v in (("png", out), ("cog", cog), ("basis", save))
+        if v is not None
+    }
     refuse_existing(list(files.values()), overwrite)
     output = open_embeddings(store)
     chosen = parts(output, tiles=tiles, years=None if year is None else [year])
@@ -104,8 +107,12 @@ def _panels(chosen: list[OutputPart]) -> list[OutputPart]:
     for those in by_layer.values():
         layer = those[0].layer
         for rows, columns in clusters([(p.rows, p.columns) for p in those]):
-            held = [p for p in those if rows.start <= p.rows.start < rows.stop
-                    and columns.start <= p.columns.start < columns.stop]  # fmt: skip
+            held = [
+                p
+                for p in those
+                if rows.start <= p.rows.start < rows.stop
+                and columns.start <= p.columns.start < columns.stop
+            ]
             name = held[0].name if len(held) == 1 else f"{len(held)} tiles"
             panels.append(OutputPart(name, layer, rows, columns, held[0].tile))
     return sorted(panels, key=lambda p: -p.height * p.width)
@@ -195,18 +202,30 @@ def _draw(
 
 
 def _write_cog(
-    path: Path, output: Embeddings, panels: list[OutputPart], basis: PcaBasis, overwrite: bool,
+    path: Path,
+    output: Embeddings,
+    panels: list[OutputPart],
+    basis: PcaBasis,
+    overwrite: bool,
     step: Callable[[int], None],
-) -> None:  # fmt: skip
+) -> None:
     layer: Layer = panels[0].layer
     top = min(p.rows.start for p in panels)
     left = min(p.columns.start for p in panels)
     height = max(p.rows.stop for p in panels) - top
     width = max(p.columns.stop for p in panels) - left
     raster = Raster(
-        *placed(layer, top, left), height, width, 4, dtype="uint8", nodata=None,
-        names=["red", "green", "blue", "alpha"], tags=tags(output, layer.year), rgba=True, cog=True,
-    )  # fmt: skip
+        *placed(layer, top, left),
+        height,
+        width,
+        4,
+        dtype="uint8",
+        nodata=None,
+        names=["red", "green", "blue", "alpha"],
+        tags=tags(output, layer.year),
+        rgba=True,
+        cog=True,
+    )
     with written(path, raster, overwrite) as write:
         for panel in panels:
             for y, x, window in panel.blocks():

@@ -54,10 +54,13 @@ def stac_items(
         held.setdefault(part.layer.name, []).append(part)
     items = [_item(pystac, output, those[0].layer, those) for those in held.values()]
     collection = pystac.Collection(
-        id=output.path.stem, title=_title(output), description=_description(output),
-        extent=_extent(pystac, items), license="other",
+        id=output.path.stem,
+        title=_title(output),
+        description=_description(output),
+        extent=_extent(pystac, items),
+        license="other",
         keywords=["embeddings", "TESSERA", "Sentinel-1", "Sentinel-2"],
-    )  # fmt: skip
+    )
     collection.catalog_type = pystac.CatalogType.SELF_CONTAINED
     collection.add_items(items)
     for item in items:
@@ -80,17 +83,21 @@ def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[OutputPa
     a, _, x0, _, e, y0 = transform
     zone = layer.name.split("/")[0]
     group = pystac.Asset(
-        str(output.path / zone), title=f"Embeddings of UTM zone {zone[3:]}",
-        media_type=pystac.MediaType.ZARR, roles=["data"],
+        str(output.path / zone),
+        title=f"Embeddings of UTM zone {zone[3:]}",
+        media_type=pystac.MediaType.ZARR,
+        roles=["data"],
         description=f"Zarr v3 group of all years; this item is of time {layer.year}. Embedding = "
         "embeddings x scales; scale +inf or NaN: no data",
         extra_fields={"xarray:open_kwargs": {"engine": "zarr", "consolidated": False}},
-    )  # fmt: skip
+    )
     item = pystac.Item(
         id=f"{output.path.stem}_{layer.name.replace('/', '_')}",
         geometry={"type": "MultiPolygon", "coordinates": [[ring.tolist()] for ring in rings]},
         bbox=bounds(rings),
-        datetime=None, start_datetime=first, end_datetime=last,
+        datetime=None,
+        start_datetime=first,
+        end_datetime=last,
         stac_extensions=[_PROJECTION, _PROCESSING, _XARRAY],
         properties={
             "title": f"{_title(output)}, {layer.name}",
@@ -102,7 +109,7 @@ def _item(pystac: Any, output: Embeddings, layer: Layer, held: Sequence[OutputPa
             "proj:bbox": [x0, y0 + e * layer.height, x0 + a * layer.width, y0],
             **_processing(output),
         },
-    )  # fmt: skip
+    )
     item.add_asset("embeddings", group)
     return item
 

@@ -70,7 +70,12 @@ def _like(group: Any, name: str, old: Any) -> Any:
         sides = (min(CHUNK, n) for n in old.shape[-2:])
         chunks = (1, *old.shape[1:-2], *sides)
     return group.create_array(
-        name, shape=old.shape, dtype=old.dtype, chunks=chunks, fill_value=old.fill_value,
-        compressors=ZstdCodec(level=3) if old.ndim else None, attributes=dict(old.attrs),
+        name,
+        shape=old.shape,
+        dtype=old.dtype,
+        chunks=chunks,
+        fill_value=old.fill_value,
+        compressors=ZstdCodec(level=3) if old.ndim else None,
+        attributes=dict(old.attrs),
         dimension_names=old.metadata.dimension_names,
-    )  # fmt: skip
+    )

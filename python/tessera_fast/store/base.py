@@ -19,9 +19,17 @@ from ..untrusted.readers import MAX_NAME, plain_name, printable
 COUNT_NAMES = ("s2_obs_count", "s1_asc_obs_count", "s1_desc_obs_count")  # order of `counts`
 # What must agree within one output: anything else may change without changing what values mean.
 IDENTITY = (
-    "model", "weights_sha256", "precision", "dims", "prefixes", "dtype", "seed", "repeats",
-    "period", "package_version",
-)  # fmt: skip
+    "model",
+    "weights_sha256",
+    "precision",
+    "dims",
+    "prefixes",
+    "dtype",
+    "seed",
+    "repeats",
+    "period",
+    "package_version",
+)
 
 
 @dataclass(frozen=True)

@@ -266,11 +266,21 @@ def _zone_layers(path: Path, name: str, group: Any) -> list[Layer]:
     years = arrays["time"][:].tolist()
     return [
         Layer(
-            f"{name}/{year}", height, width, dims, True, year, crs, transform, side, arrays, t,
+            f"{name}/{year}",
+            height,
+            width,
+            dims,
+            True,
+            year,
+            crs,
+            transform,
+            side,
+            arrays,
+            t,
             path / name,
         )
         for t, year in enumerate(years)
-    ]  # fmt: skip
+    ]
 
 
 def _open_folder(path: Path) -> Embeddings:
@@ -299,10 +309,17 @@ def _open_folder(path: Path) -> Embeddings:
             raise StoreError(f"{file}: its marker cannot be read ({error})") from error
         layers.append(
             Layer(
-                file.stem, height, width, dims, values.dtype == np.int8, year, crs, transform,
+                file.stem,
+                height,
+                width,
+                dims,
+                values.dtype == np.int8,
+                year,
+                crs,
+                transform,
                 _arrays=arrays,
             )
-        )  # fmt: skip
+        )
     return Embeddings(path, tuple(layers), _record(path / STATE / "provenance.json"), {})
 
 

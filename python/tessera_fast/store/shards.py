@@ -76,13 +76,20 @@ class Shards:
             likes = [group[name] for name in names]
             arrays = self._awaiting.results(
                 create(
-                    memory, name=name, shape=like.shape, dtype=like.dtype, chunks=like.chunks,
-                    shards=like.shards, compressors=like.compressors, filters=like.filters,
-                    fill_value=like.fill_value, config={"write_empty_chunks": empty},
+                    memory,
+                    name=name,
+                    shape=like.shape,
+                    dtype=like.dtype,
+                    chunks=like.chunks,
+                    shards=like.shards,
+                    compressors=like.compressors,
+                    filters=like.filters,
+                    fill_value=like.fill_value,
+                    config={"write_empty_chunks": empty},
                     overwrite=True,
                 )
                 for name, like in zip(names, likes, strict=True)
-            )  # fmt: skip
+            )
             for array in arrays:
                 if isinstance(array, BaseException):
                     raise array

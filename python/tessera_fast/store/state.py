@@ -101,8 +101,9 @@ class BuildState:
         if not locks.work:
             _log.warning(
                 "%s: this file system has no locks; see to it that one process at a time writes "
-                "there", self.folder,
-            )  # fmt: skip
+                "there",
+                self.folder,
+            )
         return locks
 
     def _check_folders(self) -> None:

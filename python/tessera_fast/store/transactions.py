@@ -233,8 +233,10 @@ class Transactions:
         if not over:
             _log.warning(
                 "%s: given up, because %s (was this output copied while a job wrote to it?); its "
-                "tile is made again", commit, conflict,
-            )  # fmt: skip
+                "tile is made again",
+                commit,
+                conflict,
+            )
         self.drop(commit)
         return over
 

@@ -132,8 +132,10 @@ def place(tile: TileKey) -> Grid:
     """Where a tile lies; StoreError if a UTM store cannot hold it."""
     instead = "Write .npy files instead (an output name without .zarr)"
     if tile.year is None:
-        raise StoreError(f"tile {tile.name}: its year is not known, and a store has a time axis. "
-                         f"Give the year. {instead}")  # fmt: skip
+        raise StoreError(
+            f"tile {tile.name}: its year is not known, and a store has a time axis. "
+            f"Give the year. {instead}"
+        )
     if tile.crs is None or tile.transform is None:
         raise StoreError(f"tile {tile.name}: it has no CRS and transform. {instead}")
     epsg = _epsg(tile.crs)
@@ -200,23 +202,40 @@ def create_group(parent: Any, grid: Grid, dims: int, prefixes: Sequence[int]) ->
     for name, k in {**depths, "embeddings": dims}.items():
         side = _chunk_side(k)
         group.create_array(
-            name, shape=(t, k, h, w), dtype="int8", fill_value=0, chunks=(1, k, side, side),
-            shards=(1, k, SHARD, SHARD), compressors=compressors, attributes=attributes,
+            name,
+            shape=(t, k, h, w),
+            dtype="int8",
+            fill_value=0,
+            chunks=(1, k, side, side),
+            shards=(1, k, SHARD, SHARD),
+            compressors=compressors,
+            attributes=attributes,
             dimension_names=["time", _band_name(name), "y", "x"],
-        )  # fmt: skip
+        )
     for name in (*COUNT_NAMES, "scales"):
         dtype, fill = ("float32", np.inf) if name == "scales" else ("uint16", 0)
         group.create_array(
-            name, shape=(t, h, w), dtype=dtype, fill_value=fill, chunks=(1, CHUNK, CHUNK),
-            shards=(1, SHARD, SHARD), compressors=compressors, attributes=attributes,
+            name,
+            shape=(t, h, w),
+            dtype=dtype,
+            fill_value=fill,
+            chunks=(1, CHUNK, CHUNK),
+            shards=(1, SHARD, SHARD),
+            compressors=compressors,
+            attributes=attributes,
             dimension_names=["time", "y", "x"],
-        )  # fmt: skip
+        )
     for name, values in _coordinates(grid, {**depths, "embeddings": dims}).items():
         array = group.create_array(
-            name, shape=values.shape, dtype=values.dtype, chunks=values.shape, fill_value=0,
-            compressors=compressors, dimension_names=[name] if values.ndim else [],
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=values.shape,
+            fill_value=0,
+            compressors=compressors,
+            dimension_names=[name] if values.ndim else [],
             attributes=_spatial_ref(grid) if name == "spatial_ref" else {},
-        )  # fmt: skip
+        )
         array[...] = values
 
 

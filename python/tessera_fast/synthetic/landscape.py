@@ -6,9 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 CLASSES = (
-    "winter wheat", "winter barley", "maize", "sugar beet", "potato", "grassland",
-    "deciduous forest", "coniferous forest", "water", "built-up", "road",
-)  # fmt: skip
+    "winter wheat",
+    "winter barley",
+    "maize",
+    "sugar beet",
+    "potato",
+    "grassland",
+    "deciduous forest",
+    "coniferous forest",
+    "water",
+    "built-up",
+    "road",
+)
 _CROPS = 6  # leading classes that a parcel can carry
 _SHARES = (0.24, 0.1, 0.22, 0.12, 0.12, 0.2)
 _BLOCK = 42  # pixels between the centres of blocks of parcels

@@ -34,7 +34,7 @@ def read_cube(path: str) -> Fields:
             warnings.simplefilter("ignore")  # of stores without consolidated metadata, or damaged
             dataset = xr.open_dataset(
                 path, chunks=None, cache=False, mask_and_scale=False, **engine
-            )  # fmt: skip
+            )
             _check_chunks(dataset)
     except damaged() as error:
         hint = "pip install netCDF4 or h5netcdf" if not engine else "and zarr is needed"

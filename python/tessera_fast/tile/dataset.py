@@ -188,8 +188,11 @@ def _add(
 
 
 def _check_plain(part: xr.DataArray) -> None:
-    packed = {k: shown(part.attrs[k]) for k, none in _PACKED.items()
-              if not np.array_equal(part.attrs.get(k, none), none)}  # fmt: skip
+    packed = {
+        k: shown(part.attrs[k])
+        for k, none in _PACKED.items()
+        if not np.array_equal(part.attrs.get(k, none), none)
+    }
     if packed:
         raise InputError(
             f"{part.name}: expected values as they are, got packed ones "

@@ -66,8 +66,10 @@ def _mapping_of(crs: str, attrs: dict[str, Any]) -> xr.Variable:
 
 def _grid_mapping(dataset: xr.Dataset) -> str:
     """Name of the variable that holds the CRS."""
-    named = (v.attrs.get("grid_mapping", v.encoding.get("grid_mapping"))
-             for v in dataset.variables.values())  # fmt: skip
+    named = (
+        v.attrs.get("grid_mapping", v.encoding.get("grid_mapping"))
+        for v in dataset.variables.values()
+    )
     mappings = {name for name in named if isinstance(name, str) and name}
     return mappings.pop() if len(mappings) == 1 else "spatial_ref"
 

@@ -136,9 +136,15 @@ def _of_text(text: str) -> np.datetime64:
     micro = int(((fraction or "") + "000000")[:6])
     try:
         found = datetime.datetime(
-            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0),
-            micro, None if zone is None else _zone(zone),
-        )  # fmt: skip
+            int(year),
+            int(month),
+            int(day),
+            int(hour or 0),
+            int(minute or 0),
+            int(second or 0),
+            micro,
+            None if zone is None else _zone(zone),
+        )
     except ValueError as error:
         raise ValueError(f"the text {shown(text)} ({error})") from error
     return _in_utc(found)
@@ -158,7 +164,8 @@ def _of_cftime(value: Any) -> np.datetime64:
     try:
         return np.datetime64(
             f"{value.year:04}-{value.month:02}-{value.day:02}T{value.hour:02}:{value.minute:02}:"
-            f"{value.second:02}.{value.microsecond:06}", "us",
-        )  # fmt: skip
+            f"{value.second:02}.{value.microsecond:06}",
+            "us",
+        )
     except ValueError as error:
         raise ValueError(f"{value} ({error})") from error

@@ -20,9 +20,12 @@ _SHORT, _LONG, _DOUBLE = 3, 4, 12
 _TYPES = {_SHORT: "H", _LONG: "I", _DOUBLE: "d"}
 # Type and number of values of the tags that are read.
 _READ = {
-    _WIDTH: ((_SHORT, _LONG), 1, 1), _HEIGHT: ((_SHORT, _LONG), 1, 1), _SCALE: ((_DOUBLE,), 3, 3),
-    _TIEPOINT: ((_DOUBLE,), 6, 6), _KEYS: ((_SHORT,), 4, 4096),
-}  # fmt: skip
+    _WIDTH: ((_SHORT, _LONG), 1, 1),
+    _HEIGHT: ((_SHORT, _LONG), 1, 1),
+    _SCALE: ((_DOUBLE,), 3, 3),
+    _TIEPOINT: ((_DOUBLE,), 6, 6),
+    _KEYS: ((_SHORT,), 4, 4096),
+}
 _UTM = {*range(32601, 32661), *range(32701, 32761)}
 _STRIP = 1 << 20  # bytes of pixels that are compressed together
 
@@ -107,14 +110,21 @@ def write_plain(of: PlainGeoTiff) -> bytes:
     keys = [1, 1, 1, len(geo), *(n for key, value in geo.items() for n in (key, 0, 1, value))]
     # In the order of their numbers, as TIFF wants it. The offsets of strips are not known yet.
     tags: dict[int, tuple[int, Sequence[Any]]] = {
-        _WIDTH: (_LONG, [width]), _HEIGHT: (_LONG, [height]),
-        258: (_SHORT, [8]), 259: (_SHORT, [8]),  # bits of a value; deflate
-        262: (_SHORT, [1]), 273: (_LONG, [0] * len(sizes)),  # black is 0; where strips begin
-        277: (_SHORT, [1]), 278: (_LONG, [rows]), 279: (_LONG, sizes),  # bands; strips
-        284: (_SHORT, [1]), 339: (_SHORT, [1]),  # bands together; unsigned
-        _SCALE: (_DOUBLE, (a, -e, 0.0)), _TIEPOINT: (_DOUBLE, (0.0, 0.0, 0.0, x0, y0, 0.0)),
+        _WIDTH: (_LONG, [width]),
+        _HEIGHT: (_LONG, [height]),
+        258: (_SHORT, [8]),
+        259: (_SHORT, [8]),  # bits of a value; deflate
+        262: (_SHORT, [1]),
+        273: (_LONG, [0] * len(sizes)),  # black is 0; where strips begin
+        277: (_SHORT, [1]),
+        278: (_LONG, [rows]),
+        279: (_LONG, sizes),  # bands; strips
+        284: (_SHORT, [1]),
+        339: (_SHORT, [1]),  # bands together; unsigned
+        _SCALE: (_DOUBLE, (a, -e, 0.0)),
+        _TIEPOINT: (_DOUBLE, (0.0, 0.0, 0.0, x0, y0, 0.0)),
         _KEYS: (_SHORT, keys),
-    }  # fmt: skip
+    }
     forms = {tag: f"<{len(v)}{_TYPES[kind]}" for tag, (kind, v) in tags.items()}
     # Values that a tag has no room for; those of the georeference first, near the start.
     long = [tag for tag in sorted(tags, reverse=True) if struct.calcsize(forms[tag]) > 4]

@@ -64,7 +64,8 @@ def _carries_more(value: Any, label: str) -> InputError:
 
 def _holds_masked(values: list[Any] | tuple[Any, ...]) -> bool:
     return any(
-        np.ma.is_masked(v) if isinstance(v, np.ma.MaskedArray)
+        np.ma.is_masked(v)
+        if isinstance(v, np.ma.MaskedArray)
         else isinstance(v, list | tuple) and _holds_masked(v)
         for v in values
-    )  # fmt: skip
+    )

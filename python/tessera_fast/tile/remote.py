@@ -122,9 +122,11 @@ class Files:
         names, starts, stops = zip(*ranges, strict=True)
         try:
             found: list[Any] = self._system.cat_ranges(
-                [f"{self._path}/{name}" for name in names], list(starts), list(stops),
+                [f"{self._path}/{name}" for name in names],
+                list(starts),
+                list(stops),
                 on_error="return",
-            )  # fmt: skip
+            )
         except damaged() as error:  # of what is below the file system, such as a cache or archive
             raise InputError(
                 f"{self.url}: cannot be read ({first_line(error)}); check the address, the network "

@@ -215,8 +215,13 @@ def _in_folder(folder: str) -> Iterator[tuple[int, str]]:
             f"tiles, or a cube (.zarr, .nc), got {got if names else 'an empty folder'}"
         )
     if others:
-        _log.warning("%s: %d folders without bands.npy are left out (%s%s)", folder, len(others),
-                     ", ".join(others[:5]), ", ..." if len(others) > 5 else "")  # fmt: skip
+        _log.warning(
+            "%s: %d folders without bands.npy are left out (%s%s)",
+            folder,
+            len(others),
+            ", ".join(others[:5]),
+            ", ..." if len(others) > 5 else "",
+        )
     yield from tiles
 
 

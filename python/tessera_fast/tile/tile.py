@@ -164,14 +164,28 @@ def open_tile(
     else:
         fields = read_source(source)
         found = settle(
-            fields, year=year, period=period, s1_units=s1_units, s2_offset=s2_offset,
+            fields,
+            year=year,
+            period=period,
+            s1_units=s1_units,
+            s2_offset=s2_offset,
             allow_missing_s1=allow_missing_s1,
-        )  # fmt: skip
+        )
         tile = Tile(
-            name_of(source), found.bands, found.masks, found.doys, found.orbits, found.year,
-            fields.georeference, fields.label("masks"), fields.where, found.period,
-            source_path(source), found.years, fields.form,
-        )  # fmt: skip
+            name_of(source),
+            found.bands,
+            found.masks,
+            found.doys,
+            found.orbits,
+            found.year,
+            fields.georeference,
+            fields.label("masks"),
+            fields.where,
+            found.period,
+            source_path(source),
+            found.years,
+            fields.form,
+        )
     georeference = Georeference(crs_name(crs), affine(transform))
     changes: dict[str, Any] = {"name": name, "year": year}
     changes = {key: value for key, value in changes.items() if value is not None}

@@ -23,9 +23,16 @@ _CLEAR = np.array([c not in NOT_CLEAR for c in range(CLASSES)], np.uint8)
 S1_UNITS = ("official", "db", "power")
 # Spellings of the attribute `units` of a Dataset's variable, in lower case.
 _SPELLINGS = {
-    "official": "official", "db": "db", "decibel": "db", "decibels": "db",
-    "1": "power", "linear": "power", "power": "power", "gamma0": "power", "linear power": "power",
-}  # fmt: skip
+    "official": "official",
+    "db": "db",
+    "decibel": "db",
+    "decibels": "db",
+    "1": "power",
+    "linear": "power",
+    "power": "power",
+    "gamma0": "power",
+    "linear power": "power",
+}
 
 # ESA's processing baseline 04.00: values of later dates have 1000 added. The official
 # preprocessing subtracts it after this day, and leaves values below 1000 as they are.
@@ -57,9 +64,11 @@ def masks_of(fields: Fields) -> None:
     if SCL not in fields.arrays:
         if "masks" in fields.arrays:
             fields.arrays["masks"] = without_mask_fills(
-                fields.arrays["masks"], fields.nodata.get("masks", NoData()), (1,),
+                fields.arrays["masks"],
+                fields.nodata.get("masks", NoData()),
+                (1,),
                 fields.label("masks"),
-            )  # fmt: skip
+            )
         return
     label, source = fields.label(SCL), fields.arrays.pop(SCL)
     if "masks" in fields.arrays:
@@ -70,9 +79,11 @@ def masks_of(fields: Fields) -> None:
     nodata = fields.nodata.get(SCL, NoData())
     source = without_mask_fills(source, nodata, clear_classes, label)
     if source.dtype.kind not in "iu":
-        what = "a mask of true and false: give it as masks" if source.dtype.kind == "b" else (
-            "cast it, e.g. scl.astype(np.uint8), with 0 where there is NaN"
-        )  # fmt: skip
+        what = (
+            "a mask of true and false: give it as masks"
+            if source.dtype.kind == "b"
+            else ("cast it, e.g. scl.astype(np.uint8), with 0 where there is NaN")
+        )
         raise InputError(
             f"{label}: expected whole classes 0..{CLASSES - 1}, got {source.dtype}; {what}"
         )

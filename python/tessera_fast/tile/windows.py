@@ -27,8 +27,9 @@ def open_windows(source: Any, side: int = 1024, **options: Any) -> Iterator[Tile
         return
     for y in range(0, tile.height, side):
         for x in range(0, tile.width, side):
-            yield _window(tile, slice(y, min(y + side, tile.height)),
-                          slice(x, min(x + side, tile.width)))  # fmt: skip
+            yield _window(
+                tile, slice(y, min(y + side, tile.height)), slice(x, min(x + side, tile.width))
+            )
 
 
 def _window(tile: Tile, rows: slice, columns: slice) -> Tile:

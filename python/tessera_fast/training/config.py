@@ -67,9 +67,10 @@ class DataPart:
         """The keywords of `open_tile`."""
         number = self.s2_offset.removeprefix("-").isdecimal()
         return {
-            "period": self.period or None, "s1_units": self.s1_units or None,
+            "period": self.period or None,
+            "s1_units": self.s1_units or None,
             "s2_offset": int(self.s2_offset) if number else self.s2_offset,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,12 @@ def read_config(path: str | Path, objective: type[TwinsPart] | type[DistillPart]
     except (OSError, Unreadable) as error:
         raise InputError(f"{path}: expected a TOML file, got {error}") from error
     kinds: dict[str, Any] = {
-        "model": ModelPart, "data": DataPart, "objective": objective,
-        "optimizer": OptimizerPart, "run": RunPart,
-    }  # fmt: skip
+        "model": ModelPart,
+        "data": DataPart,
+        "objective": objective,
+        "optimizer": OptimizerPart,
+        "run": RunPart,
+    }
     unknown = [name for name in content if name not in kinds]
     if unknown:
         near = closest(unknown[0], kinds)
@@ -234,15 +238,18 @@ def _value(where: str, kind: Any, value: Any) -> Any:
 def _check(path: Path, config: Config) -> None:
     spec, run, optimizer, goal = config.spec(), config.run, config.optimizer, config.objective
     least: dict[str, tuple[float, float]] = {
-        "[run] steps": (run.steps, 1), "[run] accumulate": (run.accumulate, 1),
-        "[run] batch": (run.batch, 2), "[run] threads": (run.threads, 0),
-        "[run] log_every": (run.log_every, 1), "[run] save_every": (run.save_every, 1),
+        "[run] steps": (run.steps, 1),
+        "[run] accumulate": (run.accumulate, 1),
+        "[run] batch": (run.batch, 2),
+        "[run] threads": (run.threads, 0),
+        "[run] log_every": (run.log_every, 1),
+        "[run] save_every": (run.save_every, 1),
         "[data] min_dates": (config.data.min_dates, 1),
         "[data] pool_mib": (config.data.pool_mib, 1),
         "[optimizer] weight_decay": (optimizer.weight_decay, 0),
         "[optimizer] weight_factor": (optimizer.weight_factor, 0),
         "[optimizer] bias_factor": (optimizer.bias_factor, 0),
-    }  # fmt: skip
+    }
     for what, names in (("[run] out", [run.out]), ("[data] tiles", config.data.tiles)):
         for name in names:
             local_path(name, f"{path}: {what}")

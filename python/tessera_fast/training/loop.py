@@ -97,10 +97,15 @@ class Run:
                 if book and (step % run.log_every == 0 or step == run.steps):
                     now = time.perf_counter()
                     views = views_of_batch * run.accumulate * place.count * (step - since)
-                    row: Row = {"step": step, "seconds": now - started,
-                                "loss": outcome.loss.item(), **_numbers(outcome),
-                                "rate": self._optimizer.param_groups[0]["lr"], "gradient": norm,
-                                "views_s": views / (now - started)}  # fmt: skip
+                    row: Row = {
+                        "step": step,
+                        "seconds": now - started,
+                        "loss": outcome.loss.item(),
+                        **_numbers(outcome),
+                        "rate": self._optimizer.param_groups[0]["lr"],
+                        "gradient": norm,
+                        "views_s": views / (now - started),
+                    }
                     book.add(row)
                     if report:
                         report(row)
@@ -192,9 +197,16 @@ def views_of(config: Config, spec: ModelSpec, draws: int) -> Views:
     run, options = config.run, config.data.tile_options()
     tiles = [open_tile(path, **options) for path in config.tile_paths()]
     return Views(
-        tiles, spec, run.batch, draws=draws, seed=run.seed, min_dates=config.data.min_dates,
-        dates=config.data.dates, pool_bytes=config.data.pool_mib << 20, threads=run.threads or None,
-    )  # fmt: skip
+        tiles,
+        spec,
+        run.batch,
+        draws=draws,
+        seed=run.seed,
+        min_dates=config.data.min_dates,
+        dates=config.data.dates,
+        pool_bytes=config.data.pool_mib << 20,
+        threads=run.threads or None,
+    )
 
 
 def series_of(view: View, device: torch.device) -> tuple[StreamBatch, StreamBatch]:

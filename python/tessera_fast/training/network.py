@@ -67,8 +67,9 @@ class TrainingNetwork(nn.Module):  # type: ignore[misc] # torch is not read by m
 
     def forward(self, s2: StreamBatch, s1: StreamBatch) -> Tensor:
         w = self.official()
-        streams = [self._encode(w, name, x) for name, x in (("s2_backbone", s2),
-                                                            ("s1_backbone", s1))]  # fmt: skip
+        streams = [
+            self._encode(w, name, x) for name, x in (("s2_backbone", s2), ("s1_backbone", s1))
+        ]
         fused = torch.cat(streams, dim=-1)
         if self.spec.fusion_layers:
             x = torch.stack(streams, dim=1) + w["fusion_modality_embed"]

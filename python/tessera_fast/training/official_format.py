@@ -21,9 +21,12 @@ from ..weights.wrappers import config_of, state_of
 def official(spec: ModelSpec, state: dict[str, Any]) -> dict[str, Any]:
     """The outer keys and the configuration of the family; ``state`` by official names."""
     sizes = {
-        "repr_dim": spec.out_dim, "latent_dim": spec.d_model // 4, "num_layers": spec.num_layers,
-        "nhead": spec.num_heads, "dim_feedforward": spec.ff_dim,
-    }  # fmt: skip
+        "repr_dim": spec.out_dim,
+        "latent_dim": spec.d_model // 4,
+        "num_layers": spec.num_layers,
+        "nhead": spec.num_heads,
+        "dim_feedforward": spec.ff_dim,
+    }
     if spec.fusion_layers:
         return {
             "encoder_state_dict": state,

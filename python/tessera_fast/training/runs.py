@@ -36,10 +36,14 @@ def train(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             objective = Twins(
-                network, width=goal.projector_width, layers=goal.projector_layers,
-                mixup=goal.mixup, prefixes=goal.prefixes or (network.spec.saved_dim,),
-                weights=goal.weights, int8=goal.int8,
-            )  # fmt: skip
+                network,
+                width=goal.projector_width,
+                layers=goal.projector_layers,
+                mixup=goal.mixup,
+                prefixes=goal.prefixes or (network.spec.saved_dim,),
+                weights=goal.weights,
+                int8=goal.int8,
+            )
         views = views_of(config, network.spec, draws=2)
         state = Run(config, objective, network, place, resume, {"tiles": views.sources})
         _begin(say, place, views, network, state.step)
@@ -74,14 +78,18 @@ def distill(
         with load_model(
             config.located(goal.teacher),
             weights=config.located(goal.teacher_weights) if goal.teacher_weights else None,
-            device=str(place.device), threads=run.threads or None,
-        ) as teacher:  # fmt: skip
+            device=str(place.device),
+            threads=run.threads or None,
+        ) as teacher:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(run.seed)
                 objective = Imitation(
-                    network, teacher_dim=_head_width(goal, network.spec, teacher.spec),
-                    prefixes=goal.prefixes, weights=goal.weights, int8=goal.int8,
-                )  # fmt: skip
+                    network,
+                    teacher_dim=_head_width(goal, network.spec, teacher.spec),
+                    prefixes=goal.prefixes,
+                    weights=goal.weights,
+                    int8=goal.int8,
+                )
             views = views_of(config, network.spec, draws=1)
             sources = {"tiles": views.sources, "teacher": {"sha256": teacher.weights.sha256}}
             state = Run(config, objective, network, place, resume, sources)

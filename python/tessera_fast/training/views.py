@@ -151,8 +151,9 @@ class Views:
     def _count(self, indices: list[int]) -> int:
         """Usable pixels of these bands, which are read if one of them has not been."""
         if any(i not in self._usable for i in indices):
-            self._usable |= dict(zip(indices, (len(b.usable) for b in self._hold(indices)),
-                                     strict=True))  # fmt: skip
+            self._usable |= dict(
+                zip(indices, (len(b.usable) for b in self._hold(indices)), strict=True)
+            )
         return sum(self._usable[i] for i in indices)
 
     def _hold(self, indices: list[int]) -> list[_Band]:

@@ -9,9 +9,21 @@ import zlib
 from .readers import Unreadable, printable
 
 _DAMAGED: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
-    AssertionError, RuntimeError, SystemError, MemoryError, ImportError, zlib.error, struct.error,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    SystemError,
+    MemoryError,
+    ImportError,
+    zlib.error,
+    struct.error,
+)
 # of the interpreter, and of the C++ library
 _NO_THREADS = ("can't start new thread", os.strerror(errno.EAGAIN))
 _DAMAGED_OF = {

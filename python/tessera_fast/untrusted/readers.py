@@ -193,9 +193,13 @@ def take(record: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 _KINDS: dict[type, str] = {
-    str: "text", int: "a whole number", float: "a finite number", dict: "an object",
-    list: "a list", bool: "true or false",
-}  # fmt: skip
+    str: "text",
+    int: "a whole number",
+    float: "a finite number",
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+}
 
 
 def take_or_none(record: Mapping[str, Any], name: str, kind: type[T]) -> T | None:

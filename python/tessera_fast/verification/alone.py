@@ -72,9 +72,11 @@ def _uncovered(
     first: list[tuple[int, int]] = []
     for rows, columns in layer.stored():
         near = boxes[
-            (boxes[:, 0] < rows.stop) & (boxes[:, 1] > rows.start)
-            & (boxes[:, 2] < columns.stop) & (boxes[:, 3] > columns.start)
-        ]  # fmt: skip
+            (boxes[:, 0] < rows.stop)
+            & (boxes[:, 1] > rows.start)
+            & (boxes[:, 2] < columns.stop)
+            & (boxes[:, 3] > columns.start)
+        ]
         left = np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
         for top, bottom, west, east in near.tolist():
             left[

@@ -76,9 +76,10 @@ def _moved(
         tally = found.tallies[number]
         for n in np.argsort(-tally.off)[:2] if tally.names else ():
             _, r0, r1, c0, c1 = pair.tiles[n]
-            rows, columns = slice(max(r0, 0), min(r1, pair.height)), slice(
-                max(c0, 0), min(c1, pair.width)
-            )  # fmt: skip
+            rows, columns = (
+                slice(max(r0, 0), min(r1, pair.height)),
+                slice(max(c0, 0), min(c1, pair.width)),
+            )
             yield from _flips(readers, pair, tally.names[n], rows, columns)
 
 
@@ -199,8 +200,10 @@ def _where(found: Streamed, overall: Figures) -> Iterator[str]:
     off = sum(int(t.off.sum()) for t in found.tallies)
     if not off:
         return
-    for what, text in (("shared", "where tiles overlap: which of them won may differ"),
-                       ("edge", "within 2 pixels of a tile's border")):  # fmt: skip
+    for what, text in (
+        ("shared", "where tiles overlap: which of them won may differ"),
+        ("edge", "within 2 pixels of a tile's border"),
+    ):
         compared, there = np.sum([getattr(t, what) for t in found.tallies], axis=0)
         if there >= MOST * overall.off and compared <= FEW * overall.compared:
             yield f"{there:,} of {overall.off:,} pixels beyond the gate lie {text}"

@@ -70,9 +70,9 @@ class Reader:
     def __init__(self, output: Embeddings) -> None:
         self._path = output.path
         spec = NAMED.get(output.provenance.get("model", ""))
-        self._floors = {"absmax_floor": spec.absmax_floor, "scale_floor": spec.scale_floor} if (
-            spec
-        ) else {}  # fmt: skip
+        self._floors = (
+            {"absmax_floor": spec.absmax_floor, "scale_floor": spec.scale_floor} if (spec) else {}
+        )
 
     def pixels(self, layer: Layer, rows: slice, columns: slice, floats: bool) -> Pixels:
         """Codes (h, w, E), scales (h, w) and, for ``floats``, values (h, w, E)."""
@@ -179,9 +179,13 @@ def _window(
         found = measure(flat_a.picked(picked), flat_b.picked(picked))
         beyond = found.beyond(gate, floats)
         at = np.stack(
-            [np.full(picked.size, number), rows.start + picked // shape[1],
-             columns.start + picked % shape[1]], axis=1,
-        )  # fmt: skip
+            [
+                np.full(picked.size, number),
+                rows.start + picked // shape[1],
+                columns.start + picked % shape[1],
+            ],
+            axis=1,
+        )
         figures.add(found, beyond, at)
         _remember(out, found, beyond, at, keep)
         deviation.flat[picked], distance.flat[picked] = found.deviation, found.distance
@@ -201,7 +205,7 @@ def _window(
     if worst > 0:
         out.windows = sorted(
             [*out.windows, (float(worst), number, rows, columns)], key=lambda w: -w[0]
-        )[:4]  # fmt: skip
+        )[:4]
     if sink is not None:
         deviation[one] = distance[one] = np.inf
         sink.add(rows, columns, deviation, distance)
@@ -218,10 +222,16 @@ def _remember(
     """Merge the worst of these pixels into the worst so far."""
     order = np.lexsort((found.distance, found.deviation, beyond))[::-1][:keep]
     fresh = [
-        Off(bool(beyond[i]), float(found.deviation[i]), float(found.distance[i]),
-            int(found.step[i]), *at[i].tolist())
-        for i in order if found.changed[i]
-    ]  # fmt: skip
+        Off(
+            bool(beyond[i]),
+            float(found.deviation[i]),
+            float(found.distance[i]),
+            int(found.step[i]),
+            *at[i].tolist(),
+        )
+        for i in order
+        if found.changed[i]
+    ]
     if fresh:
         out.worst = sorted(out.worst + fresh, reverse=True)[:keep]
 

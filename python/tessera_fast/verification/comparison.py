@@ -129,11 +129,23 @@ def verify(
     if verdict == "different":
         causes = likely_causes(readers, pairs, found, overall, chosen)
     return Comparison(
-        first, second, verdict, chosen, reason, tuple(limits), tuple(_warnings(*recorded)),
-        tuple(causes), overall, layers, tuple(_named(pairs, found)),
-        tuple([*_lonely(pairs, found), *_beyond(lone, first, second)][:KEEP]), matching,
-        tuple(lone), *arrays, tuple(sink.files) if sink else (),
-    )  # fmt: skip
+        first,
+        second,
+        verdict,
+        chosen,
+        reason,
+        tuple(limits),
+        tuple(_warnings(*recorded)),
+        tuple(causes),
+        overall,
+        layers,
+        tuple(_named(pairs, found)),
+        tuple([*_lonely(pairs, found), *_beyond(lone, first, second)][:KEEP]),
+        matching,
+        tuple(lone),
+        *arrays,
+        tuple(sink.files) if sink else (),
+    )
 
 
 def _missing(

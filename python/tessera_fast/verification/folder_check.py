@@ -22,17 +22,22 @@ def check_folder(out: Check, progress: Progress) -> None:
     """Add what is wrong with the .npy files in the folder ``out.path``."""
     ours = state_folder(out.path).exists()
     again = "Remove it and run the same `tessera-fast embed` again" if ours else "Write it again"
-    arrays = {f: a for f in sorted(out.path.glob("*.npy"))
-              if (a := _opened(out, f, again)) is not None}  # fmt: skip
+    arrays = {
+        f: a for f in sorted(out.path.glob("*.npy")) if (a := _opened(out, f, again)) is not None
+    }
     tiles = {f: a for f, a in arrays.items() if a.ndim == 3}
     for file in arrays.keys() - tiles.keys():
         whose = file.with_name(f"{file.stem.removesuffix(SCALES)}.npy")
         if not file.stem.endswith(SCALES) or not whose.exists():
-            out.problem(file, f"holds {arrays[file].shape} {arrays[file].dtype}, which are neither "
-                        "embeddings (H, W, E) nor the scales of any", "Remove it")  # fmt: skip
+            out.problem(
+                file,
+                f"holds {arrays[file].shape} {arrays[file].dtype}, which are neither "
+                "embeddings (H, W, E) nor the scales of any",
+                "Remove it",
+            )
     with progress_bar(sum(a.shape[0] * a.shape[1] for a in tiles.values()), "check", progress) as (
         tick
-    ):  # fmt: skip
+    ):
         before = 0
         for file, values in tiles.items():
             for rows in _tile(out, file, values, arrays, again):
@@ -82,8 +87,12 @@ def _tile(
                 out.problem(file, f"int8 codes without {beside.name} beside them", again)
             return
         if scales.shape != (height, width) or scales.dtype != np.float32:
-            out.problem(beside, f"expected float32 {(height, width)} to match {file.name}, got "
-                        f"{scales.dtype} {scales.shape}", again)  # fmt: skip
+            out.problem(
+                beside,
+                f"expected float32 {(height, width)} to match {file.name}, got "
+                f"{scales.dtype} {scales.shape}",
+                again,
+            )
             return
     elif values.dtype != np.float32:
         out.problem(file, f"expected int8 or float32, got {values.dtype}", again)
@@ -104,6 +113,7 @@ def _tile(
             if where.any() and what not in seen:
                 seen.add(what)
                 row, column = (int(v) for v in np.argwhere(where)[0])
-                out.problem(f"{file}, row {start + row} column {column} and perhaps more", what,
-                            again)  # fmt: skip
+                out.problem(
+                    f"{file}, row {start + row} column {column} and perhaps more", what, again
+                )
         yield min(start + step, height)

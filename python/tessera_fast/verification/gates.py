@@ -37,23 +37,40 @@ GATES = {
         Gate("exact", max_step=0, max_scale=0.0, max_abs=0.0),
         # The official float32 and float64 runs agree to 3e-6, ours with them to 9e-6: sums in
         # another order. Such bits turn a code at a tie, by one.
-        Gate("fp32", same_codes=Fraction(995, 1000), max_step=1, max_scale=1e-3, max_abs=2e-5,
-             min_cosine=0.99999),  # fp32, fp64
+        Gate(
+            "fp32",
+            same_codes=Fraction(995, 1000),
+            max_step=1,
+            max_scale=1e-3,
+            max_abs=2e-5,
+            min_cosine=0.99999,
+        ),  # fp32, fp64
         # Products of 8 bits of mantissa; measured 0.99998 in the mean, 0.99997 at the worst pixel.
-        Gate("bf16", close_codes=Fraction(999, 1000), max_step=3, max_scale=0.016,
-             mean_cosine=0.9999, min_cosine=0.9995),  # bf16, fp16, tf32
+        Gate(
+            "bf16",
+            close_codes=Fraction(999, 1000),
+            max_step=3,
+            max_scale=0.016,
+            mean_cosine=0.9999,
+            min_cosine=0.9995,
+        ),  # bf16, fp16, tf32
         # Measured 0.9996 to 0.9999 in the mean. The worst pixel measured is 0.9995; the limit is
         # ten times as far from 1, so that a few foreign pixels do not hide in the mean.
         Gate("int8", mean_cosine=0.999, min_cosine=0.995),
         # e4m3 has three bits of mantissa: 0.997 measured, and an experiment. Limits as for int8.
         Gate("fp8", mean_cosine=0.995, min_cosine=0.97),
     )
-}  # fmt: skip
+}
 STRICTEST_FIRST = tuple(GATES)
 _OF_PRECISION = {
-    "fp64": "fp32", "fp32": "fp32", "tf32": "bf16", "fp16": "bf16", "bf16": "bf16",
-    "int8": "int8", "fp8": "fp8",
-}  # fmt: skip
+    "fp64": "fp32",
+    "fp32": "fp32",
+    "tf32": "bf16",
+    "fp16": "bf16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "fp8": "fp8",
+}
 
 
 def choose(name: str, precisions: tuple[str | None, str | None]) -> tuple[Gate, str]:

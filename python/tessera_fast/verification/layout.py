@@ -22,10 +22,13 @@ def wrapped(lines: Iterable[str], width: int | None) -> str:
             continue
         start = line[: len(line) - len(line.lstrip())]
         out += textwrap.wrap(
-            line.lstrip(), width, initial_indent=start,
-            subsequent_indent=start + " " * _INDENT, break_long_words=False,
+            line.lstrip(),
+            width,
+            initial_indent=start,
+            subsequent_indent=start + " " * _INDENT,
+            break_long_words=False,
             break_on_hyphens=False,
-        )  # fmt: skip
+        )
     return "\n".join(out)
 
 

@@ -18,9 +18,16 @@ _LEAST = 0.5  # decades that the colours span: about equal values look about equ
 LONGEST = 1600  # pixels of a picture's longer side; a larger layer shows the worst of each block
 # Dark blue to yellow, in steps of about equal lightness: worse is brighter.
 _RAMP = np.array(
-    [(38, 20, 84), (84, 20, 112), (140, 35, 104), (190, 55, 82), (228, 97, 50), (250, 160, 30),
-     (250, 225, 80)]
-)  # fmt: skip
+    [
+        (38, 20, 84),
+        (84, 20, 112),
+        (140, 35, 104),
+        (190, 55, 82),
+        (228, 97, 50),
+        (250, 160, 30),
+        (250, 225, 80),
+    ]
+)
 _SAME, _ALONE = (222, 228, 232), (0, 170, 90)  # every bit the same; data on one side alone
 
 
@@ -50,8 +57,9 @@ class Maps:
         self._block = max(1, math.ceil(max(size) / LONGEST))
         shape = [math.ceil(n / self._block) for n in size]
         self._images = np.full((2, *shape), np.nan, np.float32)  # deviation, 1 - cosine
-        self._tiff = _GeoTiff.begin(self._folder / f"{self._name}.tif", pair, self._top,
-                                    self._left, size)  # fmt: skip
+        self._tiff = _GeoTiff.begin(
+            self._folder / f"{self._name}.tif", pair, self._top, self._left, size
+        )
 
     def add(self, rows: slice, columns: slice, deviation: np.ndarray, distance: np.ndarray) -> None:
         top, left = rows.start - self._top, columns.start - self._left
@@ -126,15 +134,24 @@ class _GeoTiff:
             return None
         rasterio = require("rasterio", "a map of differences")
         a, b, c, d, e, f = pair.transform
-        transform = rasterio.Affine(
-            a, b, c + a * left + b * top, d, e, f + d * left + e * top
-        )  # fmt: skip
+        transform = rasterio.Affine(a, b, c + a * left + b * top, d, e, f + d * left + e * top)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         dataset = rasterio.open(
-            partial, "w", driver="GTiff", height=size[0], width=size[1], count=2, dtype="float32",
-            nodata=math.nan, crs=pair.crs, transform=transform, tiled=True, compress="deflate",
-            BIGTIFF="IF_SAFER", SPARSE_OK=True,
-        )  # fmt: skip
+            partial,
+            "w",
+            driver="GTiff",
+            height=size[0],
+            width=size[1],
+            count=2,
+            dtype="float32",
+            nodata=math.nan,
+            crs=pair.crs,
+            transform=transform,
+            tiled=True,
+            compress="deflate",
+            BIGTIFF="IF_SAFER",
+            SPARSE_OK=True,
+        )
         dataset.set_band_description(1, "largest |A - B| of a value")
         dataset.set_band_description(2, "1 - cosine")
         return cls(path, partial, dataset)

@@ -173,9 +173,16 @@ def _overlap(a: Layer, ga: Grid, b: Layer, gb: Grid, named_by: Layer) -> Pair | 
     if bottom <= top or right <= left:
         return None
     pair = Pair(
-        named_by.name, a, b, bottom - top, right - left, (top, left), (top - row, left - col),
-        (shift[0], shift[1]), place=ga,
-    )  # fmt: skip
+        named_by.name,
+        a,
+        b,
+        bottom - top,
+        right - left,
+        (top, left),
+        (top - row, left - col),
+        (shift[0], shift[1]),
+        place=ga,
+    )
     return replace(pair, tiles=((pair.name, 0, pair.height, 0, pair.width),))
 
 

@@ -125,10 +125,28 @@ def _described(output: Embeddings) -> str:
     )
 
 
-_CODES = ("pixels and codes", "compared", "identical", "beyond gate", "only A", "only B",
-          "same codes", "within 1", "largest step")  # fmt: skip
-_VALUES = ("values", "max |A-B|", "cosine mean", "1 % below", "worst", "scale B/A", "worst",
-           "norm B/A", "worst")  # fmt: skip
+_CODES = (
+    "pixels and codes",
+    "compared",
+    "identical",
+    "beyond gate",
+    "only A",
+    "only B",
+    "same codes",
+    "within 1",
+    "largest step",
+)
+_VALUES = (
+    "values",
+    "max |A-B|",
+    "cosine mean",
+    "1 % below",
+    "worst",
+    "scale B/A",
+    "worst",
+    "norm B/A",
+    "worst",
+)
 
 
 def _codes(name: str, f: Figures) -> tuple[str, ...]:

@@ -94,8 +94,9 @@ class ShardArrays:
             other = "embeddings" if key == "scales" else "scales"
             self._out.problem(
                 file_of(self._arrays[key], window.time, window.rows.start, window.columns.start),
-                f"is missing, while {other} have data there", self._fix(window),
-            )  # fmt: skip
+                f"is missing, while {other} have data there",
+                self._fix(window),
+            )
             pixels[key] = None
         for where, what in self._faults(pixels):
             if where.any():
@@ -106,7 +107,7 @@ class ShardArrays:
                     f"{what} ({int(where.sum()):,} such pixels in these "
                     f"{where.shape[0]} x {where.shape[1]})",
                     self._fix(window),
-                )  # fmt: skip
+                )
 
     def _faults(self, pixels: dict[str, np.ndarray | None]) -> Iterator[Fault]:
         scales, codes = pixels["scales"], pixels["embeddings"]

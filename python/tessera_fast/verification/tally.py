@@ -28,9 +28,7 @@ class TileTally:
         cover = np.zeros((h, w), np.int32)
         edge = np.zeros((h, w), bool)
         for n in np.flatnonzero(here):
-            lines = [
-                np.arange(start, start + size) for start, size in ((row, h), (column, w))
-            ]  # fmt: skip
+            lines = [np.arange(start, start + size) for start, size in ((row, h), (column, w))]
             r0, r1, c0, c1 = self._places[n]
             depth = [  # pixels to the nearer border; negative outside
                 np.minimum(line - lo, hi - 1 - line)

@@ -36,16 +36,32 @@ from .unpickle import TensorRecord, unpickle
 from .wrappers import config_of, state_of
 
 _TORCH_DTYPES = {
-    "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", "torch.BFloat16Storage": "bf16",
-    "torch.DoubleStorage": "<f8", "torch.LongStorage": "<i8", "torch.IntStorage": "<i4",
-    "torch.ShortStorage": "<i2", "torch.CharStorage": "|i1", "torch.ByteStorage": "|u1",
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.BFloat16Storage": "bf16",
+    "torch.DoubleStorage": "<f8",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "|i1",
+    "torch.ByteStorage": "|u1",
     "torch.BoolStorage": "|b1",
-}  # fmt: skip
+}
 _SAFETENSORS_DTYPES = {
-    "F32": "<f4", "F16": "<f2", "BF16": "bf16", "F64": "<f8", "I64": "<i8", "I32": "<i4",
-    "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1", "U16": "<u2", "U32": "<u4",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "bf16",
+    "F64": "<f8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+    "BOOL": "|b1",
+    "U16": "<u2",
+    "U32": "<u4",
     "U64": "<u8",
-}  # fmt: skip
+}
 _FLOATS = ("<f4", "<f2", "bf16", "<f8")
 _MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, v2-teacher takes 22,000
 _MAX_TENSORS = 20_000  # in a header: v2-teacher has 199
@@ -291,8 +307,10 @@ def _extent(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
     if not isinstance(entry, dict):
         raise Unreadable(f"expected an object for a tensor, got {shown(entry)}")
     code, sizes, offsets = (
-        take(entry, "dtype", str), take(entry, "shape", list), take(entry, "data_offsets", list)
-    )  # fmt: skip
+        take(entry, "dtype", str),
+        take(entry, "shape", list),
+        take(entry, "data_offsets", list),
+    )
     if code not in _SAFETENSORS_DTYPES:
         known = ", ".join(_SAFETENSORS_DTYPES)
         raise Unreadable(f"dtype: expected one of {known}, got {shown(code)}")

@@ -45,30 +45,40 @@ def _v2(letter: str, file: str, size: int, sha256: str) -> Release:
 
 RELEASES: dict[str, Release] = {
     "v2-nano": _v2(
-        "N", "student_nano.pt", 4_288_221,
+        "N",
+        "student_nano.pt",
+        4_288_221,
         "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691",
     ),
     "v2-small": _v2(
-        "S", "student_small.pt", 28_488_531,
+        "S",
+        "student_small.pt",
+        28_488_531,
         "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95",
     ),
     "v2-medium": _v2(
-        "M", "student_medium.pt", 84_163_403,
+        "M",
+        "student_medium.pt",
+        84_163_403,
         "3823be7db9d9cfc93f3c2a47c7699be82821ab4e1117d4d2befdb746941ee96e",
     ),
     "v2-large": _v2(
-        "L", "student_large.pt", 175_363_923,
+        "L",
+        "student_large.pt",
+        175_363_923,
         "b5f20239dbb1849c01a3e407b095aafe39b0bf764300206af78cb9b85f9ec1e1",
     ),
     "v2-teacher": _v2(
-        "Teacher", "tessera_v2_2B_teacher.pt", 8_257_134_395,
+        "Teacher",
+        "tessera_v2_2B_teacher.pt",
+        8_257_134_395,
         "bfca890a9956485edf9d6be61375fde4cd0b4cb4b47db79596f0523a289aa555",
     ),
     "v1.1-mpc": Release("tessera_v1_1_mpc_encoder.pt"),
     "v1.1-aws": Release("tessera_v1_1_aws_encoder.pt"),
     "v1.0-qat": Release("best_model_fsdp_20250608_220648_QAT.pt"),
     "v1.0": Release("best_model_fsdp_20250427_084307.pt"),
-}  # fmt: skip
+}
 
 
 def verify(name: str, path: Path, sha256: str) -> None:

@@ -21,23 +21,30 @@ _MAX_SPEC = 64 << 10  # characters; a spec takes 1,000
 _PARTS = ("s2_backbone.", "s1_backbone.", "dim_reducer.")
 _PROJECTORS = ("projector.", "segmented_matryoshka_projector.")
 _V2_KEYS = {
-    "repr_dim": "out_dim", "latent_dim": "d_model", "num_layers": "num_layers",
-    "nhead": "num_heads", "dim_feedforward": "ff_dim",
-}  # fmt: skip
+    "repr_dim": "out_dim",
+    "latent_dim": "d_model",
+    "num_layers": "num_layers",
+    "nhead": "num_heads",
+    "dim_feedforward": "ff_dim",
+}
 # By family, the keys of a file's configuration that repeat a field of the spec. v1.0's official
 # loaders take their sizes from code, not from the file.
 _REPEATED: dict[str, dict[str, str]] = {
     "v2": {**_V2_KEYS, "enable_qk_norm": "qk_norm"},
     "v2-teacher": {**_V2_KEYS, "final_layernorm": "final_norm"},
     "v1.1": {
-        "latent_dim": "d_model", "representation_dim": "out_dim",
-        "s2_num_layers": "num_layers", "s1_num_layers": "num_layers",
-        "s2_num_heads": "num_heads", "s1_num_heads": "num_heads",
-        "s2_dim_feedforward": "ff_dim", "s1_dim_feedforward": "ff_dim",
+        "latent_dim": "d_model",
+        "representation_dim": "out_dim",
+        "s2_num_layers": "num_layers",
+        "s1_num_layers": "num_layers",
+        "s2_num_heads": "num_heads",
+        "s1_num_heads": "num_heads",
+        "s2_dim_feedforward": "ff_dim",
+        "s1_dim_feedforward": "ff_dim",
     },
     "v1.0-qat": {},
     "v1.0": {},
-}  # fmt: skip
+}
 
 
 def match(

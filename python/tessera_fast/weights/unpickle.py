@@ -59,21 +59,44 @@ class TensorRecord:
 _INERT = frozenset(
     f"{module}.{name}"
     for modules, names in (
-        ("_codecs", "encode"), ("numpy", "dtype ndarray"), ("argparse", "Namespace"),
+        ("_codecs", "encode"),
+        ("numpy", "dtype ndarray"),
+        ("argparse", "Namespace"),
         ("numpy.core.multiarray numpy._core.multiarray", "scalar _reconstruct"),
         ("numpy.core.numeric numpy._core.numeric", "_frombuffer"),
         ("pathlib pathlib._local", "PosixPath PurePosixPath WindowsPath PureWindowsPath Path"),
-        ("types", "SimpleNamespace"), ("datetime", "datetime date timedelta"),
-        ("torch", "device"), ("torch._utils", "_rebuild_tensor_v3"),
+        ("types", "SimpleNamespace"),
+        ("datetime", "datetime date timedelta"),
+        ("torch", "device"),
+        ("torch._utils", "_rebuild_tensor_v3"),
     )
     for module in modules.split()
     for name in names.split()
-)  # fmt: skip
-_LITERALS = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-})  # fmt: skip
+)
+_LITERALS = frozenset(
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    }
+)
 # What pickletools and wrong arguments raise; it warns of odd escapes, and warnings may be errors.
 _MALFORMED = (ValueError, LookupError, TypeError, OverflowError, struct.error, DeprecationWarning)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}

@@ -15,15 +15,36 @@ from ..untrusted.readers import Unreadable, named
 from .unpickle import Opaque, TensorRecord
 
 # Official keys first, then Lightning, DeepSpeed, and averaged weights beside the trained ones.
-_STATES = ("model", "encoder_state_dict", "model_state", "model_state_dict", "state_dict", "module",
-           "model_ema", "ema", "ema_state_dict", "model_ema_state_dict", "state_dict_ema",
-           "ema_model", "averaged_model", "swa_model")  # fmt: skip
+_STATES = (
+    "model",
+    "encoder_state_dict",
+    "model_state",
+    "model_state_dict",
+    "state_dict",
+    "module",
+    "model_ema",
+    "ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "state_dict_ema",
+    "ema_model",
+    "averaged_model",
+    "swa_model",
+)
 _CONFIGS = ("args", "arch", "config", "hyper_parameters")
 _DEPTH = 3  # of keys around a state dict or a configuration
 
 # Parts of a name that a wrapper adds. No parameter of TESSERA has one of them in its name.
-_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module",
-                       "_checkpoint_wrapped_module", "_forward_module"})  # fmt: skip
+_WRAPPERS = frozenset(
+    {
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_fpw_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+    }
+)
 # Attributes that usually hold the one model of a training module.
 _HOLDERS = frozenset({"model", "net", "network", "backbone", "encoder"})
 _COUNTER = "n_averaged"  # of AveragedModel: not a parameter

@@ -71,9 +71,13 @@ class Job:
     def open(self, tiles: Sequence[TileKey] = ()) -> Iterator[TileRunner]:
         """Load the model and open the output. ``tiles`` are checked before any work."""
         model = load_model(
-            self.model, self.device, weights=self.weights, backend=self.backend,
-            precision=self.precision, threads=self.threads,
-        )  # fmt: skip
+            self.model,
+            self.device,
+            weights=self.weights,
+            backend=self.backend,
+            precision=self.precision,
+            threads=self.threads,
+        )
         try:
             check_memory(model, self.settings.memory)
             model.check_repeats(self.settings.repeats)

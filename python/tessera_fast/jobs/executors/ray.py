@@ -285,8 +285,13 @@ def _get(ray: Any, reference: Any, timeout: float | None = None) -> Any:
             raise error.cause from error
         _log.warning("%s", error)
         raise _Died(f"{type(error.cause).__name__}: {_first_line(error.cause)}") from error
-    except (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError,
-            gone.ObjectLostError, gone.GetTimeoutError) as error:  # fmt: skip
+    except (
+        gone.RayActorError,
+        gone.WorkerCrashedError,
+        gone.OutOfMemoryError,
+        gone.ObjectLostError,
+        gone.GetTimeoutError,
+    ) as error:
         raise _Died(_first_line(error)) from error
 
 
