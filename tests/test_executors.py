@@ -272,9 +272,10 @@ def test_other_processes_need_paths(tiles, mini, tmp_path):
 
 def test_domains_share_the_processors(monkeypatch):
     from tessera_fast.jobs.executors.base import Job
+    from tessera_fast.model.model import ModelOptions
     from tessera_fast.pipeline.embed import Settings
 
-    job = Job("x", "v2-nano", None, "cpu", "auto", None, None, Settings(), True, {}, None)
+    job = Job("x", ModelOptions("v2-nano", backend="cpu"), Settings(), True, {}, None)
     mine = os.sched_getaffinity(0)
     alone = domains(job, 1)
     assert len(alone) == 1 and set(alone[0].cpus) == mine
@@ -286,5 +287,5 @@ def test_domains_share_the_processors(monkeypatch):
     assert [d.cpus for d in crowd] == [()] * (len(mine) + 1)
     monkeypatch.setenv("TESSERA_FAST_THREADS", "8")
     applied = halves[0].apply(job)
-    assert applied.threads == 4 and applied.settings.processes == 2
+    assert applied.model.threads == 4 and applied.settings.processes == 2
     assert _cpus("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11} and _cpus("\n") == set()

@@ -44,7 +44,7 @@ def no_model(monkeypatch):
     def load(*args, **options):
         pytest.fail("the model is loaded")
 
-    monkeypatch.setattr("tessera_fast.jobs.executors.base.load_model", load)
+    monkeypatch.setattr("tessera_fast.model.model.load_model", load)
 
 
 def unwritable(tmp_path, tiles, out):

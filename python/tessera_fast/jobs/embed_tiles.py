@@ -15,7 +15,7 @@ from typing import Any
 from .. import env
 from ..errors import StoreError, TesseraError
 from ..machine.energy import EnergyMeter
-from ..model.model import Model
+from ..model.model import Model, ModelOptions
 from ..pipeline.embed import Settings
 from ..planning.sources import absolute
 from ..planning.table import Plan
@@ -124,19 +124,16 @@ def embed_tiles(
         settings = Settings(
             dims, memory, seed, repeats, period=period_of_year(options.get("period"))
         )
-        job = Job(
-            str(target),
+        used = ModelOptions(
             _anywhere(model),
+            None if device is None else str(device),
             _anywhere(weights),
             backend,
             precision,
-            None if device is None else str(device),
             threads,
-            settings,
-            int8 or in_store,
-            options,
-            job_extent(target, work.keys, int8=int8),
         )
+        extent = job_extent(target, work.keys, int8=int8)
+        job = Job(str(target), used, settings, int8 or in_store, options, extent)
         if work.tasks:
             pixels = sum(task.pixels for task in work.tasks)
             with progress_bar(pixels, Path(out).name, progress) as tick:

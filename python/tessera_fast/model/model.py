@@ -234,6 +234,30 @@ class Model:
         return table(self.label, rows, below=below)
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """The arguments of `load_model`, to be passed on; other processes can be given them if
+    ``model`` is no loaded one."""
+
+    model: "str | os.PathLike[str] | Model" = "v2-medium"
+    device: str | None = None
+    weights: str | os.PathLike[str] | None = None
+    backend: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+    def load(self) -> Model:
+        """What `load_model` returns for them."""
+        return load_model(
+            self.model,
+            self.device,
+            weights=self.weights,
+            backend=self.backend,
+            precision=self.precision,
+            threads=self.threads,
+        )
+
+
 @checks_keywords()
 def load_model(
     model: "str | os.PathLike[str] | Model" = "v2-medium",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
-from ...model.model import Model, load_model
+from ...model.model import Model, ModelOptions
 from ...pipeline.embed import Settings, check_memory
 from ...store import Provenance, TileKey, open_output
 from ...tile import Tile
@@ -40,15 +40,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class Job:
-    """One output and how its tiles are embedded; can be pickled if ``model`` is no loaded one."""
+    """One output and how its tiles are embedded; can be pickled if no loaded model is given."""
 
     out: str
-    model: str | os.PathLike[str] | Model
-    weights: str | os.PathLike[str] | None
-    backend: str
-    precision: str
-    device: str | None
-    threads: int | None
+    model: ModelOptions
     settings: Settings
     quantized: bool  # codes and scales are written, else float32
     options: dict[str, Any]  # of `open_tile`
@@ -56,7 +51,7 @@ class Job:
 
     def check_portable(self, tasks: Sequence[Task]) -> None:
         """InputError unless other processes can be given the job and its tasks."""
-        if isinstance(self.model, Model):
+        if isinstance(self.model.model, Model):
             raise InputError(
                 "model: processes load it themselves, so give a name or a path, not a loaded model"
             )
@@ -70,14 +65,7 @@ class Job:
     @contextlib.contextmanager
     def open(self, tiles: Sequence[TileKey] = ()) -> Iterator[TileRunner]:
         """Load the model and open the output. ``tiles`` are checked before any work."""
-        model = load_model(
-            self.model,
-            self.device,
-            weights=self.weights,
-            backend=self.backend,
-            precision=self.precision,
-            threads=self.threads,
-        )
+        model = self.model.load()
         try:
             check_memory(model, self.settings.memory)
             model.check_repeats(self.settings.repeats)
@@ -86,5 +74,5 @@ class Job:
             with contextlib.closing(output):
                 yield TileRunner(model, output, self.settings, self.quantized, self.options)
         finally:
-            if model is not self.model:
+            if model is not self.model.model:
                 model.close()

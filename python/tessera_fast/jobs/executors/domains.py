@@ -23,9 +23,11 @@ class Domain:
 
     def apply(self, job: Job) -> Job:
         """The job as this worker is to run it."""
-        threads = job.threads or max(1, env.threads() // self.workers)
+        threads = job.model.threads or max(1, env.threads() // self.workers)
         settings = replace(job.settings, processes=self.workers)
-        return replace(job, threads=threads, settings=settings, device=self.device or job.device)
+        device = self.device or job.model.device
+        model = replace(job.model, threads=threads, device=device)
+        return replace(job, model=model, settings=settings)
 
     def enter(self) -> None:
         """Keep this process to its processors."""
@@ -57,7 +59,7 @@ def domains(job: Job, workers: int | None) -> list[Domain]:
 
 def _gpus(job: Job) -> int:
     """How many GPUs the job may run on; 0 where it runs on the processors or on one of them."""
-    if job.backend not in ("auto", "cuda") or job.device not in (None, "auto", "cuda"):
+    if job.model.backend not in ("auto", "cuda") or job.model.device not in (None, "auto", "cuda"):
         return 0
     if backends.get("cuda").why_not(RELEASED["v2-nano"], Plan()) is not None:
         return 0

@@ -255,15 +255,16 @@ def _actors(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not nodes:
         raise BackendUnavailable("ray: no node of the cluster is alive; start one, or take 'local'")
-    on_cpu = job.device == "cpu" or job.backend in ("cpu", "reference")
+    on_cpu = job.model.device == "cpu" or job.model.backend in ("cpu", "reference")
     gpus = 0 if on_cpu else sum(int(node.get("GPU", 0)) for node in nodes)
     count = min(workers or gpus or len(nodes), tasks)
     share = -(-count // len(nodes))  # actors of a node
     cpus = max(1, int(min(node.get("CPU", 1) for node in nodes)) // share)
     wanted = {"num_cpus": cpus, "num_gpus": 1 if gpus else 0, **(resources or {})}
+    threads = job.model.threads or max(1, int(wanted["num_cpus"]))
     job = replace(
         job,
-        threads=job.threads or max(1, int(wanted["num_cpus"])),
+        model=replace(job.model, threads=threads),
         settings=replace(job.settings, processes=share),
     )
     # restarts and retries are the driver's: Ray would count a death against all calls of an actor
