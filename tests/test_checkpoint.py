@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from checkpoints_alike import same
 from official_checkpoints import MINI, arrays, payload, save, save_model
 from tessera_fast.errors import InputError, StoreError, WeightsError
 from tessera_fast.weights import (
@@ -27,14 +28,6 @@ from tessera_fast.weights.unpickle import unpickle
 
 SPEC = MINI["v2"]
 FIRST = "s2_backbone.embedding.0.weight"
-
-
-def same(got, want):
-    assert list(got) == list(want)
-    for name in want:
-        assert got[name].dtype == np.float32 and got[name].flags.c_contiguous
-        assert got[name].flags.aligned
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
 # ---- code in a pickle

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from encoded import encode
 from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, golden_weights
 from isas import BEST, ISAS, RUNNABLE, every_isa
 from oracle import assert_golden, assert_same_codes
@@ -17,7 +18,7 @@ from tessera_fast.errors import BackendUnavailable
 from tessera_fast.packing import Observations, PackedTokens, pack
 from tessera_fast.spec import STATISTICS, ModelSpec
 from tessera_fast.weights import Weights, untrained_weights
-from test_packing import random_window
+from windows import random_window
 
 EVERYTHING = (slice(None), slice(None))
 WIDE = 200  # from this width on, the slower instruction sets run fewer pixels
@@ -39,12 +40,6 @@ def golden_encoder(stem: str, isa: str) -> Encoder:
     encoder = cpu.load(MODELS[stem], golden_weights(stem), Plan("fp32", threads=2))
     assert encoder.provenance["isa"] == isa
     return encoder
-
-
-def encode(encoder: Encoder, spec: ModelSpec, tokens: tuple[PackedTokens, ...]) -> np.ndarray:
-    out = np.full((tokens[0].pixels, spec.saved_dim), 7, np.float32)
-    encoder.encode(tokens[0], tokens[1], out)
-    return out
 
 
 def window(case: GoldenCase, isa: str) -> tuple[slice, slice]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from encoded import encode
 from golden_cases import CASES, MODEL_INPUT, MODELS, golden_weights
 from isas import BEST, ISAS, every_isa
 from oracle import assert_reduced
@@ -14,7 +15,6 @@ from tessera_fast.backends.base import Encoder, Plan
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import BackendUnavailable
 from tessera_fast.packing import pack
-from test_cpu_golden import encode
 
 PRECISIONS = ("bf16", "int8")
 

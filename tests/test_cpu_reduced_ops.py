@@ -8,11 +8,11 @@ import itertools
 import numpy as np
 import pytest
 
+from cpu_arrays import DATES, SIZES, Fenced, attention, attention_input, normal, placed, wide
 from isas import every_isa
 from oracle import INT8_RTOL, assert_op, assert_reduced_op, assert_rounded
 from tessera_fast import _cpu
 from tessera_fast.errors import InputError
-from test_cpu_ops import DATES, SIZES, Fenced, attention, attention_input, normal, placed, wide
 
 ops = _cpu.ops
 ELEMENTS = ("bf16", "int8")

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from emulated_orders import ORDERS
+
 _cuda_emulated = pytest.importorskip(
     "tessera_fast._cuda_emulated", reason="the emulator is built with TESSERA_TEST_ISAS=ON"
 )
 emulator = _cuda_emulated.emulator
-ORDERS = (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2))
 BLOCKS, THREADS = 3, 128
 
 

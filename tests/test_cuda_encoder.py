@@ -15,6 +15,7 @@ from torch import Tensor  # noqa: E402
 
 import oracle  # noqa: E402
 from cuda_resources import by_architecture  # noqa: E402
+from emulated_orders import ORDERS  # noqa: E402
 from tessera_fast.backends.cuda import fused  # noqa: E402
 from tessera_fast.backends.cuda.tokens import DeviceTokens  # noqa: E402
 from tessera_fast.backends.cuda.weights import NetworkWeights, network_weights  # noqa: E402
@@ -22,7 +23,6 @@ from tessera_fast.reference import ops  # noqa: E402
 from tessera_fast.reference.model import to_tensors  # noqa: E402
 from tessera_fast.spec import released, variant  # noqa: E402
 from tessera_fast.weights import untrained_weights  # noqa: E402
-from test_cuda_emulator import ORDERS  # noqa: E402
 
 NANO, SMALL = released("v2-nano"), released("v2-small")
 ELEMENTS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cuda_resources import by_architecture
 from tessera_fast.errors import InputError
 from tessera_fast.packing import MAX_DATES, Observations, Orbit, PackedTokens, pack
-from test_packing import EVERY_N, LAYOUTS, SPECS, laid_out, one_pixel, random_window
+from windows import EVERY_N, LAYOUTS, SPECS, laid_out, one_pixel, random_window
 
 torch = pytest.importorskip("torch", reason="device arrays are torch tensors")
 from tessera_fast.backends.cuda.packer import DevicePacker  # noqa: E402

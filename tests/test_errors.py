@@ -16,7 +16,7 @@ import pytest
 import tessera_fast as tf
 from conftest import FARM_SHAPE, OUTPUTS, needs_zarr
 from fake_tiles import listing
-from tessera_fast.pipeline.embed import block_rows
+from memory_settings import memory_for
 from tessera_fast.spec import S2_BANDS
 from tessera_fast.store import disk
 from tessera_fast.synthetic import synthetic_tile, write_tile
@@ -209,21 +209,6 @@ CASES = {
     ),
 }
 IN_THE_PIXELS = ("mask of a class", "wide mask of a class", "NaN in a clear", "infinity in radar")
-
-
-def memory_for(folder: Path, model: Path, rows: int) -> int:
-    """The smallest memory setting, in bytes, that gives blocks of ``rows`` rows."""
-    tile, low, high = tf.open_tile(folder), 0, 1 << 30
-    with tf.load_model(model, threads=1) as loaded:
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                enough = block_rows(tile, loaded, middle) >= rows
-            except tf.InputError:
-                enough = False
-            low, high = (low, middle) if enough else (middle, high)
-        assert block_rows(tile, loaded, high) == rows
-    return high
 
 
 @pytest.mark.parametrize("case", CASES)

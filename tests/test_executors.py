@@ -15,8 +15,8 @@ import tessera_fast as tf
 from conftest import PACKAGE
 from fake_tiles import listing
 from region import write_region
+from running import command, finish, start, workers
 from tessera_fast.jobs.executors.domains import _cpus, domains
-from test_kill import command, finish, start, workers
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")

@@ -21,7 +21,7 @@ from tessera_fast.pipeline.embed import block_rows
 from tessera_fast.spec import ModelSpec, released, variant
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.weights import untrained_weights
-from test_packing import random_window
+from windows import random_window
 
 SMALL = {"num_layers": 1, "num_heads": 3, "ff_dim": 37, "out_dim": 19, "saved_dim": 17}
 SPECS = {

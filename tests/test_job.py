@@ -9,12 +9,12 @@ import pytest
 
 import tessera_fast as tf
 from fake_tiles import listing
+from memory_settings import memory_for
 from region import whole, write_region
+from running import command, start
 from tessera_fast.spec import variant
 from tessera_fast.synthetic import write_tile
 from tessera_fast.weights import save_safetensors, untrained_weights
-from test_errors import memory_for
-from test_kill import command, start
 
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
 pytest.importorskip("rasterio", reason="tiles for a store need a roi.tiff")

@@ -10,10 +10,9 @@ import pytest
 
 import tessera_fast as tf
 from region import write_region
+from running import command, start, workers
 from tessera_fast.jobs import report as job_report
 from tessera_fast.weights import load_weights
-from test_executors import workers
-from test_kill import command, start
 
 pytest.importorskip("rasterio", reason="tiles are written with a roi.tiff")
 NAMES = ["t00_2024", "t01_2024", "t10_2024", "t11_2024"]

@@ -8,15 +8,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import PACKAGE
 from fake_tiles import listing, remove_shards
 from region import write_region
+from running import command, finish, start, workers
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 pytest.importorskip("zarr", minversion="3", reason="the store needs zarr >= 3")
@@ -33,54 +32,6 @@ def tiles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("region") / "tiles"
     write_region(folder, SIDE, COUNT, overlap=3)
     return folder
-
-
-def command(tiles, out, model, *options):
-    return [
-        sys.executable,
-        "-m",
-        "tessera_fast",
-        "embed",
-        str(tiles),
-        "-o",
-        str(out),
-        "--model",
-        str(model),
-        *options,
-    ]
-
-
-def start(arguments):
-    path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,
-    )
-
-
-def finish(arguments):
-    """Output of a run that has to succeed."""
-    process = start(arguments)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
-    return text
-
-
-def workers(pid):
-    """Process ids of the workers that ``pid`` supervises."""
-    found = []
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for child in children:
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        pass
-    return found
 
 
 def send(pid, number):

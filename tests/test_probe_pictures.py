@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from label_squares import squares
 from tessera_fast.drawing.palette import colour
-from test_probe_reports import squares
 
 pytest.importorskip("sklearn", reason="a probe needs scikit-learn")
 rasterio = pytest.importorskip("rasterio", reason="maps need rasterio")

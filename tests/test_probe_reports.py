@@ -9,6 +9,7 @@ import pytest
 
 import tessera_fast as tf
 from conftest import needs_zarr
+from label_squares import squares
 from probe_heads import Seen
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.probing.config import read_config
@@ -18,12 +19,6 @@ base = pytest.importorskip("sklearn.base", reason="a probe needs scikit-learn")
 rasterio = pytest.importorskip("rasterio", reason="maps need rasterio")
 FLANDERS = Path(__file__).parents[2] / "shared" / "data" / "flanders_2019"
 SIDE = 40
-
-
-def squares(side: int = 32, field: int = 4, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """A board of fields in 4 or 5 classes that touch none of their own, and their numbers."""
-    row, column = np.arange(side)[:, None] // field, np.arange(side) // field
-    return (row + 2 * column) % classes + 1, row * side + column
 
 
 def field_marks(numbers: np.ndarray) -> np.ndarray:

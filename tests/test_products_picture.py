@@ -8,13 +8,13 @@ import pytest
 
 import tessera_fast as tf
 from fake_tiles import PROVENANCE, X0, Y0, fake, tile, write
+from pictures_read import read_png, yellow
 from products_outputs import EAST, LATER, LEFT, RIGHT, full_disk, names, same, store
 from tessera_fast.drawing.quicklook import pca_image
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.products.basis import load_basis
 from tessera_fast.products.pictures import picture
 from tessera_fast.store.reader import open_embeddings
-from test_quicklook import read_png, yellow
 
 pytest.importorskip("zarr", minversion="3", reason="a store needs zarr >= 3")
 pytest.importorskip("pyproj", reason="a store needs pyproj")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
+from pictures_read import read_png
 from products_outputs import rectangle, same
 from tessera_fast.drawing.quicklook import pca_image
 from tessera_fast.jobs.embed_tiles import embed_tiles
@@ -11,7 +12,6 @@ from tessera_fast.products.mosaics import mosaic
 from tessera_fast.products.pictures import picture
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.tile import open_windows
-from test_quicklook import read_png
 
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("zarr", minversion="3", reason="a store needs zarr >= 3")

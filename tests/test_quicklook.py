@@ -1,11 +1,9 @@
 """Pictures: PNGs decode to what went in, colours follow components, captions say untrained."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 
+from pictures_read import read_png, yellow
 from tessera_fast.drawing.quicklook import (
     pca_basis,
     pca_image,
@@ -17,27 +15,6 @@ from tessera_fast.drawing.quicklook import (
 from tessera_fast.errors import InputError, StoreError
 from tessera_fast.synthetic import CLASSES, synthetic_classes, synthetic_tile
 from tessera_fast.tile import open_tile
-
-
-def read_png(path):
-    """A decoder for unfiltered 8-bit PNGs, checking every chunk's CRC."""
-    data = path.read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    chunks, at = {}, 8
-    while at < len(data):
-        (size,) = struct.unpack(">I", data[at : at + 4])
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
-            kind + body
-        )
-        chunks[kind] = body
-        at += 12 + size
-    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
-    width, height, depth, colour, *_ = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    channels = {0: 1, 2: 3, 6: 4}[colour]
-    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
-    assert depth == 8 and (rows[:, 0] == 0).all()
-    return rows[:, 1:].reshape(height, width, channels)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (1, 1, 4), (13, 2, 4)])
@@ -168,10 +145,6 @@ def test_true_colour_shows_the_land():
     water = image[classes == CLASSES.index("water")].mean(axis=0)
     assert grass[1] > grass[0] > grass[2]
     assert roofs[:3].mean() > grass[:3].mean() > water[:3].mean()
-
-
-def yellow(image):
-    return (image == (255, 196, 0)).all(axis=-1)
 
 
 def test_untrained_weights_show():

@@ -15,7 +15,7 @@ from tessera_fast.errors import BackendUnavailable, InputError
 from tessera_fast.packing import Observations, Orbit
 from tessera_fast.reference import packing
 from tessera_fast.spec import released
-from test_reference_packing import small_window
+from windows import small_window
 
 torch = pytest.importorskip("torch")
 ops = pytest.importorskip("tessera_fast.reference.ops")

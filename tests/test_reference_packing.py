@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tessera_fast.errors import InputError
-from tessera_fast.packing import Observations, Orbit
+from tessera_fast.packing import Observations
 from tessera_fast.reference import packing
 from tessera_fast.spec import released
+from windows import small_window
 
 
 @pytest.mark.parametrize("sampling", ["v2", "v1.1"])
@@ -96,24 +97,6 @@ def test_draw_is_even(n):
     average = counts.sum() / n
     assert average == 40_000 / n
     assert counts.min() > average / 2 and counts.max() < average * 2
-
-
-def small_window(dtype=np.uint16, s2_dates=3):
-    """1 x 2 pixels. Pixel 0: dates 0 and 2 clear, one ascending and two descending dates seen.
-    Pixel 1: nothing seen.
-    """
-    s2 = (np.arange(s2_dates * 20).reshape(s2_dates, 1, 2, 10) + 1).astype(dtype)
-    masks = np.zeros((s2_dates, 1, 2), np.uint8)
-    masks[[0, 2], 0, 0] = 1, 255
-    asc, desc = np.zeros((2, 1, 2, 2), np.int16), np.zeros((2, 1, 2, 2), np.int16)
-    asc[1, 0, 0] = 0, 5  # VV is 0, VH is not: observed
-    desc[0, 0, 0], desc[1, 0, 0] = (6, 0), (7, 8)
-    doys = np.arange(100, 100 + s2_dates, dtype=np.int32)
-    orbits = (
-        Orbit(0, asc, np.array([50, 60], np.int32)),
-        Orbit(1, desc, np.array([20, 30], np.int32)),
-    )
-    return Observations(s2, masks, doys, orbits)
 
 
 def test_pack_v2():

@@ -10,6 +10,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
 
 import tessera_fast as tf
+from fake_tensorrt import FakePackage
 from golden_cases import CASES, MODEL_INPUT, MODELS, golden_observations, golden_weights
 from oracle import assert_golden, assert_reduced
 from tessera_fast import backends
@@ -145,10 +146,6 @@ def test_profiles_cover_every_length_and_no_batch_outgrows_the_buffers():
 
 
 # ---- refusals
-
-
-class FakePackage:
-    name, version, builds_without_gpu, module = "tensorrt_rtx", "1.7", True, None
 
 
 @pytest.mark.parametrize(

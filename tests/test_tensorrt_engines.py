@@ -9,6 +9,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
 
 import tessera_fast as tf
+from fake_tensorrt import FakePackage
 from golden_cases import MODELS, golden_weights
 from tessera_fast.backends.tensorrt import adapter, engines
 from tessera_fast.errors import BackendUnavailable, InputError
@@ -17,7 +18,6 @@ from tessera_fast.exports.folder import read_manifest
 from tessera_fast.exports.form import Form
 from tessera_fast.exports.repository import write_repository
 from tessera_fast.weights.load import untrained_weights
-from test_tensorrt import FakePackage
 
 
 class FakeEngine:

@@ -12,6 +12,7 @@ import pytest
 import tessera_fast as tf
 from conftest import PACKAGE
 from region import write_region
+from running import command
 from tessera_fast.errors import BackendUnavailable, TesseraError
 from tessera_fast.jobs.executors import local
 from tessera_fast.jobs.executors import ray as ray_executor
@@ -20,7 +21,6 @@ from tessera_fast.jobs.executors.base import Watch
 from tessera_fast.jobs.executors.domains import Domain
 from tessera_fast.jobs.runner import Task
 from tessera_fast.store import TileKey
-from test_kill import command
 
 pytest.importorskip("fcntl", reason="this system has no locks between processes")
 

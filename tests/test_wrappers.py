@@ -2,11 +2,11 @@
 
 import pytest
 
+from checkpoints_alike import same
 from official_checkpoints import MINI, arrays, payload, save
 from tessera_fast.errors import WeightsError
 from tessera_fast.weights import load_weights
 from tessera_fast.weights.wrappers import config_of, state_of
-from test_checkpoint import same
 
 torch = pytest.importorskip("torch")
 
