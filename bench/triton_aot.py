@@ -41,7 +41,7 @@ _PTXAS = {
 _PRODUCTS = ("tcgen05.mma", "wgmma", "mma.sync", "")
 
 
-class _AbsentGpu(DriverBase):
+class AbsentGpu(DriverBase):
     """What Triton asks of a driver up to the launch. A device's index is its capability, so that
     the caches of a kernel, which go by device, never mix targets."""
 
@@ -126,7 +126,7 @@ def recording(arch: int) -> Iterator[list[Launch]]:
         return True  # which is to say: compile nothing, launch nothing
 
     launches: list[Launch] = []
-    triton.runtime.driver.set_active(_AbsentGpu(arch))
+    triton.runtime.driver.set_active(AbsentGpu(arch))
     knobs.runtime.jit_cache_hook = take
     try:
         yield launches
@@ -165,7 +165,7 @@ def _start_worker(cache: str) -> None:
 
 def _resources(index: int) -> dict[str, Any]:
     launch = _launches[index]
-    triton.runtime.driver.set_active(_AbsentGpu(launch.arch))
+    triton.runtime.driver.set_active(AbsentGpu(launch.arch))
     started = time.perf_counter()
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
