@@ -9,7 +9,8 @@ It needs torch with CUDA, Triton, nvcc, cmake, ninja and pybind11, and installs 
 is put together in build/gpu. Stages run in the order of their value, and every task of a stage is a
 process of its own, killed with its children at its limit: a crash, a hang or an illegal address
 costs the rows of that task and no others. A row is on disk in gpu.jsonl, and a line on the
-terminal, at the moment it is known. All output goes to gpu.log, the last table to gpu.txt.
+terminal, at the moment it is known. All output goes to gpu.log, the last table to gpu.txt. With
+--stage rows are added to those of earlier runs.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def main() -> None:
     chosen = [stage for stage in planned if stage.name in wanted]
     if not any(stage.essential for stage in chosen) and not (BUILD / "python").exists():
         raise SystemExit(f"there is no build in {BUILD}: run --stage build first")
-    check = Check(out, QUICK_TOTAL if args.quick else TOTAL)
+    check = Check(out, QUICK_TOTAL if args.quick else TOTAL, anew=not args.stage)
     print(f"compute capability {arch / 10}, rows in {rows}", flush=True)
     for stage in chosen:
         if not check.run(stage) and stage.essential:
@@ -108,14 +109,16 @@ def plan_text(planned: list[Stage], wanted: list[str]) -> str:
 class Check:
     """Runs stages; a row and a line for each task and each stage as it ends."""
 
-    def __init__(self, out: Path, total: float = TOTAL) -> None:
+    def __init__(self, out: Path, total: float = TOTAL, anew: bool = True) -> None:
+        """``anew``: rows of an earlier check are put aside as gpu.jsonl.old, else added to."""
         out.mkdir(parents=True, exist_ok=True)
         self.rows, self.log = out / "gpu.jsonl", out / "gpu.log"
         self._results: list[tuple[str, str, str]] = []
         self._lock = threading.Lock()
         self._end = time.monotonic() + total
         for path in (self.rows, self.log):
-            path.unlink(missing_ok=True)
+            if anew and path.exists():
+                path.replace(path.with_name(f"{path.name}.old"))
 
     @property
     def passed(self) -> bool:

@@ -6,7 +6,7 @@ Each launcher of the cuda back end is called with the tensors it gets in a real 
 result is compared with float64 arithmetic on copies of those tensors. So an op is judged alone: an
 error of an earlier one does not count against it. The first op that deviates is named with the
 error relative to its largest output; an op that crashes is named too. The fused kernel is one op:
-it is run with 0, 1, 2, ... layers, and the first number of layers that is wrong is named.
+it is run with 1, 2, ... layers, and the first number of layers that is wrong is named.
 """
 
 import contextlib
@@ -114,7 +114,7 @@ class Checked:
             constant: Tensor,
         ) -> None:  # fmt: skip
             whole = network._operands[name]
-            for layers in range(whole.layers + 1):
+            for layers in range(1, whole.layers + 1):
                 network._operands[name] = whole._replace(layers=layers)
                 self._begin(f"encode_network, {layers} layers")
                 encode(network, name, tokens, planned, out, constant)
