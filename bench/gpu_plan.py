@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ TOTAL, QUICK_TOTAL = 480.0, 60.0  # seconds that all stages together may take
 FIRST = ("v2-nano", "v2-small")
 WIDE = ("v2-medium", "v2-large", "v1.1-mpc")
 MODELS = (*FIRST, *WIDE)
+CUDA_TOOLS = "/usr/local/cuda/bin"  # where the path may not lead
 TINY = ("v2-tiny", "v1.1-tiny")  # for the sanitizers, which are slow
 _TINY_SIZES = {"d_model": 48, "num_layers": 1, "ff_dim": 80, "out_dim": 24, "saved_dim": 16}
 FUSED = ("v2-nano",)  # whose whole network is also one CUDA kernel per stream
@@ -42,6 +43,7 @@ class Task:
     networks: tuple[Network, ...] = ()  # whose kernels it launches
     compiles: bool = False  # it compiles them ahead of time, in parallel
     starts: bool = True  # it imports torch and opens the device
+    essential: bool = False  # if it fails, no later stage can run
     diagnosis: tuple[str, ...] = ()  # run if it fails: names the kernel
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -53,7 +55,6 @@ class Stage:
     limit: float
     tasks: tuple[Task, ...]
     together: int = 1  # tasks at a time; more than one only where nothing is timed
-    essential: bool = False  # without it no other stage can run
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ def stages(options: Options) -> list[Stage]:
         _build(options, 55, [(m, "bf16") for m in (*MODELS, *TINY)]
                + [(m, e) for m in FIRST for e in REDUCED]),
         Stage("correct", "nano and small in bf16 against the reference", 40,
-              tuple(_correct(options, m, ("bf16",), 35) for m in FIRST), together=2),
+              tuple(_correct(options, m, e) for m in FIRST for e in engines(m)), together=3),
         Stage("peaks", "measured copies and products", 20,
               (Task("peaks", _script("gpu_peaks.py", *options.common()), 20, work=4),)),
         Stage("speed", "px/s of nano and small, bf16", 40,
-              tuple(_speed(options, m, ("bf16",), 20, 4) for m in FIRST)),
+              tuple(_speed(options, m, (e,), 16, 4) for m in FIRST for e in engines(m))),
         Stage("correct-wide", "medium, large and v1.1 in bf16 against the reference", 40,
-              tuple(_correct(options, m, ("bf16",), 35) for m in WIDE), together=3),
+              tuple(_correct(options, m, e) for m in WIDE for e in engines(m)), together=3),
         Stage("speed-wide", "px/s of medium, large and v1.1, bf16", 60,
-              tuple(_speed(options, m, ("bf16",), 20, 6) for m in WIDE)),
+              tuple(_speed(options, m, engines(m), 20, 6) for m in WIDE)),
         Stage("graphs", "small requests as CUDA graphs: the same bits, and their rate", 25,
               tuple(_graphs(options, m) for m in FIRST), together=1),
         Stage("reduced", "fp16, fp8 and int8 of nano and small: right, and px/s", 45,
@@ -105,8 +106,7 @@ def quick_stages(options: Options) -> list[Stage]:
     return [
         _build(options, 32, [(m, "bf16") for m in FIRST]),
         Stage("quick", "nano and small in bf16: right or wrong, px/s", 28,
-              tuple(replace(_speed(options, m, ("bf16",), 14, 4, "--check"), name=m)
-                    for m in FIRST)),
+              tuple(_speed(options, m, engines(m), 14, 5, "--check") for m in FIRST)),
     ]  # fmt: skip
 
 
@@ -121,12 +121,12 @@ def _build(options: Options, limit: float, networks: list[Network]) -> Stage:
         (
             Task("native", _script("gpu_build.py", str(BUILD), "--architectures",
                                    cmake_architecture(options.arch)),
-                 limit, work=NATIVE_SECONDS, starts=False),
+                 limit, work=NATIVE_SECONDS, starts=False, essential=True),
             Task("kernels", _script("gpu_warm.py", "--arch", str(options.arch), *names), limit,
                  networks=tuple(networks), compiles=True,
                  environment={"PYTHONPATH": str(REPOSITORY / "python")}),
         ),
-        together=2, essential=True,
+        together=2,
     )  # fmt: skip
 
 
@@ -153,21 +153,26 @@ def capability(device: str) -> int:
     return int(text.replace(".", ""))
 
 
-def engines(model: str, elements: tuple[str, ...]) -> tuple[str, ...]:
+def engines(model: str, elements: tuple[str, ...] = ("bf16",)) -> tuple[str, ...]:
     """Our contenders of a model, as the scripts take them."""
     triton = tuple(f"triton:{element}" for element in elements)
     fused = model in FUSED and "bf16" in elements
     return (*triton, "fused:bf16") if fused else triton
 
 
-def _networks(model: str, elements: tuple[str, ...]) -> tuple[Network, ...]:
-    return tuple((model, element) for element in elements)
+def _networks(model: str, contenders: tuple[str, ...]) -> tuple[Network, ...]:
+    """Whose kernels are launched; around the fused kernel those of its network, at most."""
+    return tuple(dict.fromkeys((model, contender.partition(":")[2]) for contender in contenders))
 
 
-def _correct(options: Options, model: str, elements: tuple[str, ...], limit: float) -> Task:
-    asked = (*(f"{model}={e}" for e in engines(model, elements)), *options.common())
-    return Task(model, _script("gpu_small.py", *asked), limit, work=4,
-                networks=_networks(model, elements),
+def _name(model: str, contenders: tuple[str, ...]) -> str:
+    return f"{model} {contenders[0].replace(':', ' ')}" if len(contenders) == 1 else model
+
+
+def _correct(options: Options, model: str, contender: str) -> Task:
+    asked = (f"{model}={contender}", *options.common())
+    return Task(_name(model, (contender,)), _script("gpu_small.py", *asked), 35, work=4,
+                networks=_networks(model, (contender,)),
                 diagnosis=_script("gpu_ops.py", *asked))  # fmt: skip
 
 
@@ -182,22 +187,23 @@ def _model(
 
 
 def _speed(
-    options: Options, model: str, elements: tuple[str, ...], limit: float, work: float, *more: str
+    options: Options, model: str, contenders: tuple[str, ...], limit: float, work: float, *more: str
 ) -> Task:
-    return Task(model, _model(options, model, engines(model, elements), *more), limit, work=work,
-                networks=_networks(model, elements))  # fmt: skip
+    return Task(_name(model, contenders), _model(options, model, contenders, *more), limit,
+                work=work, networks=_networks(model, contenders))  # fmt: skip
 
 
 def _graphs(options: Options, model: str) -> Task:
-    return Task(model, _model(options, model, ("triton:bf16",), "--graphs"), 12, work=2,
-                networks=_networks(model, ("bf16",)))  # fmt: skip
+    contenders = ("triton:bf16",)
+    return Task(model, _model(options, model, contenders, "--graphs"), 12, work=2,
+                networks=_networks(model, contenders))  # fmt: skip
 
 
 def _reduced(options: Options, model: str) -> Task:
     contenders = engines(model, REDUCED)
     cases = (f"{model}={contender}" for contender in contenders)
     return Task(model, _model(options, model, contenders, "--check"), 22, work=10,
-                networks=_networks(model, REDUCED),
+                networks=_networks(model, contenders),
                 diagnosis=_script("gpu_ops.py", *cases, *options.common()))  # fmt: skip
 
 
@@ -206,8 +212,9 @@ def _stock(options: Options, model: str) -> Task:
 
 
 def _tile(options: Options, model: str) -> Task:
-    return Task(model, _model(options, model, ("triton:bf16",), "--tile"), 15, work=4,
-                networks=_networks(model, ("bf16",)))  # fmt: skip
+    contenders = ("triton:bf16",)
+    return Task(model, _model(options, model, contenders, "--tile"), 15, work=4,
+                networks=_networks(model, contenders))  # fmt: skip
 
 
 def _sanitize(options: Options, tool: str) -> Task:

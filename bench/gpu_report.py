@@ -35,7 +35,7 @@ def report(rows: list[Row]) -> str:
     """Everything, short enough to be read at the end of a log."""
     lines = [
         *_correct(rows), *_ceilings(rows), *_models(rows), *_tiles(rows), *_ledger(rows),
-        *_outside(rows),
+        *_outside(rows), *_compiled(rows),
     ]  # fmt: skip
     return "\n".join(lines) if lines else "no figures"
 
@@ -145,6 +145,13 @@ def _outside(rows: list[Row]) -> Iterator[str]:
         if row["bench"] in ("gpu", "gpu_tile") and not row["px_s"]:
             where = f"{row['model']}, {row['workload']}, {row['contender']}"
             yield f"no figure: {where}: {row['gate'][:120]}"
+
+
+def _compiled(rows: list[Row]) -> Iterator[str]:
+    """Kernels that were not in the cache: the warm-up should have had them."""
+    names = sorted({name for row in rows for name in row.get("compiled", [])})
+    if names:
+        yield f"not compiled ahead of time: {', '.join(names)}"
 
 
 def _percent(share: float | None) -> str:

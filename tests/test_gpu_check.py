@@ -81,7 +81,7 @@ def test_rows_survive_a_crash_a_hang_and_a_wrong_result(check, tmp_path, capfd, 
 
     late = LATE.format(path=str(tmp_path / "late"))
     rows = check.rows
-    passed = check.run(stage(
+    goes_on = check.run(stage(
         task("right", "row('right'); print('right, and its figure')", rows),
         task("crash", "row('before the crash'); os.kill(os.getpid(), signal.SIGSEGV)", rows),
         task("hang", f"row('before the hang')\nsubprocess.run([sys.executable, '-c', {late!r}])",
@@ -91,7 +91,7 @@ def test_rows_survive_a_crash_a_hang_and_a_wrong_result(check, tmp_path, capfd, 
         task("last", "row('last')", rows),
         together=together,
     ))  # fmt: skip
-    assert not passed and not check.passed
+    assert goes_on and not check.passed
     assert sorted(made_up(rows)) == sorted(
         ["right", "before the crash", "before the hang", "wrong", "ffn is wrong", "last"]
     )
@@ -166,6 +166,12 @@ def test_a_row_that_was_cut_short_hides_no_other(tmp_path):
     path.write_text('{"a": \n{"a": 1}\n')
     with pytest.raises(json.JSONDecodeError):
         gpu_rows.read(path)
+
+
+def test_only_an_essential_task_stops_the_check(check):
+    failing = task("native", "raise SystemExit(1)", check.rows)
+    assert check.run(stage(failing))
+    assert not check.run(stage(replace(failing, essential=True)))
 
 
 def test_rows_of_an_earlier_check_are_kept(tmp_path):
