@@ -34,11 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, default=90, help="compute capability, 90 for 9.0")
     parser.add_argument("--write", action="store_true", help=f"renew {gpu_plan.BUDGET_FILE.name}")
-    parser.add_argument("--count", action="store_true", help="print only the numbers of binaries")
+    parser.add_argument("--count", action="store_true", help="renew only the numbers of binaries")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gpu-budget-") as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         figures = measured(args.arch, compiling=not args.count)
+    if args.count:
+        figures = {**json.loads(gpu_plan.BUDGET_FILE.read_text()), **figures}
     text = json.dumps(figures, indent=1)
     print(text)
     if args.write:

@@ -50,6 +50,8 @@ def main() -> None:
             orders |= dict.fromkeys(traced)
         print(f"{len(orders)} binaries, listed in {time.monotonic() - started:.1f} s", flush=True)
         futures = {workers.submit(compile_one, order): order for order in orders}
+        if links():
+            nvidia.CudaUtils()  # what loads binaries is a C module too
         for future in as_completed(futures):
             error = future.exception()
             if error is not None:

@@ -251,6 +251,21 @@ def test_the_dry_run_prints_seconds_and_needs_no_gpu(tmp_path):
     assert wrong.returncode == 1 and "choose from build, correct" in wrong.stderr
 
 
+def test_the_compute_capability_is_that_of_the_device(tmp_path, monkeypatch):
+    import gpu_plan
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$2" = 1 ] && echo 9.0 || { echo "No devices"; exit 6; }\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert gpu_plan.capability("cuda:1") == 90
+    with pytest.raises(SystemExit, match="names no GPU 0: No devices"):
+        gpu_plan.capability("cuda")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(SystemExit, match="--arch"):
+        gpu_plan.capability("cuda:0")
+
+
 def test_the_build_is_for_the_device_alone(monkeypatch):
     """By the variable that CMakeLists.txt reads: it sets CMAKE_CUDA_ARCHITECTURES from it."""
     import gpu_build
