@@ -81,6 +81,16 @@ def misses() -> list[str]:
     return names
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What torch and Triton raise where they cannot run something, out of memory included."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, NotImplementedError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:  # a torch without Triton
+        return errors
+    return (*errors, TritonError)
+
+
 def dates(spec: ModelSpec, asked: tuple[int, int]) -> tuple[int, int]:
     return V1_0_DATES if spec.sampling == "v1.0" else asked
 

@@ -254,7 +254,7 @@ class Bench:
                 if not found:
                     verdict = gpu_case.gate(got, self.expected[: len(got)], precision, ours)
                 found[batch] = min(seconds(partial(run, i), self.device) for i in (1, 2)) / batch
-            except failures() as error:
+            except gpu_case.failures() as error:
                 failed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -332,16 +332,6 @@ def _peak(rows: Path | None) -> float | None:
     """bf16 TFLOP/s that the stage "peaks" measured."""
     found = [] if rows is None else [r for r in gpu_rows.read(rows) if r["bench"] == "gpu_peaks"]
     return float(found[-1]["bf16_tflop_s"]) if found else None
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """What torch and Triton raise where they cannot run something, out of memory included."""
-    errors: tuple[type[Exception], ...] = (RuntimeError, NotImplementedError)
-    try:
-        from triton.errors import TritonError
-    except ImportError:  # a torch without Triton
-        return errors
-    return (*errors, TritonError)
 
 
 def print_row(model: str, row: dict[str, Any]) -> None:

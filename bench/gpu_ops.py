@@ -60,7 +60,7 @@ def deviations(model: Model, tile: gpu_small.Tile) -> Iterator[Finding]:
         with checked.installed(), encoder.ranges.timed():
             encoder.encode(*tile.tokens, out)
             checked.synchronize()
-    except RuntimeError as error:
+    except gpu_case.failures() as error:
         yield {"op": checked.last, "deviation": math.inf,
                "text": f"{checked.last} (op {checked.count}) fails: {error}"}  # fmt: skip
         return

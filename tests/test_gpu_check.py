@@ -236,6 +236,35 @@ def test_the_plan_fits_and_goes_by_value():
             assert all(Path(script).exists() for script in scripts)
 
 
+@needs_torch
+def test_the_scripts_take_what_the_plan_gives_them(tmp_path):
+    import gpu_case
+    import gpu_model
+    import gpu_plan
+    import gpu_small
+
+    options = gpu_plan.Options(tmp_path / "rows", official=tmp_path, commit="abc")
+    parsers = {"gpu_model.py": gpu_model.arguments(), "gpu_small.py": gpu_small.arguments(""),
+               "gpu_ops.py": gpu_small.arguments("")}  # fmt: skip
+    contenders = set()
+    for planned in (*gpu_plan.stages(options), *gpu_plan.quick_stages(options)):
+        for command in (c for t in planned.tasks for c in (t.command, t.diagnosis) if c):
+            at = next(i for i, a in enumerate(command) if a.endswith(".py"))
+            script, asked = Path(command[at]).name, list(command[at + 1 :])
+            if script not in parsers:
+                continue
+            args = parsers[script].parse_args(asked)
+            assert args.rows == options.rows and args.commit == "abc"
+            if script == "gpu_model.py":
+                cases = [(args.model, gpu_case.Ours.parse(c)) for c in args.contenders]
+            else:
+                cases = list(gpu_small.cases(args.cases))
+            for model, ours in cases:
+                assert gpu_plan.spec_of(model).name == model
+                contenders.add(ours.label)
+    assert contenders == {"triton bf16", "fused bf16", "triton fp16", "triton fp8", "triton int8"}
+
+
 def test_the_dry_run_prints_seconds_and_needs_no_gpu(tmp_path):
     done = python("-S", BENCH / "gpu_check.py", "--dry-run", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr  # without site-packages: no torch, no Triton

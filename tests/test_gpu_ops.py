@@ -79,12 +79,20 @@ def test_the_first_wrong_op_is_named(monkeypatch, wrong):
 
 
 def test_an_op_that_crashes_is_named(monkeypatch):
-    def crash(*args, **options):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    from triton.runtime.errors import OutOfResources
 
-    monkeypatch.setattr(forward, "pool", crash)
-    (finding,) = findings("v2-tiny")
-    assert finding["op"] == "pool" and "illegal memory access" in finding["text"]
+    errors = (
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        OutOfResources(240_000, 232_448, "shared memory"),
+    )
+    for error, text in zip(errors, ("illegal memory access", "out of resource"), strict=True):
+
+        def crash(*args, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(forward, "pool", crash)
+        (finding,) = findings("v2-tiny")
+        assert finding["op"] == "pool" and text in finding["text"]
 
 
 def test_the_fused_kernel_is_compared_layer_by_layer(monkeypatch):
