@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
 pytest.importorskip("triton", reason="the cuda back end needs triton")
 
 from fake_cuda import FakeCuda, fake_graphs  # noqa: E402
+from tessera_fast import gpu_profiling  # noqa: E402
 from tessera_fast.backends import base  # noqa: E402
 from tessera_fast.backends.cuda import encoder, forward, replay, uploads  # noqa: E402
 from tessera_fast.backends.cuda.arena import Arena  # noqa: E402
@@ -297,3 +299,25 @@ def test_the_fakes_see_hazards(machine):
     assert len(machine.hazards) == 3 and "on the host while" in machine.hazards[2]
     c.copy_(torch.zeros(4))
     assert machine.pageable == ["copy_"]
+
+
+# ---- clocks
+
+
+def test_ceilings_are_timed_on_the_device_that_was_asked_for(machine, monkeypatch):
+    """One operation of the fake device takes a millisecond; the current device stays idle."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "bench"))
+    import gpu_peaks
+
+    took = gpu_peaks.seconds(lambda: torch.zeros(4, device=DEVICE).add_(1), DEVICE)
+    assert took * 1e3 == 2
+    found = gpu_peaks.peaks(DEVICE, small=True)
+    assert found["copy_gb_s"] == 2 * gpu_peaks.SMALL_BYTES / 1e6
+    assert torch.cuda.current_device() == 0
+
+
+def test_the_share_of_the_peak_is_of_the_encoders_device(machine, monkeypatch):
+    monkeypatch.setattr(gpu_profiling, "_PEAK_SIZE", 64)
+    encoder = SimpleNamespace(device=DEVICE, precision="bf16")
+    peak = 2 * 64**3 / 1e-3
+    assert ", 50% of the" in gpu_profiling._share(peak / 2, encoder)
