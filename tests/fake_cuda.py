@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 Clock = dict[int, int]  # stream -> its operations that have come before
 _DOWNLOADS = ("cpu", "tolist", "item", "numpy")
+_UNINITIALISED = ("empty", "empty_like", "new_empty")  # which enqueue nothing
 _ADDRESS = "data_ptr"  # taken for a kernel that writes there
 
 
@@ -291,7 +292,7 @@ class FakeCuda(TorchFunctionMode):
             return result, [], [], device  # of the host, no tensors, or views
         home = self.current_stream(device)
         made_there = [self._know(t, _Memory(device, home)) for t in outputs]
-        return result, known, made_there, device
+        return result, known, [] if name in _UNINITIALISED else made_there, device
 
     def _record_stream(self) -> Callable[[Tensor, Stream], None]:
         def record_stream(tensor: Tensor, stream: Stream) -> None:
