@@ -229,6 +229,21 @@ def test_a_graph_is_captured_on_the_encoders_own_stream(machine):
     assert not machine.hazards
 
 
+def test_a_capture_that_fails_leaves_no_graph(machine, monkeypatch):
+    loaded, (s2, s1) = load(), tokens()
+    out = np.empty((s2.pixels, WIDTH), np.float32)
+    loaded.encode(s2, s1, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "encode", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loaded.encode(s2, s1, out)
+    for _ in range(2):
+        out.fill(np.nan)
+        loaded.encode(s2, s1, out)
+        np.testing.assert_array_equal(out, expected(s2, s1))
+    assert len(machine.captures) == 2
+
+
 def test_one_thread_captures_at_a_time(monkeypatch):
     """In the whole process: torch has one allocator to capture with."""
     failed = []

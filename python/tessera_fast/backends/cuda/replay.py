@@ -73,9 +73,10 @@ class Replay:
         if entry.graph is not None:
             entry.graph.replay()
         elif known and self._stream is not None:
-            with capturing(self._stream) as entry.graph:
+            with capturing(self._stream) as graph:
                 self._network.encode(entry.s2, entry.s1, self.arena, entry.target)
-            entry.graph.replay()
+            entry.graph = graph
+            graph.replay()
         else:
             self._network.encode(entry.s2, entry.s1, self.arena, entry.target)
         for part, result in zip(parts, _parts(entry.target), strict=True):
