@@ -100,7 +100,7 @@ def test_every_card_has_an_image_of_what_reaches_the_compiler(tmp_path):
 def test_a_list_of_architectures_is_all_that_is_compiled(tmp_path):
     done = configured(tmp_path, "-DTESSERA_CUDA_ARCHITECTURES=90a-real")
     assert done.returncode == 0, done.stderr
-    assert reached(tmp_path) == dict.fromkeys(KERNELS, {"sm_90a"})
+    assert all(images == {"sm_90a"} for images in reached(tmp_path).values())
 
 
 def test_a_list_under_cmakes_name_is_refused(tmp_path):
