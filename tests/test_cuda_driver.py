@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says when it does not start: a sentence for why_not, never an exception."""
+"""A driver that does not start is a sentence for why_not, never an exception."""
 
 import os
 import shutil
