@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,8 +135,11 @@ def recording(arch: int) -> Iterator[list[Launch]]:
     launches += taken
 
 
-def compiled(launches: Sequence[Launch], workers: int) -> Iterator[dict[str, Any] | BaseException]:
-    """The resources of every launch, or what its compilation raised, in order."""
+def compiled(
+    launches: Sequence[Launch], workers: int, inspect: Callable[[bytes], Any] | None = None
+) -> Iterator[dict[str, Any] | BaseException]:
+    """The resources of every launch, or what its compilation raised, in order. ``inspect``: gets
+    the machine code; what it returns is ``inspected`` of the resources."""
     _launches[:] = launches
     cache = tempfile.mkdtemp(prefix="triton-aot-")
     try:
@@ -146,7 +149,7 @@ def compiled(launches: Sequence[Launch], workers: int) -> Iterator[dict[str, Any
             initializer=_start_worker,
             initargs=(cache,),
         ) as pool:
-            for future in [pool.submit(_resources, i) for i in range(len(launches))]:
+            for future in [pool.submit(_resources, i, inspect) for i in range(len(launches))]:
                 yield future.exception() or future.result()
     finally:
         shutil.rmtree(cache)
@@ -163,7 +166,7 @@ def _start_worker(cache: str) -> None:
     knobs.nvidia.dump_ptxas_log = True
 
 
-def _resources(index: int) -> dict[str, Any]:
+def _resources(index: int, inspect: Callable[[bytes], Any] | None) -> dict[str, Any]:
     launch = _launches[index]
     triton.runtime.driver.set_active(AbsentGpu(launch.arch))
     started = time.perf_counter()
@@ -175,7 +178,9 @@ def _resources(index: int) -> dict[str, Any]:
     if missing:
         raise RuntimeError(f"ptxas -v does not tell {', '.join(missing)}:\n{log.getvalue()}")
     metadata = kernel.metadata
+    inspected = {} if inspect is None else {"inspected": inspect(kernel.asm["cubin"])}
     return {
+        **inspected,
         "warps": metadata.num_warps,
         "stages": metadata.num_stages,
         **{key: max(map(int, matches)) for key, matches in found.items()},
