@@ -170,8 +170,8 @@ std::string device_problem(int code) {
   switch (code) {
     case 0: return "";
     case 35:
-      return "the NVIDIA driver is absent, or older than the CUDA runtime of tessera_fast._cuda: "
-             "compare the versions of nvidia-smi and tessera-fast info";
+      return "no GPU is found: the NVIDIA driver is absent, or older than the CUDA runtime of "
+             "tessera_fast._cuda: compare the versions of nvidia-smi and tessera-fast info";
     case 100: return "the NVIDIA driver finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES";
     case 802:
       return "the GPUs are not ready (CUDA error 802): start nvidia-fabricmanager, or wait for it";
