@@ -137,7 +137,7 @@ network = NetworkLaunches(released("v2-nano"), "fp8")
 for launch in network.of(90):
     if "fp8e4nv" not in launch.arguments():
         continue
-    runtime.driver.set_active(triton_aot._AbsentGpu(90))
+    runtime.driver.set_active(triton_aot.AbsentGpu(90))
     cubin = launch.kernel.preload(launch.data).asm["cubin"]
     with open("kernel.cubin", "wb") as file:
         file.write(cubin)
