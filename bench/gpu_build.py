@@ -13,16 +13,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from gpu_plan import capability, cmake_architecture
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "python" / "tessera_fast"
 LOCAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
-ARCHITECTURE_SPECIFIC = ("90", "100", "120")  # with instructions that only a suffix "a" allows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--architectures", help="of CUDA code (default: the one of device 0)")
+    parser.add_argument("--architectures", help="of CUDA code (default: the one of GPU 0)")
     parser.add_argument("--no-cuda", action="store_true", help="only what runs on a CPU")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -31,20 +32,12 @@ def main() -> None:
 
 
 def cuda_options(architectures: str | None) -> list[str]:
-    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architectures or present()}", "-DTESSERA_CUDA=ON"]
+    chosen = architectures or cmake_architecture(capability("cuda:0"))
+    # CMakeLists.txt sets CMAKE_CUDA_ARCHITECTURES itself, from this
+    options = [f"-DTESSERA_CUDA_ARCHITECTURES={chosen}", "-DTESSERA_CUDA=ON"]
     if shutil.which("nvcc") is None and LOCAL_NVCC.exists():
         options.append(f"-DCMAKE_CUDA_COMPILER={LOCAL_NVCC}")
     return options
-
-
-def present() -> str:
-    """The architecture of the first GPU, in CMake's words: "90a"."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SystemExit("there is no GPU to build for: name --architectures")
-    name = "{}{}".format(*torch.cuda.get_device_capability(0))
-    return name + ("a" if name in ARCHITECTURE_SPECIFIC else "")
 
 
 def build(folder: Path, options: list[str]) -> None:

@@ -5,11 +5,12 @@ Every date is read once, so nobody pads: that favours the stock engines, whose r
 to 56. Values are random, spread as the model's statistics say.
 """
 
+import os
 import runpy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import gpu_stock
 import tessera_fast as tf
 from tessera_fast import backends
 from tessera_fast.backends.base import Plan
+from tessera_fast.model.model import Model
 from tessera_fast.packing import PackedTokens, pack
 from tessera_fast.spec import MAX_DOY, ModelSpec
 from tessera_fast.weights import Weights
@@ -26,6 +28,67 @@ GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "orac
 V1_0_DATES = (40, 40)  # what v1.0 draws of each stream, however many there are
 SAMPLE = 48  # pixels that are compared with the reference
 CLEAR = 0.5  # share of a tile's Sentinel-2 dates that a pixel sees
+
+
+class Ours(NamedTuple):
+    """A contender of ours: "triton" kernels, the "fused" CUDA kernel, or the "cpu" back end."""
+
+    engine: str
+    precision: str
+
+    @staticmethod
+    def parse(text: str) -> "Ours":
+        """Of "triton:bf16"."""
+        engine, _, precision = text.partition(":")
+        if engine not in ("triton", "fused", "cpu") or not precision:
+            raise SystemExit(f"a contender is triton:bf16, fused:bf16 or cpu:fp32, not {text!r}")
+        return Ours(engine, precision)
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+    def load(self, weights: Weights, device: str) -> Model:
+        """``device``: "cuda:0", or "interpreter" or "cpu" for a run without a GPU."""
+        cpu = self.engine == "cpu"
+        plan = Plan(self.precision, None if cpu else device)
+        os.environ["TESSERA_FAST_FUSED"] = "1" if self.engine == "fused" else "0"
+        name, encoder = backends.load("cpu" if cpu else "cuda", weights.spec, weights, plan)
+        return Model(weights, name, encoder, plan)
+
+
+def torch_device(device: str) -> torch.device:
+    """Where tensors of a contender's inputs lie; it becomes torch's current device."""
+    if not device.startswith("cuda"):
+        return torch.device("cpu")
+    torch.cuda.set_device(device)
+    return torch.device(device)
+
+
+def misses() -> list[str]:
+    """A list that fills with the kernels that this process has to compile: the warm-up's gaps."""
+    names: list[str] = []
+    try:
+        from triton import knobs
+    except ImportError:  # a torch without Triton
+        return names
+
+    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            names.append(src.name)
+
+    knobs.compilation.listener = listen
+    return names
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What torch and Triton raise where they cannot run something, out of memory included."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, NotImplementedError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:  # a torch without Triton
+        return errors
+    return (*errors, TritonError)
 
 
 def dates(spec: ModelSpec, asked: tuple[int, int]) -> tuple[int, int]:

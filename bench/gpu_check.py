@@ -1,87 +1,83 @@
-"""One command on a machine with a GPU: build, tests, sanitizers, ceilings, benchmark, a table last.
+"""One command on a machine with a GPU: does it run, is it right, how fast is it.
 
-    python bench/gpu_check.py --out out --official path/to/tessera
-    python bench/gpu_check.py --only bench --models v2-nano v2-small --ncu
-    python bench/gpu_check.py --dry-run
+    python bench/gpu_check.py                        # every stage, under eight minutes
+    python bench/gpu_check.py --quick                # two models, right or wrong, px/s: a minute
+    python bench/gpu_check.py --stage build --stage speed
+    python bench/gpu_check.py --dry-run              # the plan with its seconds; needs no GPU
 
-It needs torch with CUDA, Triton, nvcc, cmake, ninja, pybind11 and pytest, and installs nothing: the
-package is put together in build/gpu. Stages run in the order of their importance, each a process of
-its own: one that fails is reported and the next one runs; one that the budget has no time left for
-is skipped with a line. Rows go to gpu.jsonl, all output to gpu.log, the last table to gpu.txt.
-
-Without --official the official module is rebuilt from the framework's layers with our weights.
---dry-run needs no GPU: it prints the plan and runs every contender at a tiny size on the CPU in
-float32, ours by --backend (cuda: in Triton's interpreter and the emulation of CUDA).
+It needs torch with CUDA, Triton, nvcc, cmake, ninja and pybind11, and installs nothing: the package
+is put together in build/gpu. Stages run in the order of their value, and every task of a stage is a
+process of its own, killed with its children at its limit: a crash, a hang or an illegal address
+costs the rows of that task and no others. A row is on disk in gpu.jsonl, and a line on the
+terminal, at the moment it is known. All output goes to gpu.log, the last table to gpu.txt. With
+--stage rows are added to those of earlier runs.
 """
 
 import argparse
-import importlib.util
-import itertools
+import contextlib
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gpu_report
+import gpu_rows
+from gpu_plan import (
+    BUILD,
+    CUDA_TOOLS,
+    HERE,
+    QUICK_TOTAL,
+    REPOSITORY,
+    TOTAL,
+    Budget,
+    Options,
+    Stage,
+    Task,
+    capability,
+    quick_stages,
+    stages,
+)
 
-HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parent
-BUILD = REPOSITORY / "build" / "gpu"
-MODELS = ("v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat")
-CASES = ((50, 60), (100, 73))
-FUSED = ("v2-nano",)  # also as one CUDA kernel a stream
-OTHER_PRECISIONS = ("fp16", "tf32", "fp32", "fp8", "int8")
-KINDS = ("build", "small", "tests", "memcheck", "racecheck", "ceilings", "bench", "ncu", "long",
-         "precisions")  # fmt: skip
-NEEDED = ("numpy", "torch", "triton", "pytest", "pybind11")
-NOT_ON_A_GPU = ("test_triton_aot.py", "test_cuda_emulator.py")  # compilers, and the emulation
-SANITIZER_ERROR = 9
-TOGETHER = ("small", "tests", "memcheck", "racecheck")  # nothing is timed in them: side by side
-QUIET = (*TOGETHER, "build", "ncu")  # their output goes to the log
-TAIL_PASSED, TAIL_FAILED = 3, 25  # lines of it
-BUDGET = 520.0
-RESERVE = 5.0  # seconds for the last table
-
-
-@dataclass
-class Stage:
-    kind: str
-    title: str
-    command: list[str]
-    least: float  # seconds without which it is not begun
-    most: float  # seconds after which it is ended
-    environment: dict[str, str] = field(default_factory=dict)
-    compiled: str | None = None  # model whose compiled program is asked for if it is ready
+LEAST = 2.0  # seconds under which nothing is begun
+GRACE = 1.0  # seconds for the last lines of a process that was killed
 
 
 def main() -> None:
     args = arguments().parse_args()
-    out = (args.out or Path(os.environ.get("OUT", BUILD / "out"))).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    check = Check(args, out)
-    print(f"Python {sys.version.split()[0]}, results in {out}")
-    for name in NEEDED:
-        spec = importlib.util.find_spec(name)
-        print(f"  {name:10} {'there' if spec else 'MISSING'}")
-    stages = list(plan(args, check))
-    for stage in stages:
-        print(f"  {stage.kind:10} {stage.title}: {stage.least:.0f}-{stage.most:.0f} s")
-    try:
-        check.begin()
-        for together, group in itertools.groupby(stages, lambda s: s.kind in TOGETHER):
-            with ThreadPoolExecutor(len(TOGETHER) if together else 1) as pool:
-                list(pool.map(check.run, group))
-    finally:
-        check.end_background()
-    text = "\n".join([check.summary(), gpu_report.report(gpu_report.read(check.rows))])
+    out = args.out.resolve()
+    rows = out / "gpu.jsonl"
+    arch = args.arch or (90 if args.dry_run else capability(args.device))
+    official = args.official.resolve() if args.official else None
+    options = Options(rows, args.device, arch, official, args.commit)
+    planned = quick_stages(options) if args.quick else stages(options)
+    wanted = args.stage or [stage.name for stage in planned]
+    unknown = set(wanted) - {stage.name for stage in planned}
+    if unknown:
+        names = ", ".join(stage.name for stage in planned)
+        raise SystemExit(f"there is no stage {', '.join(sorted(unknown))}: choose from {names}")
+    if args.dry_run:
+        print(plan_text(planned, wanted))
+        return
+    chosen = [stage for stage in planned if stage.name in wanted]
+    if (
+        not any(task.essential for stage in chosen for task in stage.tasks)
+        and not (BUILD / "python").exists()
+    ):
+        raise SystemExit(f"there is no build in {BUILD}: run --stage build first")
+    check = Check(out, QUICK_TOTAL if args.quick else TOTAL, anew=not args.stage)
+    print(f"compute capability {arch / 10}, rows in {rows}", flush=True)
+    for stage in chosen:
+        if not check.run(stage):
+            print("nothing else can run without it", flush=True)
+            break
+    text = "\n".join([check.summary(), gpu_report.report(gpu_rows.read(rows))])
     (out / "gpu.txt").write_text(text + "\n")
     print(f"\n{text}")
     raise SystemExit(0 if check.passed else 1)
@@ -91,232 +87,167 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
-    parser.add_argument("--out", type=Path, help="folder for results (default: $OUT)")
-    parser.add_argument("--only", nargs="+", choices=KINDS, help="stages to run (default: all)")
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--precision", default="bf16", help="ours, in the stages bench and long")
-    parser.add_argument("--official", type=Path, help="checkout of ucam-eo/tessera")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for results")
+    parser.add_argument("--stage", action="append", help="run only this stage; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="two models in a minute")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with its seconds")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--architectures", help="of CUDA code (default: the one of the device)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--ncu", action="store_true", help="counters of the first model's kernels")
-    parser.add_argument("--dry-run", action="store_true", help="everything that needs no GPU")
-    parser.add_argument("--backend", default=None, choices=("cuda", "cpu"), help="ours")
+    parser.add_argument("--arch", type=int, help="compute capability, 90 for 9.0 (default: asked)")
+    parser.add_argument("--official", type=Path, help="checkout of ucam-eo/tessera")
     parser.add_argument("--commit", help="for the rows, where there is no git")
     return parser
 
 
-# ---- the plan
-
-
-def plan(args: argparse.Namespace, check: "Check") -> Iterator[Stage]:
-    """The stages asked for, the most important first."""
-    wanted = args.only or [k for k in KINDS if k != "ncu" or args.ncu]
-    for stage in _dry_stages(args, check) if args.dry_run else _stages(args, check):
-        if stage.kind in wanted:
-            yield stage
-
-
-def _stages(args: argparse.Namespace, check: "Check") -> Iterator[Stage]:
-    device, precise = ("--device", args.device), ("--precisions", args.precision)
-    small = check.worker("gpu_small.py", *device, "--precision", args.precision)
-    chosen = ("--architectures", args.architectures) if args.architectures else ()
-    build = check.worker("gpu_build.py", str(BUILD), *chosen)
-    yield Stage("build", "cmake and ninja", build, 20, 260)
-    yield Stage("small", "a tile of every kind of pixel", small, 20, 150)
-    yield Stage("tests", "pytest on the device", _pytest(), 30, 200)
-    for tool in ("memcheck", "racecheck"):
-        sanitizer = ["compute-sanitizer", "--tool", tool, f"--error-exitcode={SANITIZER_ERROR}"]
-        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that a buffer's end is its end
-        yield Stage(tool, "compute-sanitizer on a small tile", [*sanitizer, *small, "--few"],
-                    30, 150, alone)  # fmt: skip
-    peaks = check.worker("gpu_peaks.py", *device, *check.row_options())
-    yield Stage("ceilings", "copies and products", peaks, 10, 60)
-    for model in args.models:
-        fused = [f"{args.precision}+fused"] if model in FUSED else []
-        command = check.model(model, CASES[0], *precise, *fused)
-        yield Stage("bench", f"{model}, {_text(CASES[0])}", command, 20, 100, compiled=model)
-    ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--launch-count", "40"]
-    one = check.worker("gpu_small.py", *device, "--precision", args.precision, "--profiled")
-    yield Stage("ncu", f"{args.models[0]}, one encode", [*ncu, *one, args.models[0]], 30, 90)
-    for model in args.models:
-        if not model.startswith("v1.0"):  # it reads 40 + 40 dates whatever there are
-            command = check.model(model, CASES[1], *precise)
-            yield Stage("long", f"{model}, {_text(CASES[1])}", command, 20, 80)
-    for model in args.models:
-        command = check.model(model, CASES[0], "--precisions", *OTHER_PRECISIONS, "--no-stock",
-                              "--no-tile")  # fmt: skip
-        yield Stage("precisions", f"{model}, {_text(CASES[0])}", command, 25, 90)
-
-
-def _dry_stages(args: argparse.Namespace, check: "Check") -> Iterator[Stage]:
-    cpu = (args.backend or "cpu") == "cpu"
-    device = ("--device", "cpu" if cpu else "interpreter", "--backend", "cpu" if cpu else "cuda")
-    environment = {} if cpu else {"TRITON_INTERPRET": "1"}
-    tiny = (*device, "--precisions", "fp32", "--pool", "8", "--tile-size", "4")
-    compiler = () if args.no_compile else ("--compiler", "eager")
-    yield Stage("small", "a tile of every kind of pixel", check.worker(
-        "gpu_small.py", *device, "--precision", "fp32", "--few"), 5, 300, environment)  # fmt: skip
-    yield Stage("ceilings", "copies and products", check.worker(
-        "gpu_peaks.py", "--device", "cpu", "--small", *check.row_options()), 5, 60)  # fmt: skip
-    for model in args.models:
-        yield Stage("bench", f"{model}, 5 + 6 dates", check.model(model, (5, 6), *tiny, *compiler),
-                    5, 600, environment)  # fmt: skip
-
-
-def _pytest() -> list[str]:
-    """The GPU's tests: kernels, back end, golden outputs. Several processes share the device."""
-    files = sorted(
-        str(path.relative_to(REPOSITORY))
-        for stem in ("triton", "cuda")
-        for path in (REPOSITORY / "tests").glob(f"test_{stem}_*.py")
-        if path.name not in NOT_ON_A_GPU
-    )
-    many = ["-n", "6", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
-    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *many, *files]
-
-
-def _text(case: tuple[int, int]) -> str:
-    return f"{case[0]} + {case[1]} dates"
-
-
-# ---- running it
+def plan_text(planned: list[Stage], wanted: list[str]) -> str:
+    """The plan as a table: binaries compiled, expected seconds, limit."""
+    lines = [f"{'stage':13} {'binaries':>8} {'expected':>9} {'limit':>6}"]
+    expected = limits = 0.0
+    for stage, binaries, seconds in Budget.read().plan(planned):
+        if stage.name in wanted:
+            lines.append(f"{stage.name:13} {binaries:8} {seconds:7.0f} s {stage.limit:4.0f} s  "
+                         f"{stage.what}")  # fmt: skip
+            expected, limits = expected + seconds, limits + stage.limit
+    return "\n".join([*lines, f"{'all':13} {'':8} {expected:7.0f} s {limits:4.0f} s"])
 
 
 class Check:
-    """Runs stages within the budget; keeps what came of them."""
+    """Runs stages; a row and a line for each task and each stage as it ends."""
 
-    def __init__(self, args: argparse.Namespace, out: Path) -> None:
-        self._args = args
-        self._started = time.monotonic()
-        self.rows, self._log = out / "gpu.jsonl", out / "gpu.log"
-        self._results: list[tuple[Stage, str]] = []
+    def __init__(self, out: Path, total: float = TOTAL, anew: bool = True) -> None:
+        """``anew``: rows of an earlier check are put aside as gpu.jsonl.old, else added to."""
+        out.mkdir(parents=True, exist_ok=True)
+        self.rows, self.log = out / "gpu.jsonl", out / "gpu.log"
+        self._results: list[tuple[str, str, str]] = []
         self._lock = threading.Lock()
-        self._background: list[subprocess.Popen[Any]] = []
-        self._compiled = BUILD / "compiled"
-        for path in (self.rows, self._log):
-            path.unlink(missing_ok=True)
-
-    def worker(self, script: str, *options: str) -> list[str]:
-        return [sys.executable, str(HERE / script), *options]
-
-    def row_options(self) -> list[str]:
-        commit = ["--commit", self._args.commit] if self._args.commit else []
-        return ["--rows", str(self.rows), *commit]
-
-    def model(self, model: str, dates: tuple[int, int], *options: str) -> list[str]:
-        official = ["--official", str(self._args.official.resolve())] if self._args.official else []
-        device = [] if "--device" in options else ["--device", self._args.device]
-        dated = ["--dates", *map(str, dates)]
-        command = self.worker("gpu_model.py", "--model", model, *dated, *device, *options)
-        return [*command, *official, *self.row_options()]
-
-    def left(self) -> float:
-        return self._args.budget - RESERVE - (time.monotonic() - self._started)
-
-    def begin(self) -> None:
-        """torch.compile takes minutes for all models: beside the build, into its cache on disk."""
-        wanted = self._args.only or ["bench"]
-        if self._args.dry_run or self._args.no_compile or "bench" not in wanted:
-            return
-        shutil.rmtree(self._compiled, ignore_errors=True)
-        for model in self._args.models:
-            command = self.model(model, CASES[0], "--compiler", "inductor", "--warm",
-                                 str(self._compiled / model))  # fmt: skip
-            with self._log.open("ab") as log:
-                self._background.append(
-                    subprocess.Popen(["nice", *command], stdout=log, stderr=log,
-                                     env=self._environment({}, built=False), cwd=REPOSITORY,
-                                     start_new_session=True)
-                )  # fmt: skip
-
-    def end_background(self) -> None:
-        for process in self._background:
-            _end(process)
-            process.wait()
-        self._background = []
-
-    def run(self, stage: Stage) -> None:
-        skipped = ""
-        if self.left() < stage.least:
-            skipped = "skipped: out of time"
-        elif shutil.which(stage.command[0]) is None:
-            skipped = f"skipped: there is no {stage.command[0]}"
-        if skipped:
-            print(f"== {stage.kind}: {stage.title}: {skipped}", flush=True)
-            self._results.append((stage, skipped))
-            return
-        if stage.kind in ("ceilings", "bench", "long"):
-            self.end_background()  # figures are taken alone
-        command = [*stage.command, *self._extras(stage)]
-        print(f"\n== {stage.kind}: {stage.title} ({self.left():.0f} s left)", flush=True)
-        started = time.monotonic()
-        outcome = self._execute(command, stage, min(stage.most, self.left()))
-        self._results.append((stage, f"{outcome}, {time.monotonic() - started:.0f} s"))
-        print(f"== {stage.kind}: {self._results[-1][1]}", flush=True)
-
-    def _extras(self, stage: Stage) -> list[str]:
-        """What only earlier stages know: the measured peak, and which program is compiled."""
-        extras: list[str] = []
-        if stage.kind in ("bench", "long", "precisions") and not self._args.dry_run:
-            peaks = [r for r in gpu_report.read(self.rows) if r["bench"] == "gpu_peaks"]
-            extras += ["--peak", str(peaks[-1]["bf16_tflop_s"])] if peaks else []
-        ready = stage.compiled is not None and (self._compiled / stage.compiled).exists()
-        if ready and not self._args.no_compile:
-            extras += ["--compiler", "inductor"]
-        return extras
-
-    def _execute(self, command: list[str], stage: Stage, seconds: float) -> str:
-        """Run with all output to the log, and to the terminal what is worth it there."""
-        lines: list[str] = []
-        quiet = stage.kind in QUIET and not self._args.dry_run
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY, text=True,
-            errors="replace", env=self._environment(stage.environment), start_new_session=True,
-        )  # fmt: skip
-        late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (late.set(), _end(process)))
-        timer.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if not quiet:
-                print(line, end="", flush=True)
-        code = process.wait()
-        timer.cancel()
-        with self._lock, self._log.open("a") as log:
-            log.writelines([f"\n== {stage.kind}: {stage.title}\n{' '.join(command)}\n", *lines])
-            if quiet:
-                print("".join(lines[-TAIL_PASSED if code == 0 else -TAIL_FAILED :]), end="")
-        if late.is_set():
-            return f"FAILED: ended after {seconds:.0f} s"
-        return "passed" if code == 0 else f"FAILED: status {code}"
-
-    def _environment(self, more: dict[str, str], built: bool = True) -> dict[str, str]:
-        """Of a stage: the package that was built here, or in a dry run the one there is."""
-        kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        place = BUILD / "python" if built else REPOSITORY / "python"
-        if not self._args.dry_run:
-            kept["PYTHONPATH"] = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
-            kept["TORCHINDUCTOR_CACHE_DIR"] = str(BUILD / "inductor")
-            kept["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
-        return {**kept, "PYTHONUNBUFFERED": "1", **more}
+        self._end = time.monotonic() + total
+        for path in (self.rows, self.log):
+            if anew and path.exists():
+                path.replace(path.with_name(f"{path.name}.old"))
 
     @property
     def passed(self) -> bool:
-        return all(text.startswith(("passed", "skipped")) for _, text in self._results)
+        return all(outcome.startswith("passed") for _, _, outcome in self._results)
 
     def summary(self) -> str:
-        return "\n".join(
-            f"{stage.kind:10} {stage.title:36} {text}" for stage, text in self._results
-        )
+        return "\n".join(f"{stage:13} {task:22} {text}" for stage, task, text in self._results)
+
+    def run(self, stage: Stage) -> bool:
+        """Whether later stages can run: all essential tasks passed."""
+        started = time.monotonic()
+        deadline = min(started + stage.limit, self._end)
+        self._say(f"\n== {stage.name}: {stage.what} ({deadline - started:.0f} s)")
+        with ThreadPoolExecutor(stage.together) as pool:
+            passed = list(pool.map(lambda task: self._task(stage, task, deadline), stage.tasks))
+        seconds = time.monotonic() - started
+        gpu_rows.append(self.rows, {
+            "bench": "gpu_stage", "stage": stage.name, "passed": all(passed),
+            "seconds": round(seconds, 1), "limit": stage.limit,
+        })  # fmt: skip
+        self._say(f"== {stage.name}: {sum(passed)} of {len(passed)} passed, {seconds:.0f} s")
+        return all(p for p, task in zip(passed, stage.tasks, strict=True) if task.essential)
+
+    def _task(self, stage: Stage, task: Task, deadline: float) -> bool:
+        outcome = self._timed(stage, task, task.command, deadline, "task")
+        if outcome != "passed" and task.diagnosis:
+            self._timed(stage, task, task.diagnosis, deadline, "diagnosis")
+        return outcome == "passed"
+
+    def _timed(
+        self,
+        stage: Stage,
+        task: Task,
+        command: tuple[str, ...],
+        deadline: float,
+        what: str,
+    ) -> str:
+        started = time.monotonic()
+        seconds = min(task.limit, deadline - started)
+        outcome, last = "not run: no time is left for it", ""
+        if shutil.which(command[0], path=environment(task)["PATH"]) is None:
+            outcome = f"not run: there is no {command[0]}"
+        elif seconds >= LEAST:
+            outcome, last = self._execute(stage, task, command, seconds)
+        spent = time.monotonic() - started
+        name = task.name if what == "task" else f"{task.name} {what}"
+        gpu_rows.append(self.rows, {
+            "bench": f"gpu_{what}", "stage": stage.name, "task": task.name, "outcome": outcome,
+            "seconds": round(spent, 1), "limit": task.limit,
+            "last_line": "" if outcome == "passed" else last,
+        })  # fmt: skip
+        self._results.append((stage.name, name, f"{outcome}, {spent:.0f} s"))
+        self._say(f"-- {stage.name} {name}: {outcome}, {spent:.0f} s")
+        return outcome
+
+    def _execute(
+        self, stage: Stage, task: Task, command: tuple[str, ...], seconds: float
+    ) -> tuple[str, str]:
+        """(outcome, last line of the output). Lines go to the terminal and the log as they come."""
+        guard = [sys.executable, "-S", str(HERE / "gpu_guard.py"), str(seconds), *command]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=REPOSITORY, text=True, errors="replace", env=environment(task),
+            start_new_session=True,
+        )  # fmt: skip
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        mark = f"{task.name}: " if stage.together > 1 else ""
+
+        def follow() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip():
+                    lines.put(line.rstrip())
+                    self._say(f"   {mark}{line.rstrip()}")
+
+        reader = threading.Thread(target=follow, daemon=True)
+        reader.start()
+        try:
+            code = process.wait(seconds + GRACE)
+        except subprocess.TimeoutExpired:  # the guard itself hangs
+            code = -signal.SIGKILL
+        kill_group(process.pid)
+        process.wait()
+        reader.join(GRACE)
+        last = ""
+        while not lines.empty():
+            last = lines.get()
+        late = code == -signal.SIGKILL and time.monotonic() - started >= seconds - GRACE
+        return outcome_of(code, late, seconds), last
+
+    def _say(self, line: str) -> None:
+        with self._lock, self.log.open("a") as log:
+            log.write(f"{line}\n")
+            print(line, flush=True)
 
 
-def _end(process: "subprocess.Popen[Any]") -> None:
-    """Of a process and all it has started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+def outcome_of(code: int, late: bool, seconds: float) -> str:
+    if code == 0:
+        return "passed"
+    if late:
+        return f"FAILED: killed at its limit of {seconds:.0f} s"
+    number = code - 128 if code > 128 else -code
+    if code < 0 or number in set(signal.Signals):
+        return f"FAILED: killed by {signal.Signals(number).name}"
+    return f"FAILED: status {code}"
+
+
+def kill_group(leader: int) -> None:
+    """A process and all it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def environment(task: Task) -> dict[str, str]:
+    """The package that was built here, and the same caches and settings for every task: Triton's
+    cache goes by some of its settings, so none is inherited."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    path = os.pathsep.join([str(BUILD / "python"), kept.get("PYTHONPATH", "")])
+    mine: dict[str, Any] = {
+        "PATH": os.pathsep.join([kept.get("PATH", os.defpath), CUDA_TOOLS]),
+        "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(BUILD / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
+    }  # fmt: skip
+    return {**kept, **mine, **task.environment}
 
 
 if __name__ == "__main__":

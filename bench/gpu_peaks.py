@@ -31,12 +31,13 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    start.record()
-    run()
-    stop.record()
-    stop.synchronize()
+    with torch.cuda.device(device):  # events are recorded on the current device
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
     return start.elapsed_time(stop) / 1e3
 
 

@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from gpu_rows import Row, read
 
 PREDICTIONS = Path(__file__).with_name("gpu_predictions.json")
-Row = dict[str, Any]
 
 
 class Goal(NamedTuple):
@@ -30,14 +31,30 @@ GOALS = {
 }
 
 
-def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def report(rows: list[Row]) -> str:
     """Everything, short enough to be read at the end of a log."""
-    lines = [*_ceilings(rows), *_models(rows), *_tiles(rows), *_ledger(rows), *_outside(rows)]
+    lines = [
+        *_correct(rows), *_ceilings(rows), *_models(rows), *_tiles(rows), *_ledger(rows),
+        *_outside(rows), *_compiled(rows),
+    ]  # fmt: skip
     return "\n".join(lines) if lines else "no figures"
+
+
+def _correct(rows: list[Row]) -> Iterator[str]:
+    """Right or wrong, a line per model and contender; and the kernel that was found wrong."""
+    verdicts: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["bench"] == "gpu_small":
+            verdicts.setdefault((row["model"], row["contender"]), []).append(row)
+    for (model, contender), forms in verdicts.items():
+        wrong = [f"{row['form']}: {row['gate']}" for row in forms if not row["equal"]]
+        cosine = min((row["cosine_min"] for row in forms if "cosine_min" in row), default=None)
+        least = "" if cosine is None else f"worst cosine {cosine:.6f}"
+        verdict = f"WRONG {'; '.join(wrong)}" if wrong else f"right {least}"
+        yield f"{model:10} {contender:14} {verdict}"
+    for row in rows:
+        if row["bench"] == "gpu_ops":
+            yield f"{row['model']:10} {row['contender']:14} {row['text']}"
 
 
 def _ceilings(rows: list[Row]) -> Iterator[str]:
@@ -62,15 +79,15 @@ def _cases(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
 
 
 def _ours(members: list[Row]) -> list[Row]:
-    return [r for r in members if r["contender"].startswith("ours") and r["px_s"]]
+    return [r for r in members if r["ours"] and r["px_s"]]
 
 
 def _stock(members: list[Row]) -> list[Row]:
-    return [r for r in members if not r["contender"].startswith("ours") and r["px_s"]]
+    return [r for r in members if not r["ours"] and r["px_s"]]
 
 
 def _models(rows: list[Row]) -> Iterator[str]:
-    head = f"{'model only':10} {'tokens':>9} {'ours':10} {'px/s':>11} {'of peak':>7} {'x fp32':>7} "
+    head = f"{'model only':10} {'tokens':>9} {'ours':18} {'px/s':>11} {'of peak':>7} {'x fp32':>7} "
     head += f"{'x best':>6} {'best of the stock engines':32} {'goal':>6} {'least':>6}"
     if any(_ours(members) for _, _, members in _cases(rows)):
         yield head
@@ -82,26 +99,25 @@ def _models(rows: list[Row]) -> Iterator[str]:
             share = row.get("share_of_bf16_peak")
             goal = GOALS.get(model) if workload == GOAL_CASE else None
             yield (
-                f"{model:10} {workload.removesuffix(' tokens'):>9} {row['precision']:10} "
+                f"{model:10} {workload.removesuffix(' tokens'):>9} {row['contender']:18} "
                 f"{row['px_s']:11,.0f} {_percent(share):>7} {_times(row, eager):>7} "
                 f"{_times(row, best):>6} {best['contender'] if best else '-':32} "
                 f"{_percent(goal and row['px_s'] / goal.wanted):>6} "
                 f"{_percent(goal and row['px_s'] / goal.least):>6}"
-                + ("" if row.get("invariant", True) else "  NOT INVARIANT")
             )
 
 
 def _tiles(rows: list[Row]) -> Iterator[str]:
     tiles = [r for r in rows if r["bench"] == "gpu_tile" and r["px_s"]]
     if tiles:
-        head = f"{'tile->int8':10} {'tokens':>9} {'ours':10} {'px/s':>11} {'of model only':>13}"
+        head = f"{'tile->int8':10} {'tokens':>9} {'ours':18} {'px/s':>11}"
         yield f"{head}  stages"
     for row in tiles:
         stages = sorted(row.get("stages_s", {}).items(), key=lambda pair: -pair[1])[:4]
         text = ", ".join(f"{name} {s / row['median_s']:.0%}" for name, s in stages)
         yield (
-            f"{row['model']:10} {row['workload'].removesuffix(' tokens'):>9} {row['precision']:10} "
-            f"{row['px_s']:11,.0f} {_percent(row.get('share_of_model_only')):>13}  {text}"
+            f"{row['model']:10} {row['workload'].removesuffix(' tokens'):>9} {row['contender']:18} "
+            f"{row['px_s']:11,.0f}  {text}"
         )
 
 
@@ -111,7 +127,7 @@ def _ledger(rows: list[Row]) -> Iterator[str]:
     for model, workload, members in _cases(rows):
         predicted = predictions.get(model, {}).get(workload)
         for row in _ours(members):
-            if predicted is None or row["precision"] != predicted["precision"]:
+            if predicted is None or row["contender"] != f"triton {predicted['precision']}":
                 continue
             if first:
                 yield f"{'ledger':10} {'tokens':>9} {'predicted':>11} {'outcome':>11} {'off by':>7}"
@@ -126,9 +142,16 @@ def _ledger(rows: list[Row]) -> Iterator[str]:
 def _outside(rows: list[Row]) -> Iterator[str]:
     """Who has no figure, and why."""
     for row in rows:
-        if row["bench"] != "gpu_peaks" and not row["px_s"]:
+        if row["bench"] in ("gpu", "gpu_tile") and not row["px_s"]:
             where = f"{row['model']}, {row['workload']}, {row['contender']}"
             yield f"no figure: {where}: {row['gate'][:120]}"
+
+
+def _compiled(rows: list[Row]) -> Iterator[str]:
+    """Kernels that were not in the cache: the warm-up should have had them."""
+    names = sorted({name for row in rows for name in row.get("compiled", [])})
+    if names:
+        yield f"not compiled ahead of time: {', '.join(names)}"
 
 
 def _percent(share: float | None) -> str:

@@ -1,91 +1,134 @@
-"""A tiny tile of every kind of pixel through small models: right or not, in seconds.
+"""A small tile of every kind of pixel through models: right or wrong, in seconds.
 
-    python bench/gpu_small.py --device cuda:0                      # judged against the reference
-    compute-sanitizer python bench/gpu_small.py --few              # the same kernels, fewer models
-    ncu --profile-from-start off python bench/gpu_small.py --profiled v2-nano
+    python bench/gpu_small.py v2-nano=triton:bf16 v2-nano=fused:bf16      # against the reference
+    compute-sanitizer python bench/gpu_small.py --few v2-tiny=triton:bf16
+    ncu --profile-from-start off python bench/gpu_small.py --profiled v2-nano=triton:bf16
 
-Every generation's packing rule, both poolings and both kinds of layer run. A model that is outside
-its gate makes the exit status 1. The released models also leave their kernels in Triton's cache.
+The function that users call packs, encodes and quantises; its float32 and int8 embeddings are held
+to the gates of tests/oracle.py. A contender outside its gate makes the exit status 1.
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import gpu_case
+import gpu_rows
 import tessera_fast as tf
-from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from gpu_case import Ours
+from gpu_peaks import machine
+from gpu_plan import spec_of
 from tessera_fast.model.model import Model
-from tessera_fast.packing import Observations, pack
-from tessera_fast.spec import ModelSpec, released, variant
+from tessera_fast.packing import Observations, PackedTokens, pack
 from tessera_fast.synthetic import synthetic_tile
 from tessera_fast.weights import Weights, untrained_weights
 
-SIZE = (3, 7)  # the top row has the synthetic tile's edge pixels
-EVERY = 7  # of its dates
+SIZE, FEW = (6, 11), (3, 7)  # the top row has the synthetic tile's edge pixels
+EVERY = 7  # of the dates with --few
 PROFILED_PIXELS = 4096
-
-TINY = {"d_model": 48, "num_layers": 1, "ff_dim": 80, "out_dim": 24, "saved_dim": 16}
-SPECS = (
-    variant("v2-nano", name="v2-tiny", **TINY, matryoshka=()),
-    variant("v1.1-mpc", name="v1.1-tiny", **TINY),
-    variant("v1.0-qat", name="v1.0-qat-tiny", **TINY),
-    variant("v2-nano", name="v2-tiny-qk-norm", **TINY, matryoshka=(), qk_norm=True),
-    variant("v2-teacher", name="v2-tiny-teacher", **TINY),
-)
-RELEASED = ("v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--backend", default="cuda")
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--few", action="store_true", help="only the tiny models")
-    parser.add_argument("--profiled", help="encode one batch of this model for a profiler, instead")
-    args = parser.parse_args()
-    plan = Plan(args.precision, None if args.backend == "cpu" else args.device)
-    device = torch.device(args.device if args.device.startswith("cuda") else "cpu")
-    if args.profiled:
-        profiled(load(released(args.profiled), args.backend, plan), device)
-        return
+    args = arguments(__doc__).parse_args()
+    device = gpu_case.torch_device(args.device)
+    compiled, common = gpu_case.misses(), machine(device, args.commit)
     wrong = []
-    for label, model in models(args, plan):
-        for form, verdict in judged(model, device):
-            print(f"  {label:16} {form:8} {'equal' if verdict['equal'] else verdict['gate']}",
-                  flush=True)  # fmt: skip
-            wrong += [] if verdict["equal"] else [f"{label} {form}"]
+    for model, ours in cases(args.cases):
+        weights = weights_of(model)
+        loaded = ours.load(weights, args.device)
+        if args.profiled:
+            profiled(loaded, device)
+            continue
+        judge = torch.device(args.reference_device or device)
+        tile = Tile.small(weights, args.few, judge)
+        for form, verdict in tile.judged(loaded):
+            gpu_rows.append(args.rows, {
+                "bench": "gpu_small", "model": model, "contender": ours.label, "form": form,
+                **common, **verdict, "compiled": list(compiled),
+            })  # fmt: skip
+            print(line(model, ours.label, form, verdict), flush=True)
+            wrong += [] if verdict["equal"] else [f"{model} {ours.label} {form}"]
     if wrong:
         raise SystemExit(f"outside the gate: {', '.join(wrong)}")
 
 
-def models(args: argparse.Namespace, plan: Plan) -> Iterator[tuple[str, Model]]:
-    """One after the other; first the whole network of nano as a CUDA kernel."""
-    if args.backend == "cuda" and args.precision in ("bf16", "fp16"):
-        os.environ["TESSERA_FAST_FUSED"] = "1"
-        try:
-            fused = load(released("v2-nano"), args.backend, plan)
-        finally:
-            del os.environ["TESSERA_FAST_FUSED"]
-        yield "v2-nano fused", fused
-    for spec in (*SPECS, *(() if args.few else map(released, RELEASED))):
-        yield spec.name, load(spec, args.backend, plan)
+def arguments(text: str | None) -> argparse.ArgumentParser:
+    """What this script and gpu_ops.py are asked."""
+    parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
+    parser.add_argument("cases", nargs="+", help="model=engine:precision, v2-nano=triton:bf16")
+    parser.add_argument("--device", default="cuda:0", help="or interpreter, or cpu")
+    parser.add_argument("--reference-device", help="where the reference runs (default: there too)")
+    parser.add_argument("--few", action="store_true", help="few pixels with few dates")
+    parser.add_argument("--profiled", action="store_true", help="one batch for a profiler, instead")
+    parser.add_argument("--commit")
+    parser.add_argument("--rows", type=Path, help="file that rows are added to")
+    return parser
 
 
-def load(spec: ModelSpec, backend: str, plan: Plan) -> Model:
-    drawn = untrained_weights(spec)
-    weights = Weights(spec, dict(drawn.tensors), drawn.sha256, drawn.source)
-    name, encoder = backends.load(backend, spec, weights, plan)
-    return Model(weights, name, encoder, plan)
+def cases(texts: list[str]) -> Iterator[tuple[str, Ours]]:
+    for text in texts:
+        model, _, contender = text.partition("=")
+        yield model, Ours.parse(contender)
+
+
+def weights_of(model: str) -> Weights:
+    """Seeded weights, drawn once."""
+    drawn = untrained_weights(spec_of(model))
+    return Weights(drawn.spec, dict(drawn.tensors), drawn.sha256, drawn.source)
+
+
+def line(model: str, contender: str, form: str, verdict: dict[str, Any]) -> str:
+    text = f"{model:10} {contender:12} {form:8} {'right' if verdict['equal'] else 'WRONG'}"
+    if "cosine_mean" in verdict:
+        text += f"  cosine {verdict['cosine_mean']:.6f}, worst {verdict['cosine_min']:.6f}"
+    return text if verdict["equal"] else f"{text}  {verdict['gate']}"
+
+
+class Tile:
+    """A small tile, its tokens, and what the reference makes of them."""
+
+    def __init__(self, weights: Weights, observations: Observations, device: torch.device) -> None:
+        arrays = {
+            "bands": observations.s2_bands, "masks": observations.s2_masks,
+            "doys": observations.s2_doys,
+        }  # fmt: skip
+        for orbit in observations.orbits:
+            name = f"sar_{('ascending', 'descending')[orbit.index]}"
+            arrays |= {name: orbit.bands, f"{name}_doy": orbit.doys}
+        self.arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+        self.tokens: tuple[PackedTokens, PackedTokens] = pack(observations, weights.spec)[:2]
+        self.expected = gpu_case.reference(weights.spec, weights, *self.tokens, device)
+
+    @staticmethod
+    def small(weights: Weights, few: bool, device: torch.device) -> "Tile":
+        """``few``: so that an instrumented or interpreted run takes seconds."""
+        size = FEW if few else SIZE
+        observations = synthetic_tile(*size).rows(0, size[0])
+        return Tile(weights, thinned(observations) if few else observations, device)
+
+    def judged(self, model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(form of output, verdict) of the function that users call."""
+        expected, spec = self.expected, model.spec
+        seen = ~np.isnan(expected).any(-1)
+        values = tf.embed(dict(self.arrays), model, progress=False).reshape(expected.shape)
+        verdict = gpu_case.gate(values[seen], expected[seen], model.precision, ours=True)
+        yield "float32", _with_holes(verdict, bool(np.isnan(values[~seen]).all()))
+        result = tf.embed(dict(self.arrays), model, output="int8", progress=False)
+        codes, scales = result.codes.reshape(expected.shape), result.scales.reshape(-1)
+        verdict = gpu_case.gate_int8(
+            codes[seen], scales[seen], expected[seen], spec, model.precision
+        )
+        empty = not codes[~seen].any() and bool(np.isposinf(scales[~seen]).all())
+        yield "int8", _with_holes(verdict, empty)
 
 
 def thinned(observations: Observations) -> Observations:
-    """Some of the dates, so that an instrumented or interpreted run takes seconds."""
+    """Some of the dates."""
     return replace(
         observations,
         s2_bands=observations.s2_bands[::EVERY],
@@ -97,34 +140,7 @@ def thinned(observations: Observations) -> Observations:
     )
 
 
-def judged(model: Model, device: torch.device) -> Iterator[tuple[str, dict]]:
-    """(form of output, verdict) of the function that users call."""
-    observations = thinned(synthetic_tile(*SIZE).rows(0, SIZE[0]))
-    arrays = {
-        "bands": observations.s2_bands, "masks": observations.s2_masks,
-        "doys": observations.s2_doys,
-    }  # fmt: skip
-    for orbit in observations.orbits:
-        name = f"sar_{('ascending', 'descending')[orbit.index]}"
-        arrays |= {name: orbit.bands, f"{name}_doy": orbit.doys}
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    s2, s1, _ = pack(observations, model.spec)
-    expected = gpu_case.reference(model.spec, model.weights, s2, s1, device)
-    seen = ~np.isnan(expected).any(-1)
-
-    values = tf.embed(dict(arrays), model, progress=False).reshape(expected.shape)
-    verdict = gpu_case.gate(values[seen], expected[seen], model.precision, ours=True)
-    yield "float32", _with_holes(verdict, bool(np.isnan(values[~seen]).all()))
-    result = tf.embed(dict(arrays), model, output="int8", progress=False)
-    codes, scales = result.codes.reshape(expected.shape), result.scales.reshape(-1)
-    verdict = gpu_case.gate_int8(
-        codes[seen], scales[seen], expected[seen], model.spec, model.precision
-    )
-    empty = not codes[~seen].any() and bool(np.isposinf(scales[~seen]).all())
-    yield "int8", _with_holes(verdict, empty)
-
-
-def _with_holes(verdict: dict, right: bool) -> dict:
+def _with_holes(verdict: dict[str, Any], right: bool) -> dict[str, Any]:
     return verdict if right else {"equal": False, "gate": "a pixel without a date is not no data"}
 
 

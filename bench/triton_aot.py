@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +41,7 @@ _PTXAS = {
 _PRODUCTS = ("tcgen05.mma", "wgmma", "mma.sync", "")
 
 
-class _AbsentGpu(DriverBase):
+class AbsentGpu(DriverBase):
     """What Triton asks of a driver up to the launch. A device's index is its capability, so that
     the caches of a kernel, which go by device, never mix targets."""
 
@@ -126,7 +126,7 @@ def recording(arch: int) -> Iterator[list[Launch]]:
         return True  # which is to say: compile nothing, launch nothing
 
     launches: list[Launch] = []
-    triton.runtime.driver.set_active(_AbsentGpu(arch))
+    triton.runtime.driver.set_active(AbsentGpu(arch))
     knobs.runtime.jit_cache_hook = take
     try:
         yield launches
@@ -135,8 +135,11 @@ def recording(arch: int) -> Iterator[list[Launch]]:
     launches += taken
 
 
-def compiled(launches: Sequence[Launch], workers: int) -> Iterator[dict[str, Any] | BaseException]:
-    """The resources of every launch, or what its compilation raised, in order."""
+def compiled(
+    launches: Sequence[Launch], workers: int, inspect: Callable[[bytes], Any] | None = None
+) -> Iterator[dict[str, Any] | BaseException]:
+    """The resources of every launch, or what its compilation raised, in order. ``inspect``: gets
+    the machine code; what it returns is ``inspected`` of the resources."""
     _launches[:] = launches
     cache = tempfile.mkdtemp(prefix="triton-aot-")
     try:
@@ -146,7 +149,7 @@ def compiled(launches: Sequence[Launch], workers: int) -> Iterator[dict[str, Any
             initializer=_start_worker,
             initargs=(cache,),
         ) as pool:
-            for future in [pool.submit(_resources, i) for i in range(len(launches))]:
+            for future in [pool.submit(_resources, i, inspect) for i in range(len(launches))]:
                 yield future.exception() or future.result()
     finally:
         shutil.rmtree(cache)
@@ -163,9 +166,9 @@ def _start_worker(cache: str) -> None:
     knobs.nvidia.dump_ptxas_log = True
 
 
-def _resources(index: int) -> dict[str, Any]:
+def _resources(index: int, inspect: Callable[[bytes], Any] | None) -> dict[str, Any]:
     launch = _launches[index]
-    triton.runtime.driver.set_active(_AbsentGpu(launch.arch))
+    triton.runtime.driver.set_active(AbsentGpu(launch.arch))
     started = time.perf_counter()
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
@@ -175,7 +178,9 @@ def _resources(index: int) -> dict[str, Any]:
     if missing:
         raise RuntimeError(f"ptxas -v does not tell {', '.join(missing)}:\n{log.getvalue()}")
     metadata = kernel.metadata
+    inspected = {} if inspect is None else {"inspected": inspect(kernel.asm["cubin"])}
     return {
+        **inspected,
         "warps": metadata.num_warps,
         "stages": metadata.num_stages,
         **{key: max(map(int, matches)) for key, matches in found.items()},

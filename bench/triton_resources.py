@@ -56,6 +56,7 @@ ACCEPTED: dict[tuple[str, str, Sequence[int]], tuple[int, str]] = {
     ("_linear", "BM=128 P0=256 NORM=False", (100,)): (160, _B200),
     ("_linear", "N=432 PRECISION=tf32", (100,)): (32, _B200),
     ("_ffn", "D=256 F=1024", (100,)): (104, _B200),
+    ("_ffn", "D=256 F=1024 TOP=448.0", (90,)): (4, _ONCE),  # fp8
 }
 
 

@@ -19,21 +19,28 @@ class Resources(NamedTuple):
     shared: int  # static bytes per block
 
 
-def by_architecture(stem: str) -> dict[str, dict[str, Resources]]:
-    """Architecture ("90a") -> mangled name -> resources, of the kernels of one .cu file.
-
-    Every architecture that the module was built for. Skips the test where there is nothing to look
-    at, or to look with.
-    """
+def cuobjdump() -> Path:
+    """The program; skips the test where there is none, or no module to look at."""
     module = importlib.util.find_spec("tessera_fast._cuda")
     if module is None or module.origin is None:
         pytest.skip("tessera_fast._cuda was not built: no nvcc")
     triton = importlib.util.find_spec("triton")
     if triton is None or triton.origin is None:
         pytest.skip("triton, whose cuobjdump is used, is not installed")
-    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def by_architecture(stem: str) -> dict[str, dict[str, Resources]]:
+    """Architecture ("90a") -> mangled name -> resources, of the kernels of one .cu file.
+
+    Every architecture that the module was built for. Skips the test where there is nothing to look
+    at, or to look with.
+    """
+    tool = cuobjdump()
+    from tessera_fast import _cuda
+
     report = subprocess.run(
-        [tool, "--dump-resource-usage", module.origin], capture_output=True, text=True, check=True
+        [tool, "--dump-resource-usage", _cuda.__file__], capture_output=True, text=True, check=True
     ).stdout
     found: dict[str, dict[str, Resources]] = {}
     for part in re.split(r"^arch = ", report, flags=re.MULTILINE)[1:]:
@@ -45,7 +52,5 @@ def by_architecture(stem: str) -> dict[str, dict[str, Resources]]:
             for name, *values in functions
             if f"_{stem}_cu_" in name  # nvcc's name of the file's unnamed namespace
         )
-    from tessera_fast import _cuda
-
-    assert set(found) == {a.partition("-")[0] for a in _cuda.arch_list()}
+    assert set(found) == {a.removesuffix("-real") for a in _cuda.arch_list() if "virtual" not in a}
     return found

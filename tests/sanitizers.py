@@ -1,14 +1,19 @@
-"""The native code under the sanitizers of gcc or clang. Linux, one to three minutes.
+"""The native code under the sanitizers of gcc or clang. Linux, two to four minutes.
 
     python tests/sanitizers.py             everything below
     python tests/sanitizers.py thread      packing, beside a thread that writes its arrays (TSan)
     python tests/sanitizers.py memory      the same (ASan and UBSan)
     python tests/sanitizers.py bindings    the extension module (ASan and UBSan): the fuzz of all
                                            bindings, whole models, arrays written during calls
+    python tests/sanitizers.py kernel-order    the CUDA kernels, emulated, a thread for each CUDA
+                                               thread and order by barriers alone (TSan)
+    python tests/sanitizers.py kernel-memory   the same kernels (ASan, UBSan's alignment and bounds)
+    python tests/sanitizers.py kernel-tests    tests of the emulated kernels with such a module
 
-The first two need a C++ compiler with the runtimes, the last also pybind11, numpy and Python's
-headers. The module is built with two instruction sets: portable, and the best that runs here.
-CXX names the compiler. It writes build/sanitizers; what is up to date there is used again.
+"bindings" and "kernel-tests" need pybind11, numpy and Python's headers, the latter torch and pytest
+too; the others need only a C++ compiler with the runtimes. "bindings" is built with two instruction
+sets: portable, and the best that runs here. CXX names the compiler. It writes build/sanitizers;
+what is up to date there is used again.
 """
 
 import importlib.util
@@ -20,6 +25,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from native_flags import REPOSITORY, cpu_sources, isa_targets
@@ -28,9 +34,19 @@ BUILD = REPOSITORY / "build" / "sanitizers"
 KINDS = {
     "thread": ["-fsanitize=thread"],
     "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "kernel-order": ["-fsanitize=thread"],
+    "kernel-memory": ["-fsanitize=address,alignment,bounds", "-fno-sanitize-recover=all"],
 }
+# The emulator tells a sanitizer what it does, and is not watched itself.
+EMULATOR = {
+    "kernel-order": ["-DTESSERA_WATCH_ORDER"],
+    "kernel-memory": ["-DTESSERA_WATCH_ADDRESSES"],
+}
+KERNEL_CASES = ("none", "pack", "schedule", "network", "layer")
 COMMON = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-pthread"]
 INCLUDE = f"-I{REPOSITORY / 'csrc'}"
+KERNEL_FLAGS = [f"-I{REPOSITORY / 'tests'}", f"-I{REPOSITORY / 'kernels' / 'cuda'}",
+                "-Wno-unknown-pragmas"]  # fmt: skip
 FUZZ_SECONDS, RACE_SECONDS = 20, 3
 
 
@@ -84,15 +100,22 @@ def objects(sources: dict[Path, list[str]], kind: str) -> list[Path]:
     """The sources, each with its flags, compiled where they are not up to date."""
     folder = BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*(REPOSITORY / "csrc").rglob("*.h"), Path(__file__), REPOSITORY / "CMakeLists.txt"]
+    headers = [
+        *(REPOSITORY / "csrc").rglob("*.h"),
+        *(REPOSITORY / "kernels" / "cuda").glob("*.*h"),
+        *(REPOSITORY / "tests" / "cuda_emulator").glob("*.h"),
+        Path(__file__),
+        REPOSITORY / "CMakeLists.txt",
+    ]
     newest = max(path.stat().st_mtime for path in headers)
 
     def compiled(item: tuple[Path, list[str]]) -> Path:
         source, flags = item
         name = "".join([source.stem, *(f"_{f[14:]}" for f in flags if "TESSERA_ISA=" in f)])
         out = folder / f"{name}.o"
+        watched = EMULATOR[kind] if source.name == "emulator.cc" else KINDS[kind]
         if not out.exists() or out.stat().st_mtime < max(newest, source.stat().st_mtime):
-            run([compiler(), *flags, *COMMON, *KINDS[kind], INCLUDE, "-c", source, "-o", out])
+            run([compiler(), *flags, *COMMON, *watched, INCLUDE, "-c", source, "-o", out])
         return out
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -110,6 +133,86 @@ def packing(kind: str) -> str:
     return run([*start, program, RACE_SECONDS])
 
 
+@cache
+def kernel_objects(kind: str) -> list[Path]:
+    """The CUDA kernels, the emulator and its planted faults."""
+    emulator = REPOSITORY / "tests" / "cuda_emulator"
+    sources = [*sorted((REPOSITORY / "kernels" / "cuda").glob("*.cu")), emulator / "emulator.cc",
+               emulator / "planted.cc"]  # fmt: skip
+    return objects({source: ["-xc++", *KERNEL_FLAGS] for source in sources}, kind)
+
+
+@cache
+def kernel_program(kind: str) -> list[str]:
+    """The command that runs emulated_kernels.cc, built."""
+    start = launcher(kind)
+    main = REPOSITORY / "tests" / "sanitizers" / "emulated_kernels.cc"
+    built = [*kernel_objects(kind), *objects({main: KERNEL_FLAGS}, kind)]
+    program = BUILD / f"emulated_kernels_{kind}"
+    run([compiler(), *COMMON, *KINDS[kind], *built, "-o", program])
+    return [*start, str(program)]
+
+
+def kernels(kind: str, *cases: str) -> str:
+    """Cases of emulated_kernels.cc; Fault where one is reported."""
+    return run([*kernel_program(kind), *cases])
+
+
+def kernel_tests() -> str:
+    """Tests of the emulated kernels, with a module that is built as "kernel-memory"."""
+    for name in ("pybind11", "numpy", "torch", "pytest"):
+        if importlib.util.find_spec(name) is None:
+            raise Absent(f"{name} is not installed")
+    start, kind = launcher("kernel-memory"), "kernel-memory"
+    import pybind11
+
+    bound = [*(REPOSITORY / "csrc" / "bindings").glob("cuda_*.cc"),
+             REPOSITORY / "tests" / "cuda_emulator" / "emulator_bindings.cc"]  # fmt: skip
+    flags = [*KERNEL_FLAGS, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
+             "-fvisibility=hidden", "-DTESSERA_CUDA_EMULATED",
+             "-DTESSERA_CUDA_MODULE=_cuda_emulated",
+             '-DTESSERA_CUDA_ARCHITECTURES="emulated"']  # fmt: skip
+    built = [*kernel_objects(kind), *objects({source: flags for source in bound}, kind)]
+    folder = BUILD / "kernel_tests"
+    package = package_copy(folder, keep="_cpu*.so")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    run([compiler(), *COMMON, *KINDS[kind], "-shared", *built,
+         "-o", package / f"_cuda_emulated{suffix}"])  # fmt: skip
+    tests = REPOSITORY / "tests"
+    return run(
+        [*start, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
+         tests / "test_cuda_emulator.py", tests / "test_cuda_encoder.py",
+         "-k", "not (spills or overrun or underrun)"],
+        **memory_environment(folder),
+    )  # fmt: skip
+
+
+def memory_environment(path: Path) -> dict[str, str]:
+    """Of a Python that loads modules with ASan and UBSan, from a package in ``path``."""
+    return {
+        "PYTHONPATH": str(path),
+        "PYTHONMALLOC": "malloc",
+        "LD_PRELOAD": " ".join(runtime(n) for n in ("libasan.so", "libubsan.so", "libstdc++.so.6")),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory to its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def package_copy(folder: Path, keep: str = "") -> Path:
+    """The package in ``folder``, without its extension modules but for ``keep``."""
+    package = folder / "tessera_fast"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(
+        REPOSITORY / "python" / "tessera_fast", package,
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )  # fmt: skip
+    import tessera_fast
+
+    for module in Path(tessera_fast.__file__).parent.glob(keep) if keep else ():
+        shutil.copy(module, package)
+    return package
+
+
 def bindings() -> str:
     """The extension module, in a copy of the package, called by binding_fuzz.py and
     borrowed_memory.py."""
@@ -118,13 +221,7 @@ def bindings() -> str:
             raise Absent(f"{name} is not installed")
     start = launcher("memory")
     isas = module()
-    environment = {
-        "PYTHONPATH": str(BUILD),
-        "PYTHONMALLOC": "malloc",
-        "LD_PRELOAD": " ".join(runtime(n) for n in ("libasan.so", "libubsan.so", "libstdc++.so.6")),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory to its end
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+    environment = memory_environment(BUILD)
     tests = REPOSITORY / "tests"
     python = [*start, sys.executable]
     told = [
@@ -169,12 +266,7 @@ def module() -> list[str]:
     built = objects(sources, "memory")
     for isa in isas:
         built += objects({REPOSITORY / "csrc" / "cpu" / "isa_target.cc": flags[isa]}, "memory")
-    package = BUILD / "tessera_fast"
-    shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(
-        REPOSITORY / "python" / "tessera_fast", package,
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-    )  # fmt: skip
+    package = package_copy(BUILD)
     target = package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     run([compiler(), *COMMON, *KINDS["memory"], "-shared", *built, "-o", target])
     return isas
@@ -196,6 +288,9 @@ CHECKS = {
     "thread": lambda: packing("thread"),
     "memory": lambda: packing("memory"),
     "bindings": bindings,
+    "kernel-order": lambda: kernels("kernel-order", *KERNEL_CASES),
+    "kernel-memory": lambda: kernels("kernel-memory", *KERNEL_CASES),
+    "kernel-tests": kernel_tests,
 }
 
 

@@ -37,9 +37,15 @@ def test_correct_kernel(order: str, threads: int) -> None:
     assert np.array_equal(reverse("none", threads), expected(threads))
 
 
-@pytest.mark.parametrize("fault", ("no_barrier", "no_copy_wait", "unwritten"))
+@pytest.mark.parametrize("fault", ("no_barrier", "no_copy_wait", "unwritten", "unwritten_static"))
 def test_race_changes_the_result(order: str, fault: str) -> None:
     assert not np.array_equal(reverse(fault), expected())
+
+
+@pytest.mark.parametrize("fault", ("unwritten", "unwritten_static"))
+def test_shared_memory_is_poisoned_between_blocks(fault: str) -> None:
+    """0xFF bytes, NaN as a float, also where the block before left its values."""
+    assert (reverse(fault)[1:] == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,12 @@ def test_race_changes_the_result(order: str, fault: str) -> None:
         ("divergent", r"other lanes of the warp are in"),
         ("missing_lane", r"31 of 32 lanes are in __syncwarp"),
         ("foreign_lane", r"outside its mask"),
+        (
+            "misaligned_copy",
+            r"reverse_kernel, block \(0, 0, 0\): thread \d+, cp.async to: expected an address that "
+            r"is a multiple of 16, got 0x[0-9a-f]+, byte \d+ of shared memory",
+        ),
+        ("misaligned_matrix", r"reverse_kernel.* ldmatrix: .*0x[0-9a-f]+8, byte 8 of shared"),
     ),
 )
 def test_error_is_reported(order: str, fault: str, message: str) -> None:

@@ -1,17 +1,22 @@
-"""bench/gpu_check.py where there is no GPU: its dry run, its stages, its gates and its tables."""
+"""bench/gpu_check.py where there is no GPU: the driver, the plan, gates, contenders, tables."""
 
-import argparse
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tessera_fast
+
 BENCH = Path(__file__).resolve().parents[1] / "bench"
+PACKAGE = Path(tessera_fast.__file__).parents[1]
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="stock engines and the reference need torch"
 )
@@ -22,24 +27,291 @@ def _bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
 
 
+def python(*args: object) -> "subprocess.CompletedProcess[str]":
+    path = os.pathsep.join([str(PACKAGE), str(BENCH)])
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+
+
+# ---- the driver, with made-up stages
+
+ROW = f"""
+import os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(BENCH)!r})
+import gpu_rows
+def row(name, **more):
+    gpu_rows.append(Path(sys.argv[1]), {{"bench": "made up", "name": name, **more}})
+"""
+LATE = "import time; time.sleep(3); open({path!r}, 'w')"
+
+
+def task(name: str, program: str, rows: Path, limit: float = 20, diagnosis: str = ""):
+    import gpu_plan
+
+    def command(text: str) -> tuple[str, ...]:
+        return (sys.executable, "-c", ROW + text, str(rows))
+
+    return gpu_plan.Task(name, command(program), limit,
+                         diagnosis=command(diagnosis) if diagnosis else ())  # fmt: skip
+
+
+def stage(*tasks, limit: float = 60, **more):
+    import gpu_plan
+
+    return gpu_plan.Stage("made-up", "for a test", limit, tasks, **more)
+
+
+@pytest.fixture
+def check(tmp_path):
+    import gpu_check
+
+    return gpu_check.Check(tmp_path)
+
+
+def made_up(path: Path) -> list[str]:
+    import gpu_rows
+
+    return [row["name"] for row in gpu_rows.read(path) if row["bench"] == "made up"]
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_rows_survive_a_crash_a_hang_and_a_wrong_result(check, tmp_path, capfd, together):
+    import gpu_rows
+
+    late = LATE.format(path=str(tmp_path / "late"))
+    rows = check.rows
+    goes_on = check.run(stage(
+        task("right", "row('right'); print('right, and its figure')", rows),
+        task("crash", "row('before the crash'); os.kill(os.getpid(), signal.SIGSEGV)", rows),
+        task("hang", f"row('before the hang')\nsubprocess.run([sys.executable, '-c', {late!r}])",
+             rows, limit=2.5),
+        task("wrong", "row('wrong'); print('cosine 0.5'); raise SystemExit(1)", rows,
+             diagnosis="row('ffn is wrong')"),
+        task("last", "row('last')", rows),
+        together=together,
+    ))  # fmt: skip
+    assert goes_on and not check.passed
+    assert sorted(made_up(rows)) == sorted(
+        ["right", "before the crash", "before the hang", "wrong", "ffn is wrong", "last"]
+    )
+    tasks = {r["task"]: r for r in gpu_rows.read(rows) if r["bench"] == "gpu_task"}
+    assert tasks["right"]["outcome"] == tasks["last"]["outcome"] == "passed"
+    assert tasks["crash"]["outcome"] == "FAILED: killed by SIGSEGV"
+    assert tasks["hang"]["outcome"].startswith("FAILED: killed at its limit")
+    assert (tasks["wrong"]["outcome"], tasks["wrong"]["last_line"]) == (
+        "FAILED: status 1", "cosine 0.5"
+    )  # fmt: skip
+    out = capfd.readouterr().out
+    assert "right, and its figure" in out and "-- made-up hang: FAILED" in out
+    assert out.replace("\n", "") in check.log.read_text().replace("\n", "")
+    time.sleep(1)  # the child of the task that hung would have written by now
+    assert not (tmp_path / "late").exists()
+
+
+DRIVER = """
+import sys
+sys.path[:0] = [{tests!r}, {bench!r}]
+from pathlib import Path
+import gpu_check
+from test_gpu_check import stage, task
+out = Path(sys.argv[1])
+check = gpu_check.Check(out)
+check.run(stage(
+    task("first", "row('first')", check.rows),
+    task("second", "row(str(os.getpid())); time.sleep(60)", check.rows, limit=60),
+))
+"""
+
+
+def test_rows_survive_when_the_check_itself_is_killed(tmp_path):
+    import gpu_rows
+
+    program = DRIVER.format(tests=str(Path(__file__).parent), bench=str(BENCH))
+    driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)],
+                              stdout=subprocess.DEVNULL)  # fmt: skip
+    rows = tmp_path / "gpu.jsonl"
+    _wait_until(lambda: len(made_up(rows)) == 2)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    first, second = made_up(rows)
+    assert first == "first"
+    assert [r["outcome"] for r in gpu_rows.read(rows) if r["bench"] == "gpu_task"] == ["passed"]
+    _wait_until(lambda: not _runs(int(second)))  # nothing is left behind on the device
+
+
+def _wait_until(done) -> None:
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_row_that_was_cut_short_hides_no_other(tmp_path):
+    import gpu_rows
+
+    path = tmp_path / "rows"
+    gpu_rows.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2, "b"')
+    assert gpu_rows.read(path) == [{"a": 1}]
+    path.write_text('{"a": \n{"a": 1}\n')
+    with pytest.raises(json.JSONDecodeError):
+        gpu_rows.read(path)
+
+
+def test_only_an_essential_task_stops_the_check(check):
+    failing = task("native", "raise SystemExit(1)", check.rows)
+    assert check.run(stage(failing))
+    assert not check.run(stage(replace(failing, essential=True)))
+
+
+def test_rows_of_an_earlier_check_are_kept(tmp_path):
+    import gpu_check
+
+    for name, anew in (("first", True), ("more", False), ("second", True)):
+        check = gpu_check.Check(tmp_path, anew=anew)
+        check.run(stage(task(name, f"row({name!r})", check.rows)))
+    assert made_up(tmp_path / "gpu.jsonl.old") == ["first", "more"]
+    assert made_up(tmp_path / "gpu.jsonl") == ["second"]
+
+
+def test_without_time_or_tool_a_task_does_not_run(check, tmp_path):
+    import gpu_plan
+
+    check.run(stage(
+        task("long", "time.sleep(30)", check.rows),
+        task("none left", "row('no')", check.rows),
+        limit=3,
+    ))  # fmt: skip
+    check.run(stage(gpu_plan.Task("absent", ("no-such-profiler",), 10)))
+    assert "none left" in check.summary() and "not run: no time is left" in check.summary()
+    assert "not run: there is no no-such-profiler" in check.summary()
+    assert not check.passed and not made_up(check.rows)
+
+
+def test_every_task_gets_the_same_settings_of_triton(monkeypatch):
+    import gpu_check
+    import gpu_plan
+
+    monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    planned = gpu_plan.stages(gpu_plan.Options(Path("rows")))
+    settings = {
+        tuple(sorted((k, v) for k, v in gpu_check.environment(t).items() if "TRITON" in k))
+        for s in planned
+        for t in s.tasks
+    }
+    assert settings == {(("TRITON_CACHE_DIR", str(gpu_plan.BUILD / "triton")),)}
+
+
+# ---- the plan
+
+
+def test_the_plan_fits_and_goes_by_value():
+    import gpu_plan
+
+    options = gpu_plan.Options(Path("rows"))
+    planned = gpu_plan.stages(options)
+    names = [s.name for s in planned]
+    assert names == ["build", "correct", "peaks", "speed", "correct-wide", "speed-wide", "graphs",
+                     "reduced", "stock", "tile", "sanitize", "compile"]  # fmt: skip
+    assert sum(s.limit for s in planned) < gpu_plan.TOTAL == 480
+    quick = gpu_plan.quick_stages(options)
+    assert sum(s.limit for s in quick) <= gpu_plan.QUICK_TOTAL == 60
+    for s in (*planned, *quick):
+        assert all(t.limit <= s.limit for t in s.tasks)
+        if s.name in ("speed", "speed-wide", "graphs", "stock", "tile", "compile", "quick"):
+            assert s.together == 1, "figures are taken alone"
+        if s.name != "build":
+            scripts = [next(a for a in t.command if a.endswith(".py")) for t in s.tasks]
+            assert all(Path(script).exists() for script in scripts)
+
+
 @needs_torch
-def test_dry_run_executes_every_contender(tmp_path):
-    command = [sys.executable, BENCH / "gpu_check.py", "--dry-run", "--only", "bench",
-               "--models", "v2-nano", "--out", tmp_path]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    by_kind = {kind: [r for r in rows if r["bench"] == kind] for kind in ("gpu", "gpu_tile")}
-    labels = {r["contender"] for r in by_kind["gpu"]}
-    assert labels == {
-        "ours fp32", "official layers, rebuilt, fp32", "eager fp32 autocast",
-        "fp32 weights, fast path", "cuBLAS + dense attention fp32", "torch.compile fp32",
-    }  # fmt: skip
-    assert all(r["equal"] and r["px_s"] > 0 for r in rows)
-    assert all(r["invariant"] for r in by_kind["gpu"] if r["contender"] == "ours fp32")
-    assert [r["contender"] for r in by_kind["gpu_tile"]] == ["ours fp32, tile to int8"]
-    assert (tmp_path / "gpu.txt").read_text() in done.stdout
-    assert "no figure" not in done.stdout
+def test_the_scripts_take_what_the_plan_gives_them(tmp_path):
+    import gpu_case
+    import gpu_model
+    import gpu_plan
+    import gpu_small
+
+    options = gpu_plan.Options(tmp_path / "rows", official=tmp_path, commit="abc")
+    parsers = {"gpu_model.py": gpu_model.arguments(), "gpu_small.py": gpu_small.arguments(""),
+               "gpu_ops.py": gpu_small.arguments("")}  # fmt: skip
+    contenders = set()
+    for planned in (*gpu_plan.stages(options), *gpu_plan.quick_stages(options)):
+        for command in (c for t in planned.tasks for c in (t.command, t.diagnosis) if c):
+            at = next(i for i, a in enumerate(command) if a.endswith(".py"))
+            script, asked = Path(command[at]).name, list(command[at + 1 :])
+            if script not in parsers:
+                continue
+            args = parsers[script].parse_args(asked)
+            assert args.rows == options.rows and args.commit == "abc"
+            if script == "gpu_model.py":
+                cases = [(args.model, gpu_case.Ours.parse(c)) for c in args.contenders]
+            else:
+                cases = list(gpu_small.cases(args.cases))
+            for model, ours in cases:
+                assert gpu_plan.spec_of(model).name == model
+                contenders.add(ours.label)
+    assert contenders == {"triton bf16", "fused bf16", "triton fp16", "triton fp8", "triton int8"}
+
+
+def test_the_dry_run_prints_seconds_and_needs_no_gpu(tmp_path):
+    done = python("-S", BENCH / "gpu_check.py", "--dry-run", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr  # without site-packages: no torch, no Triton
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert lines["correct"].split()[1] == "0", "its kernels were compiled by the build stage"
+    assert int(lines["build"].split()[1]) > 100 and "480" not in lines["all"]
+    assert not (tmp_path / "out").exists()
+    one = python("-S", BENCH / "gpu_check.py", "--dry-run", "--stage", "speed", "--stage", "peaks")
+    assert [line.split()[0] for line in one.stdout.splitlines()] == [
+        "stage", "peaks", "speed", "all"
+    ]  # fmt: skip
+    wrong = python("-S", BENCH / "gpu_check.py", "--dry-run", "--stage", "tests")
+    assert wrong.returncode == 1 and "choose from build, correct" in wrong.stderr
+
+
+def test_the_compute_capability_is_that_of_the_device(tmp_path, monkeypatch):
+    import gpu_plan
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$2" = 1 ] && echo 9.0 || { echo "No devices"; exit 6; }\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert gpu_plan.capability("cuda:1") == 90
+    with pytest.raises(SystemExit, match="names no GPU 0: No devices"):
+        gpu_plan.capability("cuda")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(SystemExit, match="--arch"):
+        gpu_plan.capability("cuda:0")
+
+
+def test_the_build_is_for_the_device_alone(monkeypatch):
+    """By the variable that CMakeLists.txt reads: it sets CMAKE_CUDA_ARCHITECTURES from it."""
+    import gpu_build
+    import gpu_plan
+
+    monkeypatch.setattr(gpu_build, "capability", lambda device: 90)
+    options = gpu_build.cuda_options(None)
+    assert "-DTESSERA_CUDA_ARCHITECTURES=90a-real" in options
+    assert not any("CMAKE_CUDA_ARCHITECTURES" in option for option in options)
+    listed = (BENCH.parent / "CMakeLists.txt").read_text()
+    assert "set(CMAKE_CUDA_ARCHITECTURES ${TESSERA_CUDA_ARCHITECTURES})" in listed
+    assert [gpu_plan.cmake_architecture(a) for a in (80, 89, 100, 120)] == [
+        "80-real", "89-real", "100a-real", "120a-real"
+    ]  # fmt: skip
+
+
+# ---- gates and contenders
 
 
 @needs_torch
@@ -51,65 +323,6 @@ def test_ceilings_are_measured_where_there_is_no_gpu():
     found = gpu_peaks.peaks(torch.device("cpu"), small=True)
     assert {"copy_gb_s", "bf16_tflop_s", "upload_gb_s"} <= set(found)
     assert all(value > 0 for value in found.values())
-
-
-# ---- stages
-
-
-@pytest.fixture
-def check(tmp_path):
-    import gpu_check
-
-    args = gpu_check.arguments().parse_args(["--dry-run"])
-    return gpu_check.Check(args, tmp_path)
-
-
-def stage(program: str, least: float = 0, most: float = 60):
-    import gpu_check
-
-    return gpu_check.Stage("small", program, [sys.executable, "-c", program], least, most)
-
-
-def test_a_failing_stage_is_reported_and_the_next_one_runs(check, capfd):
-    check.run(stage("raise SystemExit(3)"))
-    check.run(stage("print('after it')"))
-    assert "FAILED: status 3" in check.summary() and "after it" in capfd.readouterr().out
-    assert "passed" in check.summary() and not check.passed
-    assert "after it" in check._log.read_text()
-
-
-def test_a_stage_that_takes_too_long_is_ended_with_its_children(check, tmp_path):
-    late = tmp_path / "late"
-    child = f"import time; time.sleep(3); open({str(late)!r}, 'w')"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    check.run(stage(program, most=1))
-    assert "FAILED: ended after 1 s" in check.summary()
-    check.run(stage("import time; time.sleep(3)"))  # by now the child would have written
-    assert not late.exists()
-
-
-def test_without_time_or_tool_a_stage_is_skipped(check, capfd):
-    import gpu_check
-
-    check.run(stage("raise SystemExit(3)", least=1e6))
-    check.run(gpu_check.Stage("ncu", "one encode", ["no-such-profiler"], 0, 1))
-    out = capfd.readouterr().out
-    assert "skipped: out of time" in out and "skipped: there is no no-such-profiler" in out
-    assert check.passed
-
-
-def test_the_plan_has_every_stage_in_order(tmp_path):
-    import gpu_check
-
-    args = gpu_check.arguments().parse_args(["--ncu"])
-    kinds = [s.kind for s in gpu_check.plan(args, gpu_check.Check(args, tmp_path))]
-    assert list(dict.fromkeys(kinds)) == list(gpu_check.KINDS)
-    assert kinds.count("bench") == len(gpu_check.MODELS)
-    only = argparse.Namespace(**{**vars(args), "only": ["tests"]})
-    assert [s.kind for s in gpu_check.plan(only, gpu_check.Check(only, tmp_path))] == ["tests"]
-
-
-# ---- gates and contenders
 
 
 @needs_torch
@@ -162,24 +375,81 @@ def test_ragged_attention_gets_the_right_tokens(model, monkeypatch):
     assert other.sequences(device)[0].shape == (2, 5, 11)
 
 
+@needs_torch
+def test_every_contender_has_a_row_of_its_own(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    done = python(BENCH / "gpu_model.py", "--model", "v2-nano", "--contenders", "cpu:fp32",
+                  "--check", "--stock", "--few", "--compiler", "eager", "--dates", 5, 6,
+                  "--device", "cpu", "--rows", rows)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    figures = [r for r in found if r["bench"] == "gpu"]
+    assert [r["contender"] for r in figures] == [
+        "official layers, rebuilt, fp32", "eager fp32 autocast", "fp32 weights, fast path",
+        "cuBLAS + dense attention fp32", "torch.compile fp32", "cpu fp32",
+    ]  # fmt: skip
+    assert all(r["equal"] and r["px_s"] > 0 and r["repeats"] >= 5 for r in figures)
+    assert [(r["form"], r["equal"]) for r in found if r["bench"] == "gpu_small"] == [
+        ("float32", True), ("int8", True)
+    ]  # fmt: skip
+    assert [r["invariant"] for r in found if r["bench"] == "gpu_details"] == [True]
+
+
+@needs_torch
+def test_a_contender_that_fails_keeps_the_rows_before_it(tmp_path, monkeypatch):
+    import gpu_model
+    import gpu_rows
+
+    rows = tmp_path / "rows.jsonl"
+    args = gpu_model.arguments().parse_args(
+        ["--model", "v2-nano", "--few", "--dates", "5", "6", "--device", "cpu", "--rows", str(rows)]
+    )
+    bench = gpu_model.Bench(args)
+    right = bench.expected.astype(np.float32)
+    bench.measure("one", lambda batch: lambda i: right, (4,), "fp32", ours=True)
+
+    def fails(batch):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    bench.measure("two", fails, (4,), "fp32", ours=True)
+    wrong = lambda batch: lambda i: right + 1  # noqa: E731
+    bench.measure("three", wrong, (4,), "fp32", ours=True)
+    found = {r["contender"]: r for r in gpu_rows.read(rows)}
+    assert list(found) == ["one", "two", "three"] and bench.wrong == ["two", "three"]
+    assert found["one"]["px_s"] > 0 and "illegal memory access" in found["two"]["gate"]
+    assert found["three"]["px_s"] is None and "max abs error" in found["three"]["gate"]
+
+
 # ---- tables
 
 
-def test_the_report_has_ratios_goals_and_the_ledger():
+def test_the_report_has_verdicts_ratios_goals_and_the_ledger():
     import gpu_report
 
-    def row(contender, px_s, precision):
+    def row(contender, px_s, precision, ours=False):
         return {"bench": "gpu", "model": "v2-nano", "workload": gpu_report.GOAL_CASE, "px_s": px_s,
-                "contender": contender, "precision": precision, "gate": "worst cosine"}  # fmt: skip
+                "contender": contender, "precision": precision, "gate": "worst cosine",
+                "ours": ours}  # fmt: skip
+
+    def small(form, equal):
+        return {"bench": "gpu_small", "model": "v2-small", "contender": "triton bf16",
+                "form": form, "equal": equal, "gate": "mean cosine 0.5",
+                "cosine_min": 0.4}  # fmt: skip
 
     rows = [
-        row("ours bf16", 1.8e6, "bf16"), row("official eager fp32", 0.1e6, "fp32"),
-        row("torch.compile bf16", 0.9e6, "bf16"), row("eager bf16 autocast", None, "bf16"),
+        small("float32", False), small("int8", True),
+        {"bench": "gpu_ops", "model": "v2-small", "contender": "triton bf16", "text": "ffn is off"},
+        row("triton bf16", 1.8e6, "bf16", True), row("fused bf16", 2.7e6, "bf16", True),
+        row("official eager fp32", 0.1e6, "fp32"), row("torch.compile bf16", 0.9e6, "bf16"),
+        row("eager bf16 autocast", None, "bf16"),
     ]  # fmt: skip
     text = gpu_report.report(rows)
-    figures = next(line for line in text.splitlines() if "torch.compile" in line)
-    assert "1,800,000" in figures and "18.00" in figures and "2.00" in figures
-    assert "50%" in figures and "90%" in figures  # of the goal, of the least
+    assert "v2-small   triton bf16    WRONG float32: mean cosine 0.5" in text
+    assert "v2-small   triton bf16    ffn is off" in text
+    triton, fused = (line for line in text.splitlines() if "torch.compile" in line)
+    assert "triton bf16" in triton and "fused bf16" in fused
+    assert "1,800,000" in triton and "18.00" in triton and "2.00" in triton
+    assert "50%" in triton and "90%" in triton  # of the goal, of the least
     predicted = json.loads(gpu_report.PREDICTIONS.read_text())["v2-nano"]["50 + 60 tokens"]
     off = f"{1.8e6 / predicted['px_s'] - 1:+.0%}"
     assert any(off in line and predicted["why"] in line for line in text.splitlines())
@@ -187,13 +457,10 @@ def test_the_report_has_ratios_goals_and_the_ledger():
 
 
 def test_every_benchmarked_case_is_predicted():
-    import gpu_check
+    import gpu_plan
     import gpu_report
 
     predictions = json.loads(gpu_report.PREDICTIONS.read_text())
-    for model in gpu_check.MODELS:
-        cases = ["40 + 40 tokens"] if model.startswith("v1.0") else [
-            "{} + {} tokens".format(*case) for case in gpu_check.CASES
-        ]  # fmt: skip
-        assert set(predictions[model]) == set(cases)
-        assert all(p["px_s"] > 0 and p["why"] for p in predictions[model].values())
+    for model in gpu_plan.MODELS:
+        predicted = predictions[model]["{} + {} tokens".format(*gpu_plan.CASE)]
+        assert predicted["px_s"] > 0 and predicted["why"]

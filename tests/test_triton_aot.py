@@ -7,6 +7,7 @@ interpreter. What it compiles of the table is a sample; all of it takes a quarte
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +36,14 @@ def _tool() -> Any:
 tool = _tool()
 
 
-def python(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
+def python(
+    *args: object, cwd: Path | None = None, **env: str
+) -> "subprocess.CompletedProcess[str]":
     """Python with bench/ and the package in its path, and no setting of Triton's inherited."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     path = os.pathsep.join([str(PACKAGE), str(BENCH), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True,
+        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=cwd,
         env={**inherited, "PYTHONPATH": path, **env},
     )  # fmt: skip
 
@@ -121,6 +124,51 @@ def test_a_batch_never_chooses_the_binary():
     result = python("-c", ONE_BINARY)
     assert result.returncode == 0, result.stderr
     assert not result.stdout, result.stdout
+
+
+FP8_SASS = """
+import subprocess
+import triton_aot
+from triton import knobs, runtime
+from triton_network import NetworkLaunches
+from tessera_fast.spec import released
+
+network = NetworkLaunches(released("v2-nano"), "fp8")
+for launch in network.of(90):
+    if "fp8e4nv" not in launch.arguments():
+        continue
+    runtime.driver.set_active(triton_aot.AbsentGpu(90))
+    cubin = launch.kernel.preload(launch.data).asm["cubin"]
+    with open("kernel.cubin", "wb") as file:
+        file.write(cubin)
+    command = [knobs.nvidia.nvdisasm.path, "-c", "kernel.cubin"]
+    print("KERNEL", launch.name, launch.constants())
+    print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+"""
+# Sums, and what they start from: "R24, R88, gdesc[UR4], RZ" is a new sum, "..., R24" goes on.
+QGMMA = re.compile(r"QGMMA\.\w+x(\d+)\.F32\.E4M3\.E4M3 (\w+), \w+, gdesc\[\w+\], (\w+)")
+
+
+def fp8_depths(sass: str) -> list[float]:
+    """How many products each sum in the tensor cores has; inf where a loop goes on with it."""
+    depths: dict[str, float] = {}
+    found = []
+    for depth, into, onto in QGMMA.findall(sass):
+        before = 0 if onto == "RZ" else depths.get(into, float("inf"))
+        depths[into] = before + int(depth)
+        found.append(depths[into])
+    return found
+
+
+def test_fp8_sums_of_sm_90_are_short(tmp_path):
+    """The tensor cores sum in some 14 bits there: after 64 products a float32 sum takes over."""
+    result = python("-c", FP8_SASS, TRITON_CACHE_DIR=str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    kernels = [k.split("\n", 1) for k in result.stdout.split("KERNEL ")[1:]]
+    depths = {name: fp8_depths(sass) for name, sass in kernels}
+    assert {name.split()[0] for name, found in depths.items() if found} == {"_ffn", "_linear"}
+    for name, found in depths.items():
+        assert max(found, default=0) <= 64, f"{name}: {found}"
 
 
 GREEDY = """

@@ -118,6 +118,10 @@ def stale_consolidated(path):
     edit_json(path / "zarr.json", change)
 
 
+def numbers_for_attributes(path):
+    edit_json(path / "utm31/scales/zarr.json", lambda c: c.update(attributes=3))
+
+
 def edit_marker(**changes):
     return lambda path: edit_json(marker(path), lambda c: c.update(changes))
 
@@ -184,6 +188,7 @@ DAMAGE = {
     "spool": (leave("spool"), "x.zarr.state/spool", "rows of unfinished tiles"),
     "transaction": (leave("commit"), "x.zarr.state/commit", "not wholly in place"),
     "zone metadata": (lambda p: (p / "utm31/zarr.json").write_text("{"), "x.zarr", ""),
+    "attributes": (numbers_for_attributes, "zarr.json", "attributes: expected an object"),
     "root metadata": (
         lambda p: (p / "zarr.json").write_text("nonsense"),
         "zarr.json",

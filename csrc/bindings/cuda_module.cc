@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -148,16 +149,53 @@ int runtime_version() {
   return version;
 }
 
-// GPUs that the driver shows; 0 also where there is no driver, or one older than the runtime here.
+// What cudaGetDeviceCount says, and how many GPUs it found.
+int ask_driver([[maybe_unused]] int* count) {
+#ifndef TESSERA_CUDA_EMULATED
+  return cudaGetDeviceCount(count);
+#else
+  return 0;
+#endif
+}
+
+// GPUs that can be used; 0 for whatever reason, which why_no_device tells.
 int device_count() {
   int count = 0;
+  return ask_driver(&count) == 0 ? count : 0;
+}
+
+// The CUDA error `code` of asking for the GPUs as a sentence; empty for 0. Numbers are those of
+// cudaError_t, which the driver shares from 100 on.
+std::string device_problem(int code) {
+  switch (code) {
+    case 0: return "";
+    case 35:
+      return "no GPU is found: the NVIDIA driver is absent, or older than the CUDA runtime of "
+             "tessera_fast._cuda: compare the versions of nvidia-smi and tessera-fast info";
+    case 100: return "the NVIDIA driver finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES";
+    case 802:
+      return "the GPUs are not ready (CUDA error 802): start nvidia-fabricmanager, or wait for it";
+    case 803:
+      return "the NVIDIA driver's library and kernel module are of different versions (CUDA error "
+             "803): restart the machine, or give a container the library of its host";
+    case 804:
+      return "this GPU does not take the forward compatibility package of CUDA (CUDA error 804): "
+             "remove cuda-compat from the library path, or install a newer NVIDIA driver";
+  }
+  std::string text = "CUDA error " + std::to_string(code);
 #ifndef TESSERA_CUDA_EMULATED
-  const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver) return 0;
-  if (code != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA: device count: ") + cudaGetErrorString(code));
+  text += std::string(", ") + cudaGetErrorString(static_cast<cudaError_t>(code));
 #endif
-  return count;
+  return "the NVIDIA driver does not start (" + text +
+         "): see what nvidia-smi and the kernel's log say, then restart the machine";
+}
+
+// Why there is no GPU to use, as a sentence; none where there is one.
+std::optional<std::string> why_no_device() {
+  int count = 0;
+  const int code = ask_driver(&count);
+  if (code == 0 && count > 0) return std::nullopt;
+  return device_problem(code == 0 ? 100 : code);
 }
 
 }  // namespace
@@ -174,6 +212,8 @@ PYBIND11_MODULE(TESSERA_CUDA_MODULE, m) {
   });
   m.def("arch_list", arch_list);
   m.def("device_count", device_count);
+  m.def("device_problem", device_problem, py::arg("code"));
+  m.def("why_no_device", why_no_device);
   m.def("runtime_version", runtime_version);
   define_pack_kernels(m);
   define_encoder(m);

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(32 * kSchedulers) schedule_kernel(ScheduleArgu
       starts[warp][++n] = count;
       base = atomicAdd(&blocks, n);
     }
+    __syncwarp();  // `starts`: a shuffle orders no memory
     n = __shfl_sync(kAllLanes, n, 0);
     base = __shfl_sync(kAllLanes, base, 0);
     for (int i = lane; i < n; i += 32) {
@@ -335,7 +336,7 @@ bool is(const FusedShape& shape, bool network) {
 template <Element E>
 bool network(const FusedShape& shape, int blocks, uintptr_t stream, const NetworkArguments& a) {
   const auto run = [&](auto kernel, int threads, int shared) {
-    launch(kernel, dim3(blocks), dim3(threads), shared, stream, a);
+    launch("network_kernel", kernel, dim3(blocks), dim3(threads), shared, stream, a);
     return true;
   };
   using Full = Nano<E>;
@@ -349,7 +350,8 @@ template <Element E>
 bool layer(const FusedShape& shape, int blocks, uintptr_t stream, const LayerArguments& a) {
   using S = Small<E>;
   if (!is<S>(shape, false)) return false;
-  launch(layer_kernel<S>, dim3(blocks), dim3(S::kThreads), S::kSharedBytes, stream, a);
+  launch("layer_kernel", layer_kernel<S>, dim3(blocks), dim3(S::kThreads), S::kSharedBytes, stream,
+         a);
   return true;
 }
 
@@ -368,7 +370,7 @@ bool encode_layer(const FusedShape& shape, bool float16, int blocks, uintptr_t s
 }
 
 void schedule_pixels(const ScheduleArguments& a, uintptr_t stream) {
-  launch(schedule_kernel, dim3(1), dim3(32 * kSchedulers), 0, stream, a);
+  launch("schedule_kernel", schedule_kernel, dim3(1), dim3(32 * kSchedulers), 0, stream, a);
 }
 
 int shared_bytes(const FusedShape& shape) {

@@ -176,8 +176,9 @@ __device__ void draw_ranks(const PackInput& in, int p, int n, int lane, uint16_t
     bool taken = false;                              // becomes the largest that may come
 #pragma unroll 1
     for (int k = lane; k < i; k += 32) taken |= list[k] == list[i];
-    if (__ballot_sync(kAllLanes, taken) && lane == 0)
-      list[i] = static_cast<uint16_t>(n - kDraws + i);
+    taken = __any_sync(kAllLanes, taken);
+    __syncwarp();  // all have read: a vote orders no memory
+    if (taken && lane == 0) list[i] = static_cast<uint16_t>(n - kDraws + i);
     __syncwarp();
   }
   int place[2];  // a rank's place is the number of those before it
@@ -306,20 +307,21 @@ dim3 blocks(int pixels, int per_block) {
 
 void mark_all_zero(const PackInput& in, uintptr_t stream) {
   const auto kernel = in.is_float ? all_zero_kernel<10> : all_zero_kernel<5>;
-  launch(kernel, blocks(in.pixels, kThreads), kThreads, 0, stream, in);
+  launch("all_zero_kernel", kernel, blocks(in.pixels, kThreads), kThreads, 0, stream, in);
 }
 
 void count_tokens(const PackInput& in, int32_t* tokens, int32_t* steps, uintptr_t stream) {
   const auto kernel = in.stream == 0 ? count_kernel<false, 0>
                       : in.is_float  ? count_kernel<true, 2>
                                      : count_kernel<true, 1>;
-  launch(kernel, blocks(in.pixels, kThreads), kThreads, 0, stream, in, tokens, steps);
+  launch("count_kernel", kernel, blocks(in.pixels, kThreads), kThreads, 0, stream, in, tokens,
+         steps);
 }
 
 void fill_tokens(const PackInput& in, const PackOutput& out, uintptr_t stream) {
   const auto kernel = in.stream == 0 ? (in.is_float ? fill_kernel<10> : fill_kernel<5>)
                                      : (in.is_float ? fill_kernel<2> : fill_kernel<1>);
-  launch(kernel, blocks(in.pixels, kWarps), kThreads, 0, stream, in, out);
+  launch("fill_kernel", kernel, blocks(in.pixels, kWarps), kThreads, 0, stream, in, out);
 }
 
 }  // namespace tessera::cuda

@@ -92,8 +92,12 @@ template <int kCount, bool kTransposed>
 void load_matrices(uint32_t* words, const void* row) {
   struct Request {
     uint32_t* words;
-    const uint16_t* row;
-  } own{words, static_cast<const uint16_t*>(row)};
+    uint16_t row[8];
+  } own{words, {}};
+  if (emulator::lane() < 8 * kCount) {
+    emulator::check_aligned(row, 16, "ldmatrix");
+    for (int i = 0; i < 8; ++i) own.row[i] = static_cast<const uint16_t*>(row)[i];
+  }
   emulator::together(kAllLanes, "ldmatrix", own, [](Request** lanes) {
     for (int m = 0; m < kCount; ++m)
       for (int lane = 0; lane < 32; ++lane) {

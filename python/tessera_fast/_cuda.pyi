@@ -37,7 +37,15 @@ def fill_tokens(
     stream: int,
 ) -> None: ...
 def arch_list() -> list[str]: ...
-def device_count() -> int: ...
+def device_count() -> int:
+    """GPUs that can be used; 0 for whatever reason, which ``why_no_device`` tells."""
+
+def device_problem(code: int) -> str:
+    """The error ``code`` of cudaGetDeviceCount as a sentence; empty for 0."""
+
+def why_no_device() -> str | None:
+    """Why there is no GPU to use, as a sentence; None where there is one."""
+
 def runtime_version() -> int: ...
 
 Shape = tuple[int, int, int, int]  # width, heads, hidden, tokens of a block

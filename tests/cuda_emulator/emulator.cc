@@ -1,89 +1,27 @@
-// Fibers and their scheduler; see emulator.h. Stacks are pages of their own with a guard page under
-// each, so that an overflow stops the process instead of corrupting a neighbour.
-#include "cuda_emulator/emulator.h"
-
-#include <sys/mman.h>
-#include <unistd.h>
-
+// The scheduler of fibers; see emulator.h.
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <utility>
 #include <vector>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
+#include "cuda_emulator/fibers.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-#if defined(__x86_64__)
-// switch(void** save, void* load): what the ABI lets a callee change needs no saving.
-extern "C" void tessera_emulator_switch(void** save, void* load);
-asm(R"(
-.text
-.globl tessera_emulator_switch
-.hidden tessera_emulator_switch
-.type tessera_emulator_switch, @function
-tessera_emulator_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size tessera_emulator_switch, .-tessera_emulator_switch
-)");
-#endif
+// Where the linker puts all static __shared__ variables; absent where there is none.
+extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_tessera_shared[];
+extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __stop_tessera_shared[];
 
 namespace tessera::emulator {
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;  // of address space: pages are taken when touched
-constexpr size_t kGuardBytes = 4096;       // on both sides of dynamic shared memory
+constexpr size_t kGuardBytes = 4096;  // on both sides of dynamic shared memory
 constexpr unsigned char kGuard = 0xA5, kPoison = 0xFF;
-constexpr unsigned kMaxThreads = 1024;
 
 enum class State : uint8_t { kReady, kInWarp, kAtBarrier, kExited };
-
-class Context {
- public:
-#if defined(__x86_64__)
-  void start(unsigned char* top, void (*entry)()) {
-    void** words = reinterpret_cast<void**>(top);
-    words[-1] = nullptr;  // the entry never returns; after `ret` the stack is as after a call
-    words[-2] = reinterpret_cast<void*>(entry);
-    for (int i = 3; i <= 8; ++i) words[-i] = nullptr;
-    stack_ = words - 8;
-  }
-  void switch_to(Context& other) { tessera_emulator_switch(&stack_, other.stack_); }
-
- private:
-  void* stack_ = nullptr;
-#else
-  void start(unsigned char* top, void (*entry)()) {
-    getcontext(&context_);
-    context_.uc_stack.ss_sp = top - kStackBytes;
-    context_.uc_stack.ss_size = kStackBytes;
-    context_.uc_link = nullptr;
-    makecontext(&context_, entry, 0);
-  }
-  void switch_to(Context& other) { swapcontext(&context_, &other.context_); }
-
- private:
-  ucontext_t context_{};
-#endif
-};
 
 struct Copy {
   void* to;
@@ -103,6 +41,8 @@ struct Fiber {
 // the same time.
 struct Pending {
   uint32_t mask = 0, arrived = 0;
+  unsigned barriers = 0;  // __syncwarps so far
+  char order[2];          // what they release and acquire, in turns
   const char* operation = nullptr;
   void* payloads[32];
 };
@@ -111,34 +51,19 @@ struct Warp {
   Pending pending[32];
 };
 
-class Stacks {
- public:
-  Stacks() {
-    page_ = size_t(sysconf(_SC_PAGESIZE));
-    stride_ = kStackBytes + page_;
-    void* at = mmap(nullptr, stride_ * kMaxThreads, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) throw Error("no address space for the emulator's stacks");
-    base_ = static_cast<unsigned char*>(at);
-    for (unsigned i = 0; i < kMaxThreads; ++i) mprotect(base_ + i * stride_, page_, PROT_NONE);
-  }
-  unsigned char* top(unsigned i) { return base_ + (i + 1) * stride_; }
-
- private:
-  unsigned char* base_;
-  size_t page_, stride_;
-};
-
 class Machine {
  public:
-  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+  void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+           const std::function<void()>& body) {
     const unsigned threads = block.x * block.y * block.z;
     if (running_) throw Error("a kernel launches a kernel");
     if (threads == 0 || threads > kMaxThreads)
       throw Error("a block of " + std::to_string(threads) + " threads");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) throw Error("an empty grid");
     body_ = &body;
+    kernel_ = kernel;
     running_ = true;
+    scheduler_.adopt();
     struct Stop {
       bool& running;
       ~Stop() { running = false; }
@@ -149,6 +74,7 @@ class Machine {
     warps_.resize((threads + 31) / 32);
     threads_ = threads;
     shared_bytes_ = shared_bytes;
+    allow(shared_.data(), shared_.size());
     shared_.resize(shared_bytes + 2 * kGuardBytes + 16);
     for (unsigned z = 0; z < grid.z; ++z)
       for (unsigned y = 0; y < grid.y; ++y)
@@ -189,18 +115,45 @@ class Machine {
       if (mask >> lane & 1u) fibers_[first + lane].state = State::kReady;
   }
 
+  // Two places in turns: a thread may be at the next barrier before others have left this one.
   int barrier(bool flag) {
+    void* const order = &block_order_[barriers_ % 2];
+    order_release(order);
     flags_ += flag;
     if (++at_barrier_ < threads_) {
       wait(State::kAtBarrier);
     } else {
       at_barrier_ = 0;
+      ++barriers_;
       barrier_result_ = flags_;
       flags_ = 0;
       for (unsigned i = 0; i < threads_; ++i) fibers_[i].state = State::kReady;
       check_guards();
     }
+    order_acquire(order);
     return barrier_result_;
+  }
+
+  void warp_barrier(uint32_t mask) {
+    Pending& pending = warps_[current_ / 32].pending[__builtin_ctz(mask)];
+    void* const order = &pending.order[pending.barriers % 2];
+    order_release(order);
+    if (arrive(mask, "__syncwarp", order)) {
+      ++pending.barriers;
+      release(mask);
+    }
+    order_acquire(order);
+  }
+
+  void check_aligned(const void* at, size_t bytes, const char* operation) {
+    if (reinterpret_cast<uintptr_t>(at) % bytes == 0) return;
+    char address[2 + 2 * sizeof at + 1];
+    std::snprintf(address, sizeof address, "%p", at);
+    const ptrdiff_t offset = static_cast<const unsigned char*>(at) - shared();
+    const bool inside = offset >= 0 && size_t(offset) < shared_bytes_;
+    throw Error(where(operation) + "expected an address that is a multiple of " +
+                std::to_string(bytes) + ", got " + address +
+                (inside ? ", byte " + std::to_string(offset) + " of shared memory" : ""));
   }
 
   Fiber& fiber() { return fibers_[current_]; }
@@ -220,8 +173,14 @@ class Machine {
 
   void run_block() {
     unsigned char* const shared_memory = shared();
+    allow(shared_.data(), shared_.size());
     std::fill(shared_.begin(), shared_.end(), kGuard);
     std::fill(shared_memory, shared_memory + shared_bytes_, kPoison);
+    forbid(shared_memory - kGuardBytes, kGuardBytes);
+    forbid(shared_memory + shared_bytes_, kGuardBytes);
+    // volatile: a plain loop is a call of memset, which the address sanitizer would watch
+    for (volatile unsigned char* at = __start_tessera_shared; at != __stop_tessera_shared; ++at)
+      *at = kPoison;
     at_barrier_ = exited_ = 0;
     flags_ = 0;
     for (Warp& warp : warps_)
@@ -234,6 +193,7 @@ class Machine {
       fiber.copies.assign(1, {});
       fiber.context.start(stacks_.top(i), &Machine::entry);
     }
+    order_release(&begin_order_);
     const unsigned warps = unsigned(warps_.size());
     while (exited_ < threads_) {
       bool any = false;
@@ -248,6 +208,7 @@ class Machine {
       }
       if (!any && exited_ < threads_) throw Error(stuck());
     }
+    order_acquire(&end_order_);
     check_guards();
   }
 
@@ -281,8 +242,8 @@ class Machine {
   }
 
   std::string where() {
-    return "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
-           std::to_string(blockIdx.z) + "): ";
+    return std::string(kernel_) + ", block (" + std::to_string(blockIdx.x) + ", " +
+           std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + "): ";
   }
   std::string where(const char* operation) {
     return where() + "thread " + std::to_string(current_) + ", " + operation + ": ";
@@ -316,11 +277,14 @@ class Machine {
   Context scheduler_;
   std::exception_ptr error_;
   const std::function<void()>* body_ = nullptr;
+  const char* kernel_ = "";
   Order order_ = Order::kForward;
   uint64_t random_ = 1;
   size_t shared_bytes_ = 0;
   unsigned threads_ = 0, current_ = 0, at_barrier_ = 0, exited_ = 0;
+  unsigned barriers_ = 0;
   int flags_ = 0, barrier_result_ = 0;
+  char block_order_[2], begin_order_, end_order_;  // what barriers, blocks release, acquire
   bool running_ = false;
 };
 
@@ -331,11 +295,14 @@ Machine& machine() {
 
 void Machine::entry() {
   Machine& m = machine();
+  m.fibers_[m.current_].context.begin(m.scheduler_);
+  order_acquire(&m.begin_order_);
   try {
     (*m.body_)();
   } catch (...) {  // carried to run_lanes
     m.error_ = std::current_exception();
   }
+  order_release(&m.end_order_);
   ++m.exited_;
   m.wait(State::kExited);
   std::terminate();  // an exited fiber is never resumed
@@ -347,10 +314,11 @@ void set_order(Order order, uint64_t seed) {
   machine().set_order(order, seed);
 }
 
-void run_blocks(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+void run_blocks(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                const std::function<void()>& body) {
   static std::recursive_mutex one_at_a_time;  // recursive: run tells of a launch within a launch
   std::lock_guard<std::recursive_mutex> lock(one_at_a_time);
-  machine().run(grid, block, shared_bytes, body);
+  machine().run(kernel, grid, block, shared_bytes, body);
 }
 
 unsigned char* dynamic_shared() {
@@ -368,8 +336,29 @@ void release(uint32_t mask) {
 int barrier(bool flag) {
   return machine().barrier(flag);
 }
+void warp_barrier(uint32_t mask) {
+  machine().warp_barrier(mask);
+}
+void check_aligned(const void* at, size_t bytes, const char* operation) {
+  machine().check_aligned(at, bytes, operation);
+}
+
+#if defined(TESSERA_WATCH_ORDER)
+Unwatched::Unwatched() {
+  __tsan_ignore_thread_begin();
+}
+Unwatched::~Unwatched() {
+  __tsan_ignore_thread_end();
+}
+#else
+Unwatched::Unwatched() = default;
+Unwatched::~Unwatched() = default;
+#endif
 
 void copy_later(void* to, const void* from, size_t bytes, size_t valid_bytes) {
+  machine().check_aligned(to, bytes, "cp.async to");
+  machine().check_aligned(from, bytes, "cp.async from");
+  report_copy(to, from, bytes, valid_bytes);
   machine().fiber().copies.back().push_back({to, from, bytes, valid_bytes});
 }
 
@@ -381,6 +370,7 @@ void wait_copies(size_t groups_left) {
   auto& copies = machine().fiber().copies;
   while (copies.size() > groups_left + 1) {
     for (const Copy& copy : copies.front()) {
+      report_copy(copy.to, copy.from, copy.bytes, copy.valid_bytes);
       std::memcpy(copy.to, copy.from, copy.valid_bytes);
       std::memset(static_cast<char*>(copy.to) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
     }

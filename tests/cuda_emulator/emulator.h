@@ -19,7 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ static
+#define __shared__ static __attribute__((section("tessera_shared")))
 #define __constant__ static
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -45,12 +45,14 @@ enum class Order { kForward, kReverse, kRandom };
 void set_order(Order order, uint64_t seed = 0);
 
 // Runs body once per thread of every block, with dynamic shared memory of the given size.
-void run_blocks(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// `kernel` names it in errors.
+void run_blocks(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                const std::function<void()>& body);
 
 template <class... Parameters, class... Arguments>
-void run(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-         Arguments... arguments) {
-  run_blocks(grid, block, shared_bytes, [=] { kernel(arguments...); });
+void run(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+         size_t shared_bytes, Arguments... arguments) {
+  run_blocks(name, grid, block, shared_bytes, [=] { kernel(arguments...); });
 }
 
 unsigned char* dynamic_shared();
@@ -62,10 +64,19 @@ unsigned lane();
 void** arrive(uint32_t mask, const char* operation, void* payload);
 void release(uint32_t mask);
 
-// One operation of a warp: complete(T* payloads[32]) runs once.
+// While one lives, the thread sanitizer overlooks what this thread reads and writes.
+struct Unwatched {
+  Unwatched();
+  ~Unwatched();
+};
+
+// One operation of a warp: complete(T* payloads[32]) runs once. It may touch payloads and registers
+// of the lanes, which the hardware exchanges; memory of the kernel belongs before or after it, in
+// the lane that names it, because the operation itself orders no memory.
 template <class T, class Complete>
 void together(uint32_t mask, const char* operation, T& payload, Complete complete) {
   if (void** payloads = arrive(mask, operation, &payload)) {
+    const Unwatched exchange;
     complete(reinterpret_cast<T**>(payloads));
     release(mask);
   }
@@ -73,6 +84,12 @@ void together(uint32_t mask, const char* operation, T& payload, Complete complet
 
 // Waits for all threads of the block; returns in how many of them `flag` holds.
 int barrier(bool flag);
+
+// __syncwarp. Like `barrier` it orders the memory of its threads, and nothing else does.
+void warp_barrier(uint32_t mask);
+
+// Error where `at` is no multiple of `bytes`.
+void check_aligned(const void* at, size_t bytes, const char* operation);
 
 // cp.async: the copy takes place when its thread waits for its group, no earlier.
 void copy_later(void* to, const void* from, size_t bytes, size_t valid_bytes);

@@ -47,8 +47,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  int nothing = 0;
-  tessera::emulator::together(mask, "__syncwarp", nothing, [](int**) {});
+  tessera::emulator::warp_barrier(mask);
 }
 
 namespace tessera::emulator {
@@ -138,16 +137,16 @@ T __reduce_max_sync(unsigned mask, T value) {
                                    [](T a, T b) { return std::max(a, b); });
 }
 
-// ---- atomics: one fiber runs at a time, so a plain update is one. None on floats: their sum would
-// depend on the order.
+// ---- atomics: one fiber runs at a time, so a load and a store are one. They are atomic, relaxed,
+// for the thread sanitizer. None on floats: their sum would depend on the order.
 
-#define TESSERA_ATOMIC(name, expression)              \
-  template <class T, class U>                         \
-  T name(T* at, U given) {                            \
-    static_assert(std::is_integral_v<T>);             \
-    const T old = *at, value = static_cast<T>(given); \
-    *at = expression;                                 \
-    return old;                                       \
+#define TESSERA_ATOMIC(name, expression)                                                \
+  template <class T, class U>                                                           \
+  T name(T* at, U given) {                                                              \
+    static_assert(std::is_integral_v<T>);                                               \
+    const T old = __atomic_load_n(at, __ATOMIC_RELAXED), value = static_cast<T>(given); \
+    __atomic_store_n(at, expression, __ATOMIC_RELAXED);                                 \
+    return old;                                                                         \
   }
 TESSERA_ATOMIC(atomicAdd, static_cast<T>(old + value))
 TESSERA_ATOMIC(atomicMin, std::min(old, value))
@@ -159,8 +158,9 @@ TESSERA_ATOMIC(atomicExch, value)
 template <class T, class U, class V>
 T atomicCAS(T* at, U expected, V desired) {
   static_assert(std::is_integral_v<T>);
-  const T old = *at;
-  if (old == static_cast<T>(expected)) *at = static_cast<T>(desired);
+  const T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  if (old == static_cast<T>(expected))
+    __atomic_store_n(at, static_cast<T>(desired), __ATOMIC_RELAXED);
   return old;
 }
 

@@ -1,8 +1,10 @@
 """The seam between the pipeline and the engines: five names, no tensors of any framework."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +12,11 @@ from ..errors import InputError
 from ..packing import Observations, PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+_CAPTURING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -104,3 +111,20 @@ def check_out(
         )
     if out.dtype.name not in dtypes:
         raise InputError(f"out: expected {' or '.join(dtypes)}, got {out.dtype}")
+
+
+@contextmanager
+def capturing(stream: "torch.cuda.Stream") -> Iterator["torch.cuda.CUDAGraph"]:
+    """A CUDA graph of what this thread enqueues on ``stream``, captured instead of run.
+
+    Torch allows one capture at a time in a process, so others wait for this one; other threads
+    may use the GPU meanwhile.
+    """
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with (
+        _CAPTURING,
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
+        yield graph

@@ -96,13 +96,14 @@ def _share(achieved: float, encoder: CudaEncoder) -> str:
     torch.backends.cuda.matmul.allow_tf32 = encoder.precision == "tf32"
     try:
         times = []
-        for _ in range(_REPEATS):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-            start.record()
-            a @ b
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) / 1e3)
+        with torch.cuda.device(encoder.device):  # events are recorded on the current device
+            for _ in range(_REPEATS):
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+                start.record()
+                a @ b
+                stop.record()
+                stop.synchronize()
+                times.append(start.elapsed_time(stop) / 1e3)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     peak = 2 * _PEAK_SIZE**3 / float(np.median(times))

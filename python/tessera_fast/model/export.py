@@ -131,6 +131,9 @@ def _write_engines(
             "no TensorRT is installed: pip install tensorrt-rtx for RTX cards and to build without "
             "a GPU, tensorrt for others, or on Jetson that of JetPack"
         )
+    reason = adapter.too_old(package)
+    if reason is not None:
+        raise BackendUnavailable(reason)
     device = ""
     if not targets:
         torch = require("torch", "building engines", BackendUnavailable, extra="tensorrt")

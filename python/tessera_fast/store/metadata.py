@@ -87,8 +87,8 @@ def check_node(node: dict[str, Any]) -> None:
     if node.get("zarr_format") != 3:
         raise Unreadable(f"zarr_format {shown(node.get('zarr_format'))}, expected 3")
     kind = take(node, "node_type", str)
+    take({"attributes": {}, **node}, "attributes", dict)
     if kind == "group":
-        take({"attributes": {}, **node}, "attributes", dict)
         return
     if kind != "array":
         raise Unreadable(f"node_type {shown(kind)}")

@@ -76,9 +76,8 @@ def _why_no_native(name: str, needs: str) -> str | None:
 
 
 def _why_no_gpu(index: int, precision: str) -> str | None:
-    if _native("cuda").device_count() == 0:  # before torch, which takes a second and 200 MB
-        return "no GPU is found, or its driver is too old: check with nvidia-smi"
-    reason = problem("torch", "gpu")
+    # the driver before torch, which takes a second and 200 MB
+    reason = _native("cuda").why_no_device() or problem("torch", "gpu")
     if reason is not None:
         return reason
     import torch

@@ -1,12 +1,14 @@
 """A model on a GPU: chunks of pixels through the kernels, while the next rows are packed.
 
 Nothing waits for the device but the packer's one read of how many tokens there are, and numpy
-outputs. Launches go to the caller's current CUDA stream.
+outputs. Launches go to a stream of the encoder's own: it follows the caller's current CUDA stream,
+which waits for it, so a call is in order there. Device memory that the encoder takes is used on its
+stream alone, and may be freed at any time.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,8 @@ class CudaEncoder:
         }
         self._spec, self.device = spec, device
         self.ranges = Ranges(device)
-        with self._on_device():
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with self._on_stream():
             made = network_weights(spec, weights.tensors, device, precision)
             fused = None
             if env.fused():
@@ -67,7 +70,6 @@ class CudaEncoder:
         self._replay: Replay | None = None  # graphs whose buffers lie in the arena
         self._chunk_tokens = _CHUNK_TOKENS
         self._lock = threading.Lock()
-        self._done: torch.cuda.Event | None = None  # of the last encode: it owns the workspace
 
     def encode(
         self,
@@ -184,10 +186,11 @@ class CudaEncoder:
     def _replays(self, s2: DeviceTokens, s1: DeviceTokens) -> Replay | None:
         """The graphs of the current workspace, where these tokens suit them."""
         assert self._network is not None and self._arena is not None
-        if self.ranges.timing or not Replay.suits(self._network, s2, s1):
+        limits = self._chunk_tokens, self._chunk_pixels
+        if self.ranges.timing or not Replay.suits(self._network, s2, s1, *limits):
             return None
         if self._replay is None or self._replay.arena is not self._arena:
-            self._replay = Replay(self._network, self._arena, capture=self.device.type == "cuda")
+            self._replay = Replay(self._network, self._arena, self._stream)
         return self._replay
 
     @property
@@ -238,25 +241,27 @@ class CudaEncoder:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """This encode owns the workspace: its launches come after the last one's, on any stream."""
-        with self._lock, self._on_device(), torch.no_grad():
+        """This encode owns the workspace, on the encoder's stream: after what the caller's stream
+        holds now, and before what it gets later."""
+        with self._lock, torch.no_grad():
             if self._network is None:
                 raise BackendUnavailable("this model was closed; load it again")
             if self._arena is not None:
                 self._arena.reset()
-            if self.device.type != "cuda":
+            if self._stream is None:
                 yield
                 return
-            stream = torch.cuda.current_stream(self.device)
-            if self._done is not None:
-                stream.wait_event(self._done)
+            caller = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(caller)
             try:
-                yield
+                with self._on_stream():
+                    yield
             finally:
-                self._done = stream.record_event()
+                caller.wait_stream(self._stream)
 
-    def _on_device(self) -> Any:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        """A context in which the encoder's stream, and with it its device, is torch's current."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 def _device_name(device: torch.device) -> str:

@@ -29,7 +29,7 @@ from ...kernels.triton.quantize import finish
 from ...spec import ModelSpec
 from .arena import Arena
 from .fused import FusedNetwork, schedule_size
-from .tokens import DeviceTokens, empty_stream
+from .tokens import DeviceTokens, empty_stream, on_device
 from .weights import LayerWeights, NetworkWeights, Norm, StreamWeights
 
 Ranges = Callable[[str], AbstractContextManager[Any]]  # an op's name to what times or marks it
@@ -264,7 +264,7 @@ class Network:
                 gru(
                     w.gru.kind, inputs, w.gru.recurrent, w.gru.norm, w.query, w.query_bias,
                     tokens.steps, tokens.step_offsets, tokens.offsets,
-                    torch.from_numpy(order).to(x.device, non_blocking=True), active.tolist(),
+                    on_device(order, x.device), active.tolist(),
                     Scratch(**scratch), logits,
                 )  # fmt: skip
             with self.ranges("pool"):

@@ -71,7 +71,10 @@ class DevicePacker:
         self, spec: ModelSpec, device: torch.device, native: Any, staging_bytes: int = STAGING_BYTES
     ) -> None:
         self._spec, self._device, self._native = spec, device, native
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = None
+        if device.type == "cuda":
+            # before the encoder's: a full grid there would hold up each of the small kernels here
+            self._stream = torch.cuda.Stream(device, priority=-1)
         self._uploads = Uploads(device, self._stream, staging_bytes)
 
     def pack(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...spec import MAX_SEQUENCE
+from ..base import capturing
 from .arena import Arena
 from .forward import Network
 from .sink import Target
@@ -34,17 +35,23 @@ class _Entry:
 class Replay:
     """Graphs by rounded size, for one network and workspace. The least recently used one goes."""
 
-    def __init__(self, network: Network, arena: Arena, *, capture: bool) -> None:
-        """``capture=False`` launches the kernels on the rounded buffers every time, for tests."""
+    def __init__(self, network: Network, arena: Arena, stream: "torch.cuda.Stream | None") -> None:
+        """``stream``: the one that ``encode`` is called on, and that captures. None, where there
+        are no graphs: the kernels are launched on the rounded buffers every time."""
         self.arena = arena
-        self._network, self._capture = network, capture
+        self._network, self._stream = network, stream
         self._entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
 
     @staticmethod
-    def suits(network: Network, s2: DeviceTokens, s1: DeviceTokens) -> bool:
-        """Small, and without a recurrence, whose launches depend on the longest series."""
-        largest = max(s2.doy.numel(), s1.doy.numel(), s2.pixels)
-        return not network.spec.needs_steps and largest <= MOST_TOKENS
+    def suits(
+        network: Network, s2: DeviceTokens, s1: DeviceTokens, chunk_tokens: int, chunk_pixels: int
+    ) -> bool:
+        """Small, one chunk when its sizes are rounded, and without a recurrence, whose launches
+        depend on the longest series."""
+        tokens = rounded(max(s2.doy.numel(), s1.doy.numel()))
+        fits = tokens <= min(MOST_TOKENS, chunk_tokens)
+        fits = fits and rounded(s2.pixels) <= min(MOST_TOKENS, chunk_pixels)
+        return fits and not network.spec.needs_steps
 
     def encode(self, s2: DeviceTokens, s1: DeviceTokens, target: Target) -> None:
         """As ``Network.encode``. The first request of a size launches its kernels, the second
@@ -65,11 +72,11 @@ class Replay:
         _fill(entry.s1, s1)
         if entry.graph is not None:
             entry.graph.replay()
-        elif known and self._capture:
-            entry.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(entry.graph, capture_error_mode="thread_local"):
+        elif known and self._stream is not None:
+            with capturing(self._stream) as graph:
                 self._network.encode(entry.s2, entry.s1, self.arena, entry.target)
-            entry.graph.replay()
+            entry.graph = graph
+            graph.replay()
         else:
             self._network.encode(entry.s2, entry.s1, self.arena, entry.target)
         for part, result in zip(parts, _parts(entry.target), strict=True):

@@ -87,19 +87,19 @@ def to_device(
 ) -> DeviceTokens:
     """Numpy arrays are copied to ``device``; tensors that lie there are taken as views."""
     host = host or HostOffsets.of(tokens)
-    bands = _tensor(tokens.bands, device)
+    bands = on_device(tokens.bands, device)
     unsigned = bands.dtype == torch.uint16
     steps = step_offsets = None
     if tokens.steps is not None:
         assert tokens.step_offsets is not None
-        steps = _tensor(tokens.steps, device)
-        step_offsets = _tensor(tokens.step_offsets, device).to(torch.int32)
+        steps = on_device(tokens.steps, device)
+        step_offsets = on_device(tokens.step_offsets, device).to(torch.int32)
     return DeviceTokens(
         bands.view(torch.int16) if unsigned else bands,
-        _tensor(tokens.doy, device).view(torch.int16),
-        _tensor(tokens.orbit, device),
-        _tensor(tokens.multiplicity, device).view(torch.int16),
-        _tensor(tokens.offsets, device).to(torch.int32),
+        on_device(tokens.doy, device).view(torch.int16),
+        on_device(tokens.orbit, device),
+        on_device(tokens.multiplicity, device).view(torch.int16),
+        on_device(tokens.offsets, device).to(torch.int32),
         steps,
         step_offsets,
         unsigned,
@@ -143,8 +143,9 @@ def chunks(s2: DeviceTokens, s1: DeviceTokens, tokens: int, pixels: int) -> Iter
         first = last
 
 
-def _tensor(array: "np.ndarray | Tensor", device: torch.device) -> Tensor:
-    """A tensor on ``device``: a view where the data lie there, else a copy."""
+def on_device(array: "np.ndarray | Tensor", device: torch.device) -> Tensor:
+    """A tensor on ``device``: a view where the data lie there, else a copy. The host does not wait
+    for the copy of an array: it is from pinned memory."""
     if isinstance(array, np.ndarray):
         array = torch.from_numpy(np.ascontiguousarray(array))
         if device.type == "cuda":

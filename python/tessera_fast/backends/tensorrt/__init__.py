@@ -47,6 +47,9 @@ class TensorrtBackend:
                 "no TensorRT is installed: pip install tensorrt-rtx for RTX cards, tensorrt for "
                 "others, or on Jetson that of JetPack"
             )
+        reason = adapter.too_old(package)
+        if reason is not None:
+            return reason
         return _why_no_gpu(package, int(index or 0), precision_of(spec, plan))
 
     def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> "TensorrtEncoder":

@@ -6,6 +6,7 @@ capabilities, and finishes the compilation on the machine that runs the engine.
 
 import importlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,12 @@ from ...errors import BackendUnavailable, InputError
 from ...packages import has
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")  # the first that is installed is taken
+# The first release with `device_memory_size_v2` and `set_device_memory`. TensorRT-RTX has them from
+# its first release on.
+_OLDEST = {"tensorrt": (10, 1)}
+# What an operation may take beside the tensors between operations: products ask for tens of MiB.
+# Without a limit TensorRT tries kernels that take all memory of the device.
+SCRATCH_BYTES = 1 << 30
 _log = logging.getLogger("tessera_fast")
 
 Shape = tuple[int, ...]
@@ -51,6 +58,18 @@ def installed(name: str | None = None) -> Package | None:
     return None
 
 
+def too_old(package: Package) -> str | None:
+    """A sentence if the package lacks what this module calls, else None."""
+    oldest = _OLDEST.get(package.name, (0, 0))
+    found = re.match(r"(\d+)\.(\d+)", package.version)
+    if found is not None and (int(found[1]), int(found[2])) >= oldest:
+        return None
+    return (
+        f"{package.name} {package.version} is too old: expected {oldest[0]}.{oldest[1]} or newer; "
+        f"pip install -U {package.name}, or on Jetson install JetPack 6.1 or newer"
+    )
+
+
 def capabilities(package: Package) -> list[str]:
     """What an engine can be built for without that GPU: "8.6", "8.9", ...; nothing for TensorRT."""
     if not package.builds_without_gpu:
@@ -85,6 +104,7 @@ def build(
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise BackendUnavailable(f"{package.name} {package.version} cannot read {onnx}: {errors}")
     config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, SCRATCH_BYTES)
     if exact_fp32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if refittable:

@@ -1,12 +1,13 @@
 """A model as three engines: padded batches of equal length on two streams, then the head.
 
 Sentinel-2 and Sentinel-1 run side by side, each in lanes that take turns: while one computes, the
-host fills the next one's pinned buffers. Nothing waits but a lane that is still busy and, at the
-end, the results.
+host fills the next one's pinned buffers. Lanes of a stream share a workspace, so their engines run
+one after the other. Nothing else waits but a lane that is still busy and, at the end, the results.
 """
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import cycle, zip_longest
 from typing import Any
 
@@ -20,7 +21,7 @@ from ...weights import Weights
 from ..base import check_out, check_tokens
 from .device import EMULATED
 from .engines import HEAD_PIXELS, batch_pixels
-from .lanes import Lane, Module, emulated_modules, engine_modules
+from .lanes import Lane, Module, Workspace, emulated_modules, engine_modules
 
 _LANES = 2  # of each stream: one computes, one is filled
 # Pixels whose pooled vectors are kept at once: 170 MB for v2-large.
@@ -51,12 +52,17 @@ class TensorrtEncoder:
         self.provenance: dict[str, Any] = provenance
         self._lock = threading.Lock()
         capturable = not self._spec.needs_steps  # a loop asks the host how long it is
-        self._lanes: dict[str, list[Lane]] = {
-            part: [Lane(modules[part], self.device, capturable) for _ in range(_LANES)]
-            for part in ("s2_encoder", "s1_encoder")
-        }
-        self._head: Lane | None = Lane(modules["head"], self.device, True)
-        self._nothing = {part: self._constant(lanes[0]) for part, lanes in self._lanes.items()}
+        # of its own: what is allocated here is not read on a stream of a caller's
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        s2, s1, head = (modules[part] for part in ("s2_encoder", "s1_encoder", "head"))
+        with self._on_stream():
+            spaces = Workspace([s2, head], self.device), Workspace([s1], self.device)
+            self._lanes: dict[str, list[Lane]] = {
+                module.part: [Lane(module, self.device, space, capturable) for _ in range(_LANES)]
+                for module, space in zip((s2, s1), spaces, strict=True)
+            }
+            self._head: Lane | None = Lane(head, self.device, spaces[0], True)
+            self._nothing = {part: self._constant(lanes[0]) for part, lanes in self._lanes.items()}
 
     def encode(
         self,
@@ -68,7 +74,7 @@ class TensorrtEncoder:
         """As ``Encoder.encode``: ``out`` (P, E) float32."""
         check_tokens(self._spec, s2, s1)
         check_out(self._spec, s2.pixels, out)
-        with self._lock:
+        with self._lock, self._on_stream():
             for first in range(0, s2.pixels, _CHUNK_PIXELS):
                 last = min(first + _CHUNK_PIXELS, s2.pixels)
                 self._encode(s2, s1, out[first:last], first, last)
@@ -95,10 +101,12 @@ class TensorrtEncoder:
             self._start_batches(part, tokens, pooled[part], first, last)
             for part, tokens in zip(self._lanes, (s2, s1), strict=True)
         ]
-        for _ in zip_longest(*work):  # one batch of each stream in turn
-            pass
-        for lane in self._all_lanes():
-            lane.join()
+        try:
+            for _ in zip_longest(*work):  # one batch of each stream in turn
+                pass
+        finally:  # also before pooled vectors are freed for an exception
+            for lane in self._all_lanes():
+                lane.join()
         self._head.follow()
         embedding = torch.empty(last - first, self._spec.saved_dim, device=self.device)
         for start in range(0, last - first, HEAD_PIXELS):
@@ -122,6 +130,9 @@ class TensorrtEncoder:
         for pixels, inputs in bins(self._spec, tokens, batch_pixels, first, last):
             next(lanes).run(inputs, pooled, pixels - first)
             yield
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _all_lanes(self) -> list[Lane]:
         return [lane for lanes in self._lanes.values() for lane in lanes]

@@ -1,7 +1,7 @@
 """Where a batch runs: a stream, buffers of fixed addresses, and one graph of a model."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from ...exports.calibrate import synthetic_calibration
 from ...exports.form import Form
 from ...spec import S1_BANDS, S2_BANDS
 from ...weights import Weights
+from ..base import capturing
 from . import adapter
 from .engines import BATCH_SLOTS, batch_pixels, engines, group_of
 
@@ -22,6 +23,7 @@ from .engines import BATCH_SLOTS, batch_pixels, engines, group_of
 _TYPES = {
     "bands": torch.float32, "doy": torch.int32, "orbit": torch.int32, "rows": torch.int64,
 }  # fmt: skip
+_LEAST_WORKSPACE = 256  # bytes: an engine that needs none is given an address all the same
 
 
 class Module(Protocol):
@@ -30,7 +32,7 @@ class Module(Protocol):
     part: str
 
     def workspace_bytes(self) -> int:
-        """Device memory that a lane sets aside for it."""
+        """Device memory that it works in."""
 
     def enqueue(self, context: Any, inputs: Mapping[str, Tensor], output: Tensor) -> None:
         """Start the work on the current stream: inputs and output are contiguous, on the device."""
@@ -111,6 +113,27 @@ def _calibrated(manifest: dict[str, Any]) -> dict[str, str]:
     return {"calibration": calibration["source"]} if calibration else {}
 
 
+class Workspace:
+    """Device memory that the engines of several lanes work in, one after the other."""
+
+    def __init__(self, modules: Sequence[Module], device: torch.device) -> None:
+        size = max(_LEAST_WORKSPACE, *(module.workspace_bytes() for module in modules))
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._free = torch.cuda.Event() if device.type == "cuda" else None
+
+    @contextmanager
+    def turn(self, stream: "torch.cuda.Stream | None") -> Iterator[None]:
+        """What is enqueued on ``stream`` here comes after the turns before, of any stream."""
+        if stream is None or self._free is None:
+            yield
+            return
+        stream.wait_event(self._free)
+        try:
+            yield
+        finally:
+            self._free.record(stream)
+
+
 class Lane:
     """Runs batches of one module, one after the other, on a stream of its own.
 
@@ -119,13 +142,17 @@ class Lane:
     as TensorRT ties a context's state to the shapes it was captured with.
     """
 
-    def __init__(self, module: Module, device: torch.device, capturable: bool) -> None:
+    def __init__(
+        self, module: Module, device: torch.device, workspace: Workspace, capturable: bool
+    ) -> None:
         self._module, self._device = module, device
         self._cuda = device.type == "cuda"
         self._capture = self._cuda and capturable and env.tensorrt_graphs()
         self._stream = torch.cuda.Stream(device) if self._cuda else None
         self._idle = torch.cuda.Event() if self._cuda else None
-        self._workspace = torch.empty(module.workspace_bytes(), dtype=torch.uint8, device=device)
+        self._workspace = workspace
+        if self._stream is not None:
+            workspace.memory.record_stream(self._stream)
         self._contexts: dict[int, Any] = {}  # by profile
         self._graphs: dict[int, tuple[Any, Any]] = {}  # by length: a context and what was captured
         if module.part == "head":
@@ -135,14 +162,15 @@ class Lane:
         self.bands = len(S1_BANDS if radar else S2_BANDS)
         self.inputs = ("bands", "doy", "orbit") if radar else ("bands", "doy")
         widths = {"bands": self.bands}
-        self._host, self._buffers = (
-            {
-                name: torch.empty(BATCH_SLOTS * widths.get(name, 1), dtype=_TYPES[name],
-                                  device=place, pin_memory=self._cuda and place == "cpu")
-                for name in (*self.inputs, "rows")
-            }
-            for place in ("cpu", device)
-        )  # fmt: skip
+        with self._on_stream():
+            self._host, self._buffers = (
+                {
+                    name: torch.empty(BATCH_SLOTS * widths.get(name, 1), dtype=_TYPES[name],
+                                      device=place, pin_memory=self._cuda and place == "cpu")
+                    for name in (*self.inputs, "rows")
+                }
+                for place in ("cpu", device)
+            )  # fmt: skip
         self._output: Tensor | None = None
 
     def follow(self) -> None:
@@ -163,9 +191,9 @@ class Lane:
         for name, array in arrays.items():
             flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
             self._host[name][: flat.numel()].copy_(flat)
-        if self._output is None:
-            self._output = torch.empty(batch_pixels(1), pooled.shape[1], device=self._device)
         with self._on_stream():
+            if self._output is None:
+                self._output = torch.empty(batch_pixels(1), pooled.shape[1], device=self._device)
             for name, array in arrays.items():
                 size = prod(array.shape)
                 self._buffers[name][:size].copy_(self._host[name][:size], non_blocking=True)
@@ -173,12 +201,13 @@ class Lane:
                 self._idle.record()
             there = {n: self._buffers[n][: prod(a.shape)].view(a.shape) for n, a in arrays.items()}
             places, output = there.pop("rows"), self._output[: len(rows)]
-            self._launch(there, output)
-            pooled.index_copy_(0, places, output)
+            with self._workspace.turn(self._stream):
+                self._launch(there, output)
+                pooled.index_copy_(0, places, output)
 
     def run_on_device(self, inputs: dict[str, Tensor], output: Tensor) -> None:
         """Write ``output`` from tensors that lie on the device already."""
-        with self._on_stream():
+        with self._on_stream(), self._workspace.turn(self._stream):
             self._module.enqueue(self._context(0), inputs, output)
 
     def _launch(self, inputs: dict[str, Tensor], output: Tensor) -> None:
@@ -187,12 +216,10 @@ class Lane:
             self._module.enqueue(self._context(length), inputs, output)
             return
         if length not in self._graphs:
-            context = self._module.context(length, self._workspace)
+            context = self._module.context(length, self._workspace.memory)
             self._module.enqueue(context, inputs, output)  # a first run does more: not captured
             assert self._stream is not None
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            with capturing(self._stream) as graph:
                 self._module.enqueue(context, inputs, output)
             self._graphs[length] = context, graph
         self._graphs[length][1].replay()
@@ -200,7 +227,7 @@ class Lane:
     def _context(self, length: int) -> Any:
         profile = 0 if self._module.part == "head" else group_of(length)
         if profile not in self._contexts:
-            self._contexts[profile] = self._module.context(length, self._workspace)
+            self._contexts[profile] = self._module.context(length, self._workspace.memory)
         return self._contexts[profile]
 
     def _on_stream(self) -> AbstractContextManager[Any]:
