@@ -21,7 +21,7 @@ import tessera_fast as tf
 import timing
 import workloads
 from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.exports import feeds, runtime
 from tessera_fast.packing import PackedTokens, pack
 from tessera_fast.weights import load_weights
@@ -59,7 +59,7 @@ def compare(name: str, args: argparse.Namespace) -> list[dict]:
     runs: dict[str, Run] = {}
     facts: dict[str, dict] = {}
     for precision in args.precisions:
-        plan = Plan(precision, threads=args.threads)
+        plan = RunOptions(precision, threads=args.threads)
         _, encoder = backends.load("cpu", weights.spec, weights, plan)
         runs[f"cpu {precision}"] = partial(encoder.encode, s2, s1)
         facts[f"cpu {precision}"] = {"precision": precision, "batch": None, **encoder.provenance}
@@ -82,7 +82,7 @@ def compare(name: str, args: argparse.Namespace) -> list[dict]:
     out = {k: np.full((s2.pixels, weights.spec.saved_dim), np.nan, np.float32) for k in runs}
     seconds = timing.interleaved({k: partial(run, out[k]) for k, run in runs.items()}, args.rounds)
     exact = np.empty_like(next(iter(out.values())))
-    plan = Plan("fp32", threads=args.threads)
+    plan = RunOptions("fp32", threads=args.threads)
     backends.load("cpu", weights.spec, weights, plan)[1].encode(s2, s1, exact)
     rows = []
     for label, got in out.items():

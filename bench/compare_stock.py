@@ -45,7 +45,7 @@ import tessera_fast as tf
 import timing
 import workloads
 from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.packing import pack
 from tessera_fast.spec import ModelSpec
 from tessera_fast.weights import load_weights
@@ -120,7 +120,7 @@ def compare(name: str, args: argparse.Namespace, scratch: Path) -> list[dict]:
     for precision in args.precisions:
         label = f"tessera_fast {precision}"
         try:
-            plan = Plan(precision, None, args.threads)
+            plan = RunOptions(precision, None, args.threads)
             _, encoder = backends.load("cpu", spec, weights, plan)
         except tf.BackendUnavailable as error:
             left_out[label] = f"unavailable: {error}"

@@ -18,7 +18,7 @@ import torch
 import gpu_stock
 import tessera_fast as tf
 from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.model.model import Model
 from tessera_fast.packing import PackedTokens, pack
 from tessera_fast.spec import MAX_DOY, ModelSpec
@@ -51,7 +51,7 @@ class Ours(NamedTuple):
     def load(self, weights: Weights, device: str) -> Model:
         """``device``: "cuda:0", or "interpreter" or "cpu" for a run without a GPU."""
         cpu = self.engine == "cpu"
-        plan = Plan(self.precision, None if cpu else device)
+        plan = RunOptions(self.precision, None if cpu else device)
         os.environ["TESSERA_FAST_FUSED"] = "1" if self.engine == "fused" else "0"
         name, encoder = backends.load("cpu" if cpu else "cuda", weights.spec, weights, plan)
         return Model(weights, name, encoder, plan)
@@ -173,7 +173,7 @@ def reference(
     spec: ModelSpec, weights: Weights, s2: PackedTokens, s1: PackedTokens, device: torch.device
 ) -> np.ndarray:
     """(P, E) float64: what every contender is judged by."""
-    _, encoder = backends.load("reference", spec, weights, Plan("fp64", str(device)))
+    _, encoder = backends.load("reference", spec, weights, RunOptions("fp64", str(device)))
     out = np.full((s2.pixels, spec.saved_dim), np.nan)
     encoder.encode(s2, s1, out)
     encoder.close()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tessera_fast import _cpu
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import TesseraError
 from tessera_fast.packing import Observations, Orbit, pack
@@ -202,7 +202,7 @@ class Fuzz:
         try:
             _cpu.load_encoder = lambda *a: seen.append(a) or original(*a)
             precision = self.random.choice(("fp32", "bf16", "int8"))
-            cpu.load(spec, untrained_weights(spec), Plan(precision, threads=1))
+            cpu.load(spec, untrained_weights(spec), RunOptions(precision, threads=1))
         finally:
             _cpu.load_encoder = original
         config, positions, tensors, _, _ = seen[0]

@@ -12,7 +12,7 @@ from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, gol
 from isas import BEST, ISAS, RUNNABLE, every_isa
 from oracle import assert_golden, assert_same_codes
 from tessera_fast import _cpu
-from tessera_fast.backends.base import Encoder, Plan
+from tessera_fast.backends.base import Encoder, RunOptions
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import BackendUnavailable
 from tessera_fast.packing import Observations, PackedTokens, pack
@@ -37,7 +37,7 @@ def force(monkeypatch):
 @lru_cache(maxsize=1)
 def golden_encoder(stem: str, isa: str) -> Encoder:
     """Called with ``isa`` forced; CASES are in the order of the models, so one is kept."""
-    encoder = cpu.load(MODELS[stem], golden_weights(stem), Plan("fp32", threads=2))
+    encoder = cpu.load(MODELS[stem], golden_weights(stem), RunOptions("fp32", threads=2))
     assert encoder.provenance["isa"] == isa
     return encoder
 
@@ -155,7 +155,7 @@ def judged(spec: ModelSpec) -> tuple[Weights, tuple[PackedTokens, ...], np.ndarr
     weights = untrained_weights(spec, seed + 100)
     tokens = pack(random_observations(seed), spec, seed=seed)
     out = np.zeros((tokens[0].pixels, spec.saved_dim))
-    reference.load(spec, weights, Plan("fp64", threads=1)).encode(tokens[0], tokens[1], out)
+    reference.load(spec, weights, RunOptions("fp64", threads=1)).encode(tokens[0], tokens[1], out)
     return weights, tokens, out
 
 
@@ -164,7 +164,7 @@ def judged(spec: ModelSpec) -> tuple[Weights, tuple[PackedTokens, ...], np.ndarr
 def test_equals_the_reference(spec, isa, force):
     weights, tokens, expected = judged(spec)
     force(isa)
-    got = encode(cpu.load(spec, weights, Plan("fp32", threads=2)), spec, tokens)
+    got = encode(cpu.load(spec, weights, RunOptions("fp32", threads=2)), spec, tokens)
     observed = ~np.isnan(expected).any(-1)
     assert np.isnan(got[~observed]).all()
     assert_golden(got[observed], expected[observed])
@@ -194,7 +194,7 @@ def test_prefix(isa, force):
     spec = MODELS["v2_qknorm"]
     tokens = pack(random_window(0, (4, 4)), spec)
     force(isa)
-    encoder = cpu.load(spec, untrained_weights(spec), Plan("fp32", threads=1))
+    encoder = cpu.load(spec, untrained_weights(spec), RunOptions("fp32", threads=1))
     whole, prefix = np.empty((16, 128), np.float32), np.empty((16, 3), np.float32)
     encoder.encode(*tokens[:2], whole)
     encoder.encode(*tokens[:2], prefix)
@@ -205,10 +205,10 @@ def test_the_forced_instruction_set_runs_or_raises(force):
     spec = MODELS["v2_qknorm"]
     for name, runs, needs, _ in _cpu.isas():
         force(name)
-        assert (cpu.why_not(spec, Plan()) is None) == runs
+        assert (cpu.why_not(spec, RunOptions()) is None) == runs
         if not runs:
             with pytest.raises(BackendUnavailable, match=f"TESSERA_FAST_ISA.*{needs}"):
-                cpu.load(spec, untrained_weights(spec), Plan())
+                cpu.load(spec, untrained_weights(spec), RunOptions())
     force("avx1024")
     with pytest.raises(BackendUnavailable, match=r"TESSERA_FAST_ISA.*avx1024"):
         tf.load_model("v2-nano", weights="untrained")

@@ -11,7 +11,7 @@ from golden_cases import CASES, MODEL_INPUT, MODELS, golden_weights
 from isas import BEST, ISAS, every_isa
 from oracle import assert_reduced
 from tessera_fast import _cpu
-from tessera_fast.backends.base import Encoder, Plan
+from tessera_fast.backends.base import Encoder, RunOptions
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import BackendUnavailable
 from tessera_fast.packing import pack
@@ -27,7 +27,7 @@ def force(monkeypatch):
 @lru_cache(maxsize=1)
 def encoder(stem: str, isa: str, precision: str) -> Encoder:
     """Called with ``isa`` forced."""
-    made = cpu.load(MODELS[stem], golden_weights(stem), Plan(precision, threads=2))
+    made = cpu.load(MODELS[stem], golden_weights(stem), RunOptions(precision, threads=2))
     assert made.provenance["isa"] == isa and made.precision == precision
     return made
 

@@ -17,7 +17,7 @@ import tessera_fast as tf  # noqa: E402
 from golden_cases import CASES, MODEL_INPUT, MODELS, GoldenCase, golden_weights  # noqa: E402
 from oracle import assert_golden, assert_reduced  # noqa: E402
 from row_blocks import embed_rows  # noqa: E402
-from tessera_fast.backends.base import Plan  # noqa: E402
+from tessera_fast.backends.base import RunOptions  # noqa: E402
 from tessera_fast.backends.cuda import cuda  # noqa: E402
 from tessera_fast.backends.cuda.encoder import CudaEncoder  # noqa: E402
 from tessera_fast.backends.cuda.replay import Replay, rounded  # noqa: E402
@@ -32,7 +32,7 @@ from tessera_fast.weights import untrained_weights  # noqa: E402
 from triton_cases import INTERPRETED  # noqa: E402  (skips the module without triton)
 
 PLACE = "interpreter" if INTERPRETED else "cuda"
-_reason = cuda.why_not(MODELS["v2_nano"], Plan("bf16", PLACE))
+_reason = cuda.why_not(MODELS["v2_nano"], RunOptions("bf16", PLACE))
 if _reason is not None:
     pytest.skip(f"the cuda back end cannot run: {_reason}", allow_module_level=True)
 
@@ -61,12 +61,12 @@ TINY_GRU = variant("v1.1-mpc", name="v1.1-tiny", d_model=32, num_layers=1, num_h
 
 @lru_cache(maxsize=2)
 def golden_encoder(stem: str, precision: str) -> CudaEncoder:
-    return cuda.load(MODELS[stem], golden_weights(stem), Plan(precision, PLACE))
+    return cuda.load(MODELS[stem], golden_weights(stem), RunOptions(precision, PLACE))
 
 
 @lru_cache(maxsize=8)
 def tiny(spec: ModelSpec = TINY, precision: str = "fp32") -> tf.Model:
-    weights, plan = untrained_weights(spec), Plan(precision, PLACE)
+    weights, plan = untrained_weights(spec), RunOptions(precision, PLACE)
     return tf.Model(weights, "cuda", cuda.load(spec, weights, plan), plan)
 
 
@@ -128,7 +128,7 @@ def test_fp32_equals_the_official_output(case):
 
 @pytest.mark.parametrize(("stem", "precision"), REDUCED_CASES)
 def test_reduced_precisions_are_within_their_gates(stem, precision):
-    reason = cuda.why_not(MODELS[stem], Plan(precision, PLACE))
+    reason = cuda.why_not(MODELS[stem], RunOptions(precision, PLACE))
     if reason is not None:
         pytest.skip(reason)
     encoder = golden_encoder(stem, precision)
@@ -157,7 +157,7 @@ def test_chunks_and_runs_of_rows_do_not_show(spec, monkeypatch):
     model, seen = tiny(spec), farm()
     expected = np.empty((PIXELS, model.repr_dim), np.float32)
     counts = model.encode(seen, expected)
-    encoder = cuda.load(spec, model.weights, Plan("fp32", PLACE))
+    encoder = cuda.load(spec, model.weights, RunOptions("fp32", PLACE))
     monkeypatch.setattr(Replay, "suits", staticmethod(lambda *_: False))
     for tokens in (256,):
         encoder._chunk_tokens = tokens
@@ -173,7 +173,7 @@ def test_chunks_and_runs_of_rows_do_not_show(spec, monkeypatch):
 def test_the_fused_network_gives_the_same(precision, monkeypatch):
     spec, weights, seen = MODELS["v2_nano"], golden_weights("v2_nano"), farm()
     monkeypatch.setenv("TESSERA_FAST_FUSED", "1")
-    fused = cuda.load(spec, weights, Plan(precision, PLACE))
+    fused = cuda.load(spec, weights, RunOptions(precision, PLACE))
     got = np.full((PIXELS, fused.width), 7, np.float32)
     counts = fused.encode_window(seen, got)
     expected = np.empty_like(got)
@@ -188,7 +188,7 @@ def test_a_fused_network_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("TESSERA_FAST_FUSED", "1")
     for spec, precision in ((TINY, "bf16"), (MODELS["v2_nano"], "fp32")):
         with pytest.raises(BackendUnavailable, match="TESSERA_FAST_FUSED: "):
-            cuda.load(spec, untrained_weights(spec), Plan(precision, PLACE))
+            cuda.load(spec, untrained_weights(spec), RunOptions(precision, PLACE))
 
 
 def test_packing_on_the_device_is_packing_on_the_host():
@@ -342,7 +342,7 @@ def test_outputs_that_do_not_fit_are_refused():
 
 def test_a_closed_model_says_so():
     spec, weights = TINY, untrained_weights(TINY)
-    encoder = cuda.load(spec, weights, Plan("fp32", PLACE))
+    encoder = cuda.load(spec, weights, RunOptions("fp32", PLACE))
     encoder.close()
     with pytest.raises(BackendUnavailable, match="closed"):
         encoder.encode_window(farm(), np.empty((PIXELS, 32), np.float32))

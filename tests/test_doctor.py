@@ -61,14 +61,14 @@ def test_info_can_check(run):
 
 def test_the_stored_answers_are_the_references():
     pytest.importorskip("torch")
-    from tessera_fast.backends.base import Plan
+    from tessera_fast.backends.base import RunOptions
     from tessera_fast.backends.reference import reference
 
     for name, spec in selftest.MODELS.items():
         digest, answer = selftest.answers()[name]
         assert selftest.digest(name) == digest
         out = np.full((selftest.HEIGHT * selftest.WIDTH, spec.saved_dim), 7.0)
-        reference.load(spec, selftest.weights(name), Plan("fp64")).encode(
+        reference.load(spec, selftest.weights(name), RunOptions("fp64")).encode(
             *selftest.packed(name), out
         )
         data = ~np.isnan(answer).any(-1)

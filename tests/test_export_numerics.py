@@ -15,7 +15,7 @@ from golden_cases import CASES, MODEL_INPUT, MODELS, golden_observations, golden
 from onnx_models import OnnxModel, graphs
 from oracle import assert_golden, assert_reduced
 from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.errors import InputError
 from tessera_fast.exports import calibrate
 from tessera_fast.exports.calibrate import calibrated_ranges, synthetic_calibration
@@ -108,7 +108,7 @@ def test_golden(stem, form):
 
 def reference(weights, *tokens: PackedTokens) -> np.ndarray:
     out = np.full((tokens[0].pixels, weights.spec.saved_dim), np.nan, np.float32)
-    backends.get("reference").load(weights.spec, weights, Plan("fp32")).encode(*tokens, out)
+    backends.get("reference").load(weights.spec, weights, RunOptions("fp32")).encode(*tokens, out)
     return out
 
 

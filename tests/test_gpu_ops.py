@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda back end needs torch")
-from tessera_fast.backends.base import Plan  # noqa: E402
+from tessera_fast.backends.base import RunOptions  # noqa: E402
 from tessera_fast.backends.cuda import cuda, forward  # noqa: E402
 from tessera_fast.spec import released  # noqa: E402
 from triton_cases import INTERPRETED  # noqa: E402  (skips the module without triton)
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 PLACE = "interpreter" if INTERPRETED else "cuda:0"
-_reason = cuda.why_not(released("v2-nano"), Plan("bf16", PLACE))
+_reason = cuda.why_not(released("v2-nano"), RunOptions("bf16", PLACE))
 if _reason is not None:
     pytest.skip(f"the cuda back end cannot run: {_reason}", allow_module_level=True)
 

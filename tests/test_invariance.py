@@ -12,7 +12,7 @@ import pytest
 
 from isas import every_isa
 from row_blocks import embed_rows
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.backends.cpu import cpu
 from tessera_fast.errors import InputError
 from tessera_fast.model.model import Model
@@ -45,7 +45,7 @@ def load(monkeypatch):
         if isa:
             monkeypatch.setenv("TESSERA_FAST_ISA", isa)
         weights = untrained_weights(spec, 5)
-        plan = Plan(precision, threads=threads)
+        plan = RunOptions(precision, threads=threads)
         model = Model(weights, "cpu", cpu.load(spec, weights, plan), plan)
         assert isa in (None, model.provenance()["isa"])
         return model

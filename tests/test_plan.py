@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tessera_fast as tf
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.errors import BackendUnavailable, InputError, WeightsError
 from tessera_fast.model.flop import work
 from tessera_fast.packing import pack
@@ -213,7 +213,7 @@ def test_of_a_huge_model_one_layer_is_timed(tiles, monkeypatch):
     spec = variant(
         "v2-teacher", d_model=32, num_layers=3, num_heads=2, ff_dim=48, out_dim=16, saved_dim=16
     )
-    running = Plan("fp32", threads=1)
+    running = RunOptions("fp32", threads=1)
     window = tf.open_tile(tiles[0]).rows(0, 2)
     for most, layers in ((10**6, (3, 2)), (0, (1, 1))):
         monkeypatch.setattr(calibration, "_MOST_PARAMETERS", most)

@@ -64,11 +64,11 @@ def test_profile_accounts_for_the_encoder():
 def test_gru_has_its_own_line():
     spec = variant("v1.1-mpc", d_model=48, num_layers=1)
     s2, s1, _ = pack(synthetic_tile(4, 6).rows(0, 4), spec)
-    from tessera_fast.backends.base import Plan
+    from tessera_fast.backends.base import RunOptions
     from tessera_fast.backends.cpu import cpu
     from tessera_fast.weights import untrained_weights
 
-    encoder = cpu.load(spec, untrained_weights(spec), Plan(threads=1))
+    encoder = cpu.load(spec, untrained_weights(spec), RunOptions(threads=1))
     out, again = (np.empty((24, 128), np.float32) for _ in range(2))
     encoder.encode(s2, s1, out)
     assert encoder.profile(s2, s1, again)["gru"] > 0

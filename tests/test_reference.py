@@ -9,7 +9,7 @@ import pytest
 
 from golden_cases import CASES, MODEL_INPUT, MODELS, REAL_CROPS, GoldenCase, golden_weights
 from oracle import GOLDEN_ATOL, assert_same_codes
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.backends.reference import reference
 from tessera_fast.errors import BackendUnavailable, InputError
 from tessera_fast.packing import Observations, Orbit
@@ -50,7 +50,7 @@ def test_golden(case, precision):
     else:
         window = case.observations().window(*golden_window(case, precision))
         s2, s1 = packing.pack(window, spec)
-    encoder = reference.load(spec, case.weights(), Plan(precision))
+    encoder = reference.load(spec, case.weights(), RunOptions(precision))
     out = np.zeros((s2.pixels, spec.saved_dim))
     encoder.encode(s2, s1, out)
     compared = cut(case.compared())
@@ -82,7 +82,7 @@ def test_pixel_without_a_stream_reads_the_zero_sequence():
         zeros[..., 0] = np.finfo(np.float32).tiny  # counts as observed, is zero to the model
         day_0 = (Orbit(0, zeros, np.zeros(spec.empty_steps, np.int32)),)
         with_zeros = Observations(window.s2_bands, None, window.s2_doys, day_0, standardized=True)
-        encoder = reference.load(spec, weights, Plan("fp64"))
+        encoder = reference.load(spec, weights, RunOptions("fp64"))
         got = np.zeros((2, 2, spec.saved_dim))
         for out, observations in zip(got, (no_s1, with_zeros), strict=True):
             encoder.encode(*packing.pack(observations, spec), out)
@@ -93,7 +93,7 @@ def test_pixel_without_a_stream_reads_the_zero_sequence():
 def test_prefix_and_output_dtype():
     spec, weights = MODELS["v2_qknorm"], golden_weights("v2_qknorm")
     packed = packing.pack(small_window(), spec)
-    encoder = reference.load(spec, weights, Plan())
+    encoder = reference.load(spec, weights, RunOptions())
     assert encoder.precision == "fp32"
     full, prefix = np.zeros((2, 128), np.float32), np.zeros((2, 16), np.float32)
     encoder.encode(*packed, full)
@@ -108,14 +108,14 @@ def test_prefix_and_output_dtype():
 )
 def test_encode_refuses_a_wrong_output(out):
     spec = MODELS["v2_qknorm"]
-    encoder = reference.load(spec, golden_weights("v2_qknorm"), Plan())
+    encoder = reference.load(spec, golden_weights("v2_qknorm"), RunOptions())
     with pytest.raises(InputError, match="out: expected"):
         encoder.encode(*packing.pack(small_window(), spec), out)
 
 
 def test_encode_refuses_tokens_without_steps_and_streams_that_disagree():
     spec = MODELS["v1_1_mini_aws"]
-    encoder = reference.load(spec, golden_weights("v1_1_mini_aws"), Plan())
+    encoder = reference.load(spec, golden_weights("v1_1_mini_aws"), RunOptions())
     s2, s1 = packing.pack(small_window(), released("v2-nano"))
     with pytest.raises(InputError, match="steps"):
         encoder.encode(s2, s1, np.zeros((2, 16)))
@@ -127,9 +127,9 @@ def test_encode_refuses_tokens_without_steps_and_streams_that_disagree():
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        (Plan("bf16"), "precision bf16"),
-        (Plan(device="tpu"), "device tpu"),
-        (Plan(device="cuda:99"), "device cuda:99"),
+        (RunOptions("bf16"), "precision bf16"),
+        (RunOptions(device="tpu"), "device tpu"),
+        (RunOptions(device="cuda:99"), "device cuda:99"),
     ],
 )
 def test_why_not(plan, reason):
@@ -141,15 +141,15 @@ def test_why_not(plan, reason):
 
 def test_why_not_without_torch(monkeypatch):
     spec = MODELS["v2_qknorm"]
-    assert reference.why_not(spec, Plan("fp64", "cpu")) is None
+    assert reference.why_not(spec, RunOptions("fp64", "cpu")) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "tessera_fast[torch]" in reference.why_not(spec, Plan())
+    assert "tessera_fast[torch]" in reference.why_not(spec, RunOptions())
 
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
     encoder = reference.load(
-        MODELS["v2_qknorm"], golden_weights("v2_qknorm"), Plan(threads=before + 1)
+        MODELS["v2_qknorm"], golden_weights("v2_qknorm"), RunOptions(threads=before + 1)
     )
     encoder.encode(*packing.pack(small_window(), MODELS["v2_qknorm"]), np.zeros((2, 16)))
     assert torch.get_num_threads() == before

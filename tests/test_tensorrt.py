@@ -14,7 +14,7 @@ from fake_tensorrt import FakePackage
 from golden_cases import CASES, MODEL_INPUT, MODELS, golden_observations, golden_weights
 from oracle import assert_golden, assert_reduced
 from tessera_fast import backends
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.backends.tensorrt import adapter, encoder, engines, lanes, precision_of, tensorrt
 from tessera_fast.backends.tensorrt.device import EMULATED
 from tessera_fast.errors import BackendUnavailable, InputError
@@ -28,7 +28,7 @@ SMALL = [stem for stem, spec in MODELS.items() if spec.d_model <= 144]
 
 
 def load(stem, precision="fp32"):
-    return tensorrt.load(MODELS[stem], golden_weights(stem), Plan(precision, EMULATED))
+    return tensorrt.load(MODELS[stem], golden_weights(stem), RunOptions(precision, EMULATED))
 
 
 def encode(loaded, s2, s1, width=None):
@@ -151,9 +151,9 @@ def test_profiles_cover_every_length_and_no_batch_outgrows_the_buffers():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan("tf32"), "runs fp32, fp16, bf16, int8, fp8, not tf32"),
-        (Plan("fp16", "cpu"), "runs on device cuda or cuda:N, not 'cpu'"),
-        (Plan("fp16", "cuda:x"), "not 'cuda:x'"),
+        (RunOptions("tf32"), "runs fp32, fp16, bf16, int8, fp8, not tf32"),
+        (RunOptions("fp16", "cpu"), "runs on device cuda or cuda:N, not 'cpu'"),
+        (RunOptions("fp16", "cuda:x"), "not 'cuda:x'"),
     ],
 )
 def test_why_not(plan, message):
@@ -169,9 +169,9 @@ def test_why_not_without_a_gpu_or_a_package(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.setattr(adapter, "installed", lambda: None)
-    assert "no TensorRT is installed" in tensorrt.why_not(released("v2-nano"), Plan())
+    assert "no TensorRT is installed" in tensorrt.why_not(released("v2-nano"), RunOptions())
     monkeypatch.setattr(adapter, "installed", lambda: FakePackage())
-    assert "torch finds no GPU" in tensorrt.why_not(released("v2-nano"), Plan())
+    assert "torch finds no GPU" in tensorrt.why_not(released("v2-nano"), RunOptions())
 
 
 @pytest.mark.parametrize(
@@ -191,15 +191,17 @@ def test_why_not_on_a_gpu(capability, precision, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A card")
     monkeypatch.setattr(adapter, "installed", lambda: FakePackage())
     monkeypatch.setattr(adapter, "capabilities", lambda package: ["8.6", "8.9", "12.0"])
-    reason = tensorrt.why_not(released("v2-nano"), Plan(precision))
+    reason = tensorrt.why_not(released("v2-nano"), RunOptions(precision))
     assert reason is None if message is None else message in reason
-    assert "cuda:1 was asked for" in tensorrt.why_not(released("v2-nano"), Plan("fp16", "cuda:1"))
+    assert "cuda:1 was asked for" in tensorrt.why_not(
+        released("v2-nano"), RunOptions("fp16", "cuda:1")
+    )
 
 
 def test_auto_is_not_tensorrt_and_its_own_auto_is_sixteen_bits():
     assert "tensorrt" in backends.BEST_FIRST and "tensorrt" not in backends.AUTOMATIC
     for name, spec in RELEASED.items():
-        assert precision_of(spec, Plan()) == ("bf16" if name == "v2-teacher" else "fp16")
+        assert precision_of(spec, RunOptions()) == ("bf16" if name == "v2-teacher" else "fp16")
 
 
 # ---- on a GPU
@@ -210,14 +212,14 @@ def test_auto_is_not_tensorrt_and_its_own_auto_is_sixteen_bits():
 @pytest.mark.parametrize("stem", SMALL)
 def test_engines_on_a_gpu(stem, precision, graphs, monkeypatch, tmp_path):
     """Built, cached and run here; a second encode replays what the first captured."""
-    reason = tensorrt.why_not(MODELS[stem], Plan(precision))
+    reason = tensorrt.why_not(MODELS[stem], RunOptions(precision))
     if reason is not None:
         pytest.skip(reason)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TESSERA_FAST_TENSORRT_GRAPHS", graphs)
     monkeypatch.setattr(lanes, "batch_pixels", lambda length: 2)
     monkeypatch.setattr(encoder, "batch_pixels", lambda length: 2)
-    loaded = tensorrt.load(MODELS[stem], golden_weights(stem), Plan(precision))
+    loaded = tensorrt.load(MODELS[stem], golden_weights(stem), RunOptions(precision))
     got, expected = [], []
     for case in [c for c in CASES if c.stem == stem]:
         tokens = pack(case.observations(), case.spec)[:2]

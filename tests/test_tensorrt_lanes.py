@@ -9,7 +9,7 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install 'tessera_
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from fake_cuda import FakeCuda  # noqa: E402
-from tessera_fast.backends.base import Plan  # noqa: E402
+from tessera_fast.backends.base import RunOptions  # noqa: E402
 from tessera_fast.backends.tensorrt import EMULATED, adapter, encoder, lanes, tensorrt  # noqa: E402
 from tessera_fast.errors import BackendUnavailable  # noqa: E402
 from tessera_fast.exports.form import Form  # noqa: E402
@@ -172,7 +172,7 @@ def test_a_tensorrt_that_is_too_old_is_a_reason(machine, monkeypatch, tmp_path, 
     found = package(version, name)
     monkeypatch.setattr(adapter, "installed", lambda: found)
     monkeypatch.setattr(adapter, "capabilities", lambda package: [])
-    reason = tensorrt.why_not(SPEC, Plan("fp16"))
+    reason = tensorrt.why_not(SPEC, RunOptions("fp16"))
     if not old:
         assert reason is None
         return

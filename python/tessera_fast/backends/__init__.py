@@ -7,7 +7,7 @@ from ..errors import BackendUnavailable
 from ..spec import ModelSpec
 from ..untrusted.suggest import one_of
 from ..weights import Weights
-from .base import Backend, Encoder, Plan
+from .base import Backend, Encoder, RunOptions
 
 BEST_FIRST = ("cuda", "tensorrt", "cpu", "reference")
 # tensorrt is not known to be the best choice anywhere yet, and the reference is slow on purpose:
@@ -27,24 +27,24 @@ def get(name: str) -> Backend:
     return backend
 
 
-def load(name: str, spec: ModelSpec, weights: Weights, plan: Plan) -> tuple[str, Encoder]:
+def load(name: str, spec: ModelSpec, weights: Weights, options: RunOptions) -> tuple[str, Encoder]:
     """Load a model on the named back end, or on the first automatic one that can ("auto").
 
     Raises InputError for a name that does not exist, else BackendUnavailable with every reason; a
     back end asked for by name runs or raises.
     """
     one_of("backend", name, ("auto", *BEST_FIRST))
-    one_of("precision", plan.precision, PRECISIONS)
-    kind = (plan.device or "auto").partition(":")[0]
+    one_of("precision", options.precision, PRECISIONS)
+    kind = (options.device or "auto").partition(":")[0]
     if kind not in _OF_TESTS:
         one_of("device", kind, DEVICES)
     if name != "auto":
-        return name, get(name).load(spec, weights, plan)
+        return name, get(name).load(spec, weights, options)
     reasons = []
     for candidate in AUTOMATIC:
-        reason = get(candidate).why_not(spec, plan)
+        reason = get(candidate).why_not(spec, options)
         if reason is None:
-            return candidate, get(candidate).load(spec, weights, plan)
+            return candidate, get(candidate).load(spec, weights, options)
         _log.info("back end %s passed over: %s", candidate, reason)
         reasons.append(f"{candidate}: {reason}")
     raise BackendUnavailable("no back end can run this: " + "; ".join(reasons))

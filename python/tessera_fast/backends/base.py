@@ -20,7 +20,7 @@ _CAPTURING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunOptions:
     """How to run: what a back end is asked for by name it runs, or it refuses."""
 
     precision: str = "auto"  # "auto" | "fp32" | "bf16" | "int8" | what else a back end names
@@ -79,10 +79,10 @@ class Backend(Protocol):
 
     name: str
 
-    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+    def why_not(self, spec: ModelSpec, options: RunOptions) -> str | None:
         """None if ``load`` would run here, else the reason as a sentence."""
 
-    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> Encoder:
+    def load(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> Encoder:
         """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""
 
 

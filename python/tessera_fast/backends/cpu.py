@@ -15,7 +15,7 @@ from ..packing import PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
 from ..weights.positions import positional_table
-from .base import Plan
+from .base import RunOptions
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -93,27 +93,27 @@ def automatic_precision(isa: str) -> str:
 class CpuBackend:
     name = "cpu"
 
-    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+    def why_not(self, spec: ModelSpec, options: RunOptions) -> str | None:
         try:
             from .. import _cpu
         except ImportError as error:
             return f"the extension module tessera_fast._cpu cannot be loaded: {error}"
-        if plan.precision not in ("auto", *PRECISIONS):
-            return f"the cpu back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
-        if plan.device not in (None, "cpu"):
-            return f"the cpu back end runs on device 'cpu', not {plan.device!r}"
+        if options.precision not in ("auto", *PRECISIONS):
+            return f"the cpu back end runs {', '.join(PRECISIONS)}, not {options.precision}"
+        if options.device not in (None, "cpu"):
+            return f"the cpu back end runs on device 'cpu', not {options.device!r}"
         try:
             _cpu.select_isa(env.isa() or "")
         except BackendUnavailable as error:
             return f"TESSERA_FAST_ISA: {error}"
         return None
 
-    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> CpuEncoder:
-        reason = self.why_not(spec, plan)
+    def load(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> CpuEncoder:
+        reason = self.why_not(spec, options)
         if reason:
             raise BackendUnavailable(reason)
-        threads = env.threads(plan.threads)
-        return CpuEncoder(spec, weights, threads, env.isa() or "", plan.precision)
+        threads = env.threads(options.threads)
+        return CpuEncoder(spec, weights, threads, env.isa() or "", options.precision)
 
 
 cpu = CpuBackend()

@@ -16,7 +16,7 @@ from ..packages import has, how_to_install, problem, require
 from ..packing import PackedTokens
 from ..spec import ModelSpec
 from ..weights import Weights
-from .base import Plan, check_out, check_tokens
+from .base import RunOptions, check_out, check_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +27,19 @@ _DTYPES = {"fp32": "float32", "fp64": "float64"}
 class ReferenceEncoder:
     """A loaded model, parameters as torch tensors of the precision."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, plan: Plan) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> None:
         import torch
 
         from ..reference.model import to_tensors
 
-        self.precision = _precision(plan)
-        self.place = plan.device or "cpu"
+        self.precision = _precision(options)
+        self.place = options.device or "cpu"
         self.provenance: dict[str, Any] = {"torch": torch.__version__}
         self._spec = spec
         self._dtype = getattr(torch, _DTYPES[self.precision])
-        self._threads = env.threads(plan.threads)
+        self._threads = env.threads(options.threads)
         self._tensors: dict[str, Tensor] = to_tensors(
-            weights.tensors, self._dtype, plan.device or "cpu"
+            weights.tensors, self._dtype, options.device or "cpu"
         )
 
     def encode(
@@ -75,13 +75,13 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+    def why_not(self, spec: ModelSpec, options: RunOptions) -> str | None:
         """None if ``load`` would run here, else the reason as a sentence."""
         if not has("torch"):
             return f"torch is not installed: {how_to_install('torch')}"
-        if plan.precision != "auto" and plan.precision not in _DTYPES:
-            return f"precision {plan.precision} is not one of auto, {', '.join(_DTYPES)}"
-        device = plan.device or "cpu"
+        if options.precision != "auto" and options.precision not in _DTYPES:
+            return f"precision {options.precision} is not one of auto, {', '.join(_DTYPES)}"
+        device = options.device or "cpu"
         if device == "cpu":
             return None
         kind, _, index = device.partition(":")
@@ -97,17 +97,17 @@ class ReferenceBackend:
             return f"device {device} was asked for, and torch finds {found} CUDA devices"
         return None
 
-    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> ReferenceEncoder:
+    def load(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> ReferenceEncoder:
         """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""
-        reason = self.why_not(spec, plan)
+        reason = self.why_not(spec, options)
         if reason is not None:
             raise BackendUnavailable(f"back end {self.name}: {reason}")
         require("torch", "the reference back end", BackendUnavailable)
-        return ReferenceEncoder(spec, weights, plan)
+        return ReferenceEncoder(spec, weights, options)
 
 
-def _precision(plan: Plan) -> str:
-    return "fp32" if plan.precision == "auto" else plan.precision
+def _precision(options: RunOptions) -> str:
+    return "fp32" if options.precision == "auto" else options.precision
 
 
 reference = ReferenceBackend()

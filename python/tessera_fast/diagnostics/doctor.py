@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import backends, env
-from ..backends.base import Plan as Running
+from ..backends.base import RunOptions as Running
 from ..errors import StoreError, TesseraError, WeightsError
 from ..machine.free_memory import available_bytes
 from ..packages import how_to_install, installed_as, version

@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 from .. import backends, env
-from ..backends.base import Plan
+from ..backends.base import RunOptions
 from ..packages import version
 from ..spec import NAMED, RELEASED
 from ..version import __version__
@@ -39,7 +39,7 @@ def describe() -> str:
     spec = RELEASED["v2-nano"]
     lines += ["", "back ends"]
     for name in backends.BEST_FIRST:
-        reason = backends.get(name).why_not(spec, Plan())
+        reason = backends.get(name).why_not(spec, RunOptions())
         lines.append(f"  {name:16} {'available' if reason is None else reason}")
     lines += ["", "models", *(_model(name) for name in NAMED)]
     folder = env.weights_dir()

@@ -75,7 +75,7 @@ def profile(tile: Tile, model: Model, *, rows: int | None = None) -> Profile:
     from ..backends.cpu import CpuEncoder
 
     encoder = model.encoder
-    threads = env.threads(model.plan.threads)
+    threads = env.threads(model.options.threads)
     rows = min(rows or tile.height, tile.height)
     values = np.empty((rows * tile.width, model.repr_dim), np.float32)
     stages: dict[str, float] = {}

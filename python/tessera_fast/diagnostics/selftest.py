@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import backends, env
 from ..backends.base import Encoder
-from ..backends.base import Plan as Running
+from ..backends.base import RunOptions as Running
 from ..errors import TesseraError
 from ..model.model import Model
 from ..packages import how_to_install, version

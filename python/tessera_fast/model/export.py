@@ -86,10 +86,10 @@ def export(
 
 
 def _default_precision(spec: ModelSpec, engines: bool) -> str:
-    from ..backends.base import Plan
+    from ..backends.base import RunOptions
     from ..backends.tensorrt import precision_of
 
-    return precision_of(spec, Plan()) if engines else PRECISIONS[0]
+    return precision_of(spec, RunOptions()) if engines else PRECISIONS[0]
 
 
 def _checked_dims(spec: ModelSpec, dims: int | None) -> int | None:

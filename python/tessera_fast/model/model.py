@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends, env
-from ..backends.base import Encoder, Plan, WindowEncoder
+from ..backends.base import Encoder, RunOptions, WindowEncoder
 from ..errors import InputError
 from ..machine.notebook import table
 from ..packing import Observations, PackedTokens, pack
@@ -37,10 +37,12 @@ class Model:
     Several threads may share a model: they pack side by side and take turns to encode.
     """
 
-    def __init__(self, weights: Weights, backend: str, encoder: Encoder, plan: Plan) -> None:
+    def __init__(
+        self, weights: Weights, backend: str, encoder: Encoder, options: RunOptions
+    ) -> None:
         self.weights = weights
         self.backend = backend
-        self.plan = plan
+        self.options = options
         self.encoder = encoder
         self._turn = threading.Lock()
 
@@ -197,7 +199,7 @@ class Model:
             row0=row0,
             seed=seed,
             binary_masks=binary_masks,
-            threads=self.plan.threads,
+            threads=self.options.threads,
         )
 
     def quantize(self, values: np.ndarray) -> QuantizedEmbeddings:
@@ -294,7 +296,7 @@ def load_model(
         threads = env.threads(threads)
     env.warn_of_unknown()
     place = None if device is None or str(device) == "auto" else str(device)
-    plan = Plan(precision, place, threads)
+    options = RunOptions(precision, place, threads)
     loaded = load_weights(model, weights)
-    name, encoder = backends.load(backend, loaded.spec, loaded, plan)
-    return Model(loaded, name, encoder, plan)
+    name, encoder = backends.load(backend, loaded.spec, loaded, options)
+    return Model(loaded, name, encoder, options)

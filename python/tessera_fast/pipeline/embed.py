@@ -169,7 +169,7 @@ def check_memory(model: Model, memory: int | str | None) -> None:
 
 def _set_aside(model: Model) -> tuple[int, int]:
     """Threads, and the bytes that go before any block."""
-    threads = env.threads(model.plan.threads)
+    threads = env.threads(model.options.threads)
     return threads, _FIXED_BYTES + threads * _workspace_bytes(model.spec)
 
 

@@ -198,11 +198,10 @@ def _width(spec: ModelSpec, dims: int | None) -> int:
 
 def _sizes_only(spec: ModelSpec, threads: int | None) -> Model:
     """A model without parameters or engine, for what reads its sizes alone."""
-    from ..backends.base import Encoder
-    from ..backends.base import Plan as Running
+    from ..backends.base import Encoder, RunOptions
 
     weights = Weights(spec, {}, "", "untrained:0")
-    return Model(weights, "cpu", cast(Encoder, None), Running(threads=threads))
+    return Model(weights, "cpu", cast(Encoder, None), RunOptions(threads=threads))
 
 
 def _bytes_per_pixel(width: int, prefixes: tuple[int, ...], in_store: bool, int8: bool) -> int:

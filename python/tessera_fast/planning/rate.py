@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends, env
-from ..backends.base import Plan as Running
+from ..backends.base import RunOptions
 from ..errors import StoreError
 from ..model.flop import work
 from ..model.model import Model
@@ -72,10 +72,10 @@ def calibrate_rate(
         loaded = model
     else:
         place = None if device is None or str(device) == "auto" else str(device)
-        loaded = made_up_model(model, backend, Running(precision, place, threads))
+        loaded = made_up_model(model, backend, RunOptions(precision, place, threads))
     try:
         picks = sorted({round(i * (len(rows) - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)})
-        used = env.threads(loaded.plan.threads)
+        used = env.threads(loaded.options.threads)
         tiles = [open_tile(rows[i].source, **opening) for i in picks]
         per_flop = _seconds_per_flop(loaded, tiles, used, seconds)
     finally:
@@ -109,7 +109,7 @@ class _MadeUp(Mapping[str, np.ndarray]):
         return len(self._shapes)
 
 
-def made_up_model(spec: ModelSpec, backend: str, running: Running) -> Model:
+def made_up_model(spec: ModelSpec, backend: str, running: RunOptions) -> Model:
     """A model that runs as ``spec`` does, and means nothing; of a huge one a layer a stream."""
     if sum(math.prod(shape) for shape in spec.parameter_shapes().values()) > _MOST_PARAMETERS:
         spec = replace(spec, num_layers=1, fusion_layers=min(spec.fusion_layers, 1))

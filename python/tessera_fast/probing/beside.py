@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import backends
-from ..backends.base import Plan
+from ..backends.base import RunOptions
 from ..errors import InputError
 from ..model.model import Model, load_model
 from ..spec import NAMED
@@ -102,6 +102,6 @@ def _untrained(
     if model is None:
         return None
     weights = untrained_weights(load_weights(model).spec)
-    plan = Plan("auto", None, threads)
+    plan = RunOptions("auto", None, threads)
     name, encoder = backends.load("auto", weights.spec, weights, plan)
     return Model(weights, name, encoder, plan)

@@ -11,7 +11,7 @@ from ...errors import BackendUnavailable
 from ...packages import has, how_to_install, problem
 from ...spec import ModelSpec
 from ...weights import Weights
-from ..base import Plan
+from ..base import RunOptions
 from .device import INTERPRETER, interpreted
 
 if TYPE_CHECKING:
@@ -27,38 +27,38 @@ _OLDEST = (8, 0)
 class CudaBackend:
     name = "cuda"
 
-    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+    def why_not(self, spec: ModelSpec, options: RunOptions) -> str | None:
         """None if ``load`` would run here, else the reason as a sentence."""
-        if plan.precision not in ("auto", *PRECISIONS):
-            return f"the cuda back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
+        if options.precision not in ("auto", *PRECISIONS):
+            return f"the cuda back end runs {', '.join(PRECISIONS)}, not {options.precision}"
         for package in ("torch", "triton"):
             if not has(package):
                 return f"{package} is not installed: {how_to_install(package, 'gpu')}"
-        kind, _, index = (plan.device or "cuda").partition(":")
-        if plan.device == INTERPRETER:
+        kind, _, index = (options.device or "cuda").partition(":")
+        if options.device == INTERPRETER:
             if not interpreted():
                 return f"device {INTERPRETER!r} is for tests and needs TRITON_INTERPRET=1"
             return _why_no_native("_cuda_emulated", "TESSERA_TEST_ISAS=ON")
         if kind != "cuda" or not (index or "0").isdigit():
-            return f"the cuda back end runs on device cuda or cuda:N, not {plan.device!r}"
+            return f"the cuda back end runs on device cuda or cuda:N, not {options.device!r}"
         reason = _why_no_native(
             "_cuda", "nvcc in the path, or TESSERA_CUDA=ON to see what it lacks"
         )
-        return reason or _why_no_gpu(int(index or 0), plan.precision)
+        return reason or _why_no_gpu(int(index or 0), options.precision)
 
-    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> "CudaEncoder":
+    def load(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> "CudaEncoder":
         """Prepare a model; raises BackendUnavailable with ``why_not``'s sentence."""
-        reason = self.why_not(spec, plan)
+        reason = self.why_not(spec, options)
         if reason is not None:
             raise BackendUnavailable(f"back end {self.name}: {reason}")
         import torch
 
         from .encoder import CudaEncoder
 
-        device = torch.device("cpu" if plan.device == INTERPRETER else plan.device or "cuda")
+        device = torch.device("cpu" if options.device == INTERPRETER else options.device or "cuda")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        precision = AUTOMATIC_PRECISION if plan.precision == "auto" else plan.precision
+        precision = AUTOMATIC_PRECISION if options.precision == "auto" else options.precision
         return CudaEncoder(spec, weights, device, precision, _native(device.type))
 
 

@@ -11,7 +11,7 @@ from ...exports.form import PRECISIONS, Form
 from ...packages import has, how_to_install, problem
 from ...spec import ModelSpec
 from ...weights import Weights
-from ..base import Plan
+from ..base import RunOptions
 from . import adapter
 from .device import EMULATED
 
@@ -26,21 +26,21 @@ _OLDEST = (7, 5)
 class TensorrtBackend:
     name = "tensorrt"
 
-    def why_not(self, spec: ModelSpec, plan: Plan) -> str | None:
+    def why_not(self, spec: ModelSpec, options: RunOptions) -> str | None:
         """None if ``load`` would run here, else the reason as a sentence."""
-        if plan.precision not in ("auto", *PRECISIONS):
-            return f"the tensorrt back end runs {', '.join(PRECISIONS)}, not {plan.precision}"
+        if options.precision not in ("auto", *PRECISIONS):
+            return f"the tensorrt back end runs {', '.join(PRECISIONS)}, not {options.precision}"
         for needed, extra in (("onnx", "onnx"), ("torch", "tensorrt")):
             if not has(needed):
                 return f"{needed} is not installed: {how_to_install(needed, extra)}"
-        if plan.device == EMULATED or _quantized(plan):
+        if options.device == EMULATED or _quantized(options):
             if not has("onnxruntime"):
                 return f"onnxruntime is not installed: {how_to_install('onnxruntime')}"
-            if plan.device == EMULATED:
+            if options.device == EMULATED:
                 return None
-        kind, _, index = (plan.device or "cuda").partition(":")
+        kind, _, index = (options.device or "cuda").partition(":")
         if kind != "cuda" or not (index or "0").isdigit():
-            return f"the tensorrt back end runs on device cuda or cuda:N, not {plan.device!r}"
+            return f"the tensorrt back end runs on device cuda or cuda:N, not {options.device!r}"
         package = adapter.installed()
         if package is None:
             return (
@@ -50,30 +50,30 @@ class TensorrtBackend:
         reason = adapter.too_old(package)
         if reason is not None:
             return reason
-        return _why_no_gpu(package, int(index or 0), precision_of(spec, plan))
+        return _why_no_gpu(package, int(index or 0), precision_of(spec, options))
 
-    def load(self, spec: ModelSpec, weights: Weights, plan: Plan) -> "TensorrtEncoder":
+    def load(self, spec: ModelSpec, weights: Weights, options: RunOptions) -> "TensorrtEncoder":
         """Prepare a model, building its engines where no cached ones fit (minutes for TensorRT);
         raises BackendUnavailable with ``why_not``'s sentence."""
-        reason = self.why_not(spec, plan)
+        reason = self.why_not(spec, options)
         if reason is not None:
             raise BackendUnavailable(f"back end {self.name}: {reason}")
         from .encoder import TensorrtEncoder
 
-        form = Form(precision_of(spec, plan), "dense")
-        return TensorrtEncoder(weights, form, plan.device or "cuda")
+        form = Form(precision_of(spec, options), "dense")
+        return TensorrtEncoder(weights, form, options.device or "cuda")
 
 
-def precision_of(spec: ModelSpec, plan: Plan) -> str:
+def precision_of(spec: ModelSpec, options: RunOptions) -> str:
     """What "auto" is: fp16, which keeps three more bits than bf16 at its speed; bf16 where the
     residual stream is never normalised (the teacher) and might outgrow float16."""
-    if plan.precision != "auto":
-        return plan.precision
+    if options.precision != "auto":
+        return options.precision
     return "bf16" if spec.pre_norm else "fp16"
 
 
-def _quantized(plan: Plan) -> bool:
-    return plan.precision in ("int8", "fp8")
+def _quantized(options: RunOptions) -> bool:
+    return options.precision in ("int8", "fp8")
 
 
 def _why_no_gpu(package: adapter.Package, index: int, precision: str) -> str | None:

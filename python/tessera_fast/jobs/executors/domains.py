@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ... import backends, env
-from ...backends.base import Plan
+from ...backends.base import RunOptions
 from ...spec import RELEASED
 from .base import Job
 
@@ -61,7 +61,7 @@ def _gpus(job: Job) -> int:
     """How many GPUs the job may run on; 0 where it runs on the processors or on one of them."""
     if job.model.backend not in ("auto", "cuda") or job.model.device not in (None, "auto", "cuda"):
         return 0
-    if backends.get("cuda").why_not(RELEASED["v2-nano"], Plan()) is not None:
+    if backends.get("cuda").why_not(RELEASED["v2-nano"], RunOptions()) is not None:
         return 0
     import torch
 
