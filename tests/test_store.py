@@ -1,5 +1,6 @@
 """The Zarr store: its layout, and where tiles go in it."""
 
+import json
 from contextlib import closing
 from dataclasses import replace
 
@@ -246,6 +247,7 @@ BAD = {
     "south up": (tile(transform=(10.0, 0.0, X0, 0.0, 10.0, Y0)), "10 m tiles"),
     "rotated": (tile(transform=(10.0, 0.1, X0, -0.1, -10.0, Y0)), "10 m tiles"),
     "not finite": (tile(transform=(float("nan"), 0.0, X0, 0.0, -10.0, Y0)), "10 m tiles"),
+    "off the earth": (tile(y0=-9.2e18), "corner within UTM"),
     "name": (tile("../a"), "plain file name"),
 }
 
@@ -259,6 +261,17 @@ def test_tiles_that_a_store_cannot_hold(tmp_path, path, case):
     assert not list(tmp_path.iterdir())
     if case != "name":  # the folder takes it
         write(tmp_path / "folder", {key: fake(key)})
+
+
+def test_a_store_whose_corner_is_damaged(path):
+    """A grid from there to the tile would have 10^18 rows."""
+    write(path, {tile(): fake(tile())})
+    file = path / "utm31" / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"]["spatial:transform"][5] = 9.2e18
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="corner within UTM"):
+        open_output(path, [tile("b", x0=X0 + 610)], PROVENANCE)
 
 
 def test_store_needs_int8_and_one_lattice(tmp_path, path):

@@ -28,6 +28,9 @@ SHARD = 256  # pixels; 8 MiB of codes at E = 128: what a commit reads, merges an
 CHUNK = 32  # pixels; 128 KiB at E = 128: what a point query reads
 LATTICE_SLACK = 1e-3  # metres: rounding of a corner that went through text or float32 offsets
 SOUTH_OFFSET = 10_000_000.0  # false northing of EPSG:327NN
+# Metres. UTM has eastings of 100 to 900 km and northings of -10,000 to 10,000 km in a store. A
+# corner that lies much farther out is damaged: no memory holds a grid that reaches it.
+FARTHEST_EAST, FARTHEST_NORTH = 2e6, 2e7
 
 _GEO = "https://github.com/zarr-conventions"
 _RAW = "https://raw.githubusercontent.com/zarr-conventions"
@@ -153,7 +156,16 @@ def place(tile: TileKey) -> Grid:
             f"y), got {tuple(tile.transform)}. {instead}"
         )
     northing = f - SOUTH_OFFSET if epsg >= 32700 else f
+    if not _on_earth(c, northing):
+        raise StoreError(
+            f"tile {tile.name}: expected a corner within UTM, at most {FARTHEST_EAST:,.0f} m east "
+            f"and {FARTHEST_NORTH:,.0f} m north, got ({c:g}, {f:g}); check its transform. {instead}"
+        )
     return Grid(zone, c, northing, tile.height, tile.width, (tile.year,))
+
+
+def _on_earth(x: float, y: float) -> bool:
+    return abs(x) <= FARTHEST_EAST and abs(y) <= FARTHEST_NORTH
 
 
 def marked(tile: TileKey, grid: Grid) -> dict[str, Any]:
@@ -251,6 +263,11 @@ def read_grid(group: Any, zone: int) -> Grid:
         )
     attributes = dict(group.attrs)
     _, _, x0, _, _, y0 = take_numbers(attributes, "spatial:transform", 6)
+    if not _on_earth(x0, y0):
+        raise StoreError(
+            f"{group.store_path}: expected a corner within UTM, got ({x0:g}, {y0:g}) m in "
+            "spatial:transform; restore its zarr.json from a copy, or write to another store"
+        )
     h, w = group["embeddings"].shape[-2:]
     if attributes.get("spatial:shape") != [h, w]:
         raise StoreError(
