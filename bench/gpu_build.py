@@ -49,12 +49,21 @@ def build(folder: Path, options: list[str]) -> None:
         raise SystemExit("pybind11 is missing")
     cmake = ["cmake"] if shutil.which("cmake") else [sys.executable, "-m", "cmake"]
     subprocess.run(
-        [*cmake, "-S", str(REPOSITORY), "-B", str(folder), "-G", "Ninja",
-         "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}",
-         f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
-         *options],
+        [
+            *cmake,
+            "-S",
+            str(REPOSITORY),
+            "-B",
+            str(folder),
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
+            *options,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     jobs = str(len(os.sched_getaffinity(0)))
     subprocess.run([*cmake, "--build", str(folder), "--parallel", jobs], check=True)
 

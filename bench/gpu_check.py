@@ -104,8 +104,9 @@ def plan_text(planned: list[Stage], wanted: list[str]) -> str:
     expected = limits = 0.0
     for stage, binaries, seconds in Budget.read().plan(planned):
         if stage.name in wanted:
-            lines.append(f"{stage.name:13} {binaries:8} {seconds:7.0f} s {stage.limit:4.0f} s  "
-                         f"{stage.what}")  # fmt: skip
+            lines.append(
+                f"{stage.name:13} {binaries:8} {seconds:7.0f} s {stage.limit:4.0f} s  {stage.what}"
+            )
             expected, limits = expected + seconds, limits + stage.limit
     return "\n".join([*lines, f"{'all':13} {'':8} {expected:7.0f} s {limits:4.0f} s"])
 
@@ -139,10 +140,16 @@ class Check:
         with ThreadPoolExecutor(stage.together) as pool:
             passed = list(pool.map(lambda task: self._task(stage, task, deadline), stage.tasks))
         seconds = time.monotonic() - started
-        gpu_rows.append(self.rows, {
-            "bench": "gpu_stage", "stage": stage.name, "passed": all(passed),
-            "seconds": round(seconds, 1), "limit": stage.limit,
-        })  # fmt: skip
+        gpu_rows.append(
+            self.rows,
+            {
+                "bench": "gpu_stage",
+                "stage": stage.name,
+                "passed": all(passed),
+                "seconds": round(seconds, 1),
+                "limit": stage.limit,
+            },
+        )
         self._say(f"== {stage.name}: {sum(passed)} of {len(passed)} passed, {seconds:.0f} s")
         return all(p for p, task in zip(passed, stage.tasks, strict=True) if task.essential)
 
@@ -169,11 +176,18 @@ class Check:
             outcome, last = self._execute(stage, task, command, seconds)
         spent = time.monotonic() - started
         name = task.name if what == "task" else f"{task.name} {what}"
-        gpu_rows.append(self.rows, {
-            "bench": f"gpu_{what}", "stage": stage.name, "task": task.name, "outcome": outcome,
-            "seconds": round(spent, 1), "limit": task.limit,
-            "last_line": "" if outcome == "passed" else last,
-        })  # fmt: skip
+        gpu_rows.append(
+            self.rows,
+            {
+                "bench": f"gpu_{what}",
+                "stage": stage.name,
+                "task": task.name,
+                "outcome": outcome,
+                "seconds": round(spent, 1),
+                "limit": task.limit,
+                "last_line": "" if outcome == "passed" else last,
+            },
+        )
         self._results.append((stage.name, name, f"{outcome}, {spent:.0f} s"))
         self._say(f"-- {stage.name} {name}: {outcome}, {spent:.0f} s")
         return outcome
@@ -185,10 +199,16 @@ class Check:
         guard = [sys.executable, "-S", str(HERE / "gpu_guard.py"), str(seconds), *command]
         started = time.monotonic()
         process = subprocess.Popen(
-            guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=REPOSITORY, text=True, errors="replace", env=environment(task),
+            guard,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            text=True,
+            errors="replace",
+            env=environment(task),
             start_new_session=True,
-        )  # fmt: skip
+        )
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         mark = f"{task.name}: " if stage.together > 1 else ""
 
@@ -244,9 +264,11 @@ def environment(task: Task) -> dict[str, str]:
     path = os.pathsep.join([str(BUILD / "python"), kept.get("PYTHONPATH", "")])
     mine: dict[str, Any] = {
         "PATH": os.pathsep.join([kept.get("PATH", os.defpath), CUDA_TOOLS]),
-        "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(BUILD / "triton"),
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(BUILD / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
-    }  # fmt: skip
+    }
     return {**kept, **mine, **task.environment}
 
 

@@ -35,9 +35,19 @@ def _normal(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
 
 
 def embed(
-    bands: Tensor, orbit: Tensor, doy: Tensor, mean: Tensor, std: Tensor, w1: Linear, w2: Linear,
-    table: Tensor, out: Any, *, standardized: bool = False, unsigned: bool = False,
-) -> Tensor:  # fmt: skip
+    bands: Tensor,
+    orbit: Tensor,
+    doy: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    w1: Linear,
+    w2: Linear,
+    table: Tensor,
+    out: Any,
+    *,
+    standardized: bool = False,
+    unsigned: bool = False,
+) -> Tensor:
     values = bands.to(torch.int32) & 0xFFFF if unsigned else bands
     x = values.to(torch.float32)
     if not standardized:
@@ -55,17 +65,28 @@ def linear(
 
 
 def linear_norm(
-    x: Tensor, w: Linear, out: Any, gamma: Tensor | None, beta: Tensor | None, *,
-    residual: Tensor | None = None, relu: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    w: Linear,
+    out: Any,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     y = _normal(linear(x, w, None, residual=residual), gamma, beta)
     return torch.relu(y) if relu else y
 
 
 def layer_norm(
-    x: Tensor, out: Any, gamma: Tensor | None, beta: Tensor | None, *, relu: bool = False,
+    x: Tensor,
+    out: Any,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    relu: bool = False,
     residual: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     y = _wide(x) if residual is None else _wide(x) + _wide(residual)
     y = _normal(y, gamma, beta)
     return torch.relu(y) if relu else y
@@ -78,25 +99,39 @@ def rms_norm_heads(x: Tensor, weight: Tensor, heads: int) -> Tensor:
 
 
 def attention(
-    qkv: Tensor, offsets: Tensor, multiplicity: Tensor | None, out: Any, heads: int,
-    element: str = "", longest: int = 0,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    offsets: Tensor,
+    multiplicity: Tensor | None,
+    out: Any,
+    heads: int,
+    element: str = "",
+    longest: int = 0,
+) -> Tensor:
     rows = [qkv.new_empty(0, qkv.shape[1] // 3, dtype=WIDE)]
     bounds = offsets.tolist()
     for first, last in itertools.pairwise(bounds):
         if first == last:
             continue
-        q, k, v = (ops.split_heads(part[None], heads)
-                   for part in _wide(qkv[first:last]).chunk(3, -1))  # fmt: skip
+        q, k, v = (
+            ops.split_heads(part[None], heads) for part in _wide(qkv[first:last]).chunk(3, -1)
+        )
         bias = None if multiplicity is None else _wide(multiplicity[first:last]).log()[None]
         rows.append(ops.attention(q, k, v, bias)[0])
     return torch.cat(rows)
 
 
 def attention_block(
-    x: Tensor, wqkv: Linear, wout: Linear, gamma: Tensor, beta: Tensor, offsets: Tensor,
-    multiplicity: Tensor | None, out: Any, heads: int, longest: int = 0,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    wqkv: Linear,
+    wout: Linear,
+    gamma: Tensor,
+    beta: Tensor,
+    offsets: Tensor,
+    multiplicity: Tensor | None,
+    out: Any,
+    heads: int,
+    longest: int = 0,
+) -> Tensor:
     mixed = attention(_times(x, wqkv), offsets, multiplicity, None, heads)
     return _normal(_wide(x) + _times(mixed, wout), gamma, beta)
 
@@ -108,9 +143,14 @@ def ffn(
 
 
 def pool(
-    x: Tensor, query: Tensor, query_bias: Tensor, offsets: Tensor, multiplicity: Tensor | None,
-    constant: Tensor, out: Any,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    query: Tensor,
+    query_bias: Tensor,
+    offsets: Tensor,
+    multiplicity: Tensor | None,
+    constant: Tensor,
+    out: Any,
+) -> Tensor:
     logits = _wide(x) @ _wide(query) + _wide(query_bias)
     if multiplicity is not None:
         logits = logits + _wide(multiplicity).log()
@@ -122,9 +162,15 @@ def pool(
 
 
 def pool_steps(
-    x: Tensor, logits: Tensor, steps: Tensor, step_offsets: Tensor, offsets: Tensor,
-    constant: Tensor, out: Any, longest: int = 0,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    logits: Tensor,
+    steps: Tensor,
+    step_offsets: Tensor,
+    offsets: Tensor,
+    constant: Tensor,
+    out: Any,
+    longest: int = 0,
+) -> Tensor:
     bounds, rows = step_offsets.tolist(), []
     for pixel, (first, last) in enumerate(itertools.pairwise(bounds)):
         if last == first:
@@ -136,10 +182,20 @@ def pool_steps(
 
 
 def gru(
-    kind: str, inputs: Tensor, recurrent: Any, norm: Any, query: Tensor, query_bias: Tensor,
-    steps: Tensor, step_offsets: Tensor, offsets: Tensor, order: Tensor, active: Any, scratch: Any,
+    kind: str,
+    inputs: Tensor,
+    recurrent: Any,
+    norm: Any,
+    query: Tensor,
+    query_bias: Tensor,
+    steps: Tensor,
+    step_offsets: Tensor,
+    offsets: Tensor,
+    order: Tensor,
+    active: Any,
+    scratch: Any,
     logits: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     D = inputs.shape[1] // 3
     result = torch.zeros(logits.shape, dtype=WIDE, device=logits.device)
     h = torch.zeros(len(order), D, dtype=WIDE, device=inputs.device)
@@ -163,9 +219,14 @@ def gru(
 
 
 def finish(
-    y: Tensor, valid: Tensor, out: Any, *, final_norm: bool, absmax_floor: float = 0.0,
+    y: Tensor,
+    valid: Tensor,
+    out: Any,
+    *,
+    final_norm: bool,
+    absmax_floor: float = 0.0,
     scale_floor: float = 0.0,
-) -> Values:  # fmt: skip
+) -> Values:
     values = ops.layer_norm(_wide(y)) if final_norm else _wide(y)
     seen = valid.bool()
     if isinstance(out, Tensor):
@@ -178,11 +239,19 @@ def finish(
 
 # A launcher's name -> where its arguments have what it writes, and what that should be.
 EXPECTED: dict[str, tuple[int, Callable[..., Values]]] = {
-    "embed": (8, embed), "linear": (2, linear), "linear_norm": (2, linear_norm),
-    "layer_norm": (1, layer_norm), "rms_norm_heads": (0, rms_norm_heads),
-    "attention": (3, attention), "attention_block": (7, attention_block), "ffn": (3, ffn),
-    "pool": (6, pool), "pool_steps": (6, pool_steps), "gru": (12, gru), "finish": (2, finish),
-}  # fmt: skip
+    "embed": (8, embed),
+    "linear": (2, linear),
+    "linear_norm": (2, linear_norm),
+    "layer_norm": (1, layer_norm),
+    "rms_norm_heads": (0, rms_norm_heads),
+    "attention": (3, attention),
+    "attention_block": (7, attention_block),
+    "ffn": (3, ffn),
+    "pool": (6, pool),
+    "pool_steps": (6, pool_steps),
+    "gru": (12, gru),
+    "finish": (2, finish),
+}
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -154,9 +154,12 @@ class Bench:
             same = False
         gate = "" if same else f"other bits than in a batch, or no graph: {captured} captured"
         self.append_timed(
-            f"{label} graphs", run, small, model.precision,
+            f"{label} graphs",
+            run,
+            small,
+            model.precision,
             {"equal": same, "gate": gate, "graphs": captured, "ours": True},
-        )  # fmt: skip
+        )
 
     def details(self, model: Model, label: str, row: dict[str, Any]) -> None:
         """Whether a pixel's bits depend on its batch, and where the time goes."""
@@ -165,10 +168,15 @@ class Bench:
         model.encoder.encode(*self.case.packed(0, self.sample), alone)
         invariant = bool((alone == to_numpy(run(0))[: self.sample]).all())
         self.wrong += [] if invariant else [f"{label}: bits depend on the batch"]
-        self.append({
-            "bench": "gpu_details", "contender": label, "invariant": invariant,
-            "engine": model.provenance(), **self.by_op(model, run, row["batch"]),
-        })  # fmt: skip
+        self.append(
+            {
+                "bench": "gpu_details",
+                "contender": label,
+                "invariant": invariant,
+                "engine": model.provenance(),
+                **self.by_op(model, run, row["batch"]),
+            }
+        )
 
     def by_op(self, model: Model, run: Callable[[int], Any], batch: int) -> dict[str, Any]:
         """Seconds of every op, where the back end has a profile, and of the top kernels."""
@@ -183,8 +191,9 @@ class Bench:
                 run(0)
                 torch.cuda.synchronize(self.device)
             events = sorted(recorded.key_averages(), key=lambda e: -e.self_device_time_total)
-            found["kernels_us"] = {e.key[:80]: [e.count, e.self_device_time_total]
-                                   for e in events[:TOP_KERNELS]}  # fmt: skip
+            found["kernels_us"] = {
+                e.key[:80]: [e.count, e.self_device_time_total] for e in events[:TOP_KERNELS]
+            }
         return found
 
     def tile(self, model: Model, label: str) -> None:
@@ -267,9 +276,13 @@ class Bench:
         return row if row["px_s"] else None
 
     def append_timed(
-        self, label: str, run: Callable[[int], Any], batch: int, precision: str,
+        self,
+        label: str,
+        run: Callable[[int], Any],
+        batch: int,
+        precision: str,
         verdict: dict[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         once = seconds(partial(run, 0), self.device)
         count = max(1, round(REPEAT_SECONDS / once)) if self.device.type == "cuda" else 1
         spent = [
@@ -280,15 +293,27 @@ class Bench:
         return row
 
     def figures(
-        self, label: str, batch: int, count: int, spent: list[float], precision: str,
+        self,
+        label: str,
+        batch: int,
+        count: int,
+        spent: list[float],
+        precision: str,
         verdict: dict[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         middle = statistics.median(spent)
         row: dict[str, Any] = {
-            "bench": "gpu", "workload": self.case.name, "contender": label, "precision": precision,
-            "batch": batch, "repeats": len(spent), "median_s": middle / count,
-            "spread": (max(spent) - min(spent)) / middle, "gflop_px": self.flop / 1e9, **verdict,
-        }  # fmt: skip
+            "bench": "gpu",
+            "workload": self.case.name,
+            "contender": label,
+            "precision": precision,
+            "batch": batch,
+            "repeats": len(spent),
+            "median_s": middle / count,
+            "spread": (max(spent) - min(spent)) / middle,
+            "gflop_px": self.flop / 1e9,
+            **verdict,
+        }
         row["px_s"] = batch * count / middle if row["equal"] else None
         if row["px_s"]:
             row["tflop_s"] = row["px_s"] * self.flop / 1e12
@@ -302,8 +327,17 @@ class Bench:
             self.wrong.append(row["contender"])
 
     def left_out(self, label: str, reason: str, *, ours: bool) -> None:
-        self.append({"bench": "gpu", "workload": self.case.name, "contender": label, "px_s": None,
-                     "equal": False, "gate": reason, "ours": ours})  # fmt: skip
+        self.append(
+            {
+                "bench": "gpu",
+                "workload": self.case.name,
+                "contender": label,
+                "px_s": None,
+                "equal": False,
+                "gate": reason,
+                "ours": ours,
+            }
+        )
         print(f"{self.args.model:10} {label:30} left out: {reason}", flush=True)
         self.wrong += [label] if ours else []
 

@@ -43,9 +43,9 @@ def main() -> None:
         found = list(deviations(loaded, tile))
         found = found or [{"op": "", "deviation": 0.0, "text": "every op agrees by itself"}]
         for finding in found:
-            gpu_rows.append(args.rows, {
-                "bench": "gpu_ops", "model": model, "contender": ours.label, **finding
-            })  # fmt: skip
+            gpu_rows.append(
+                args.rows, {"bench": "gpu_ops", "model": model, "contender": ours.label, **finding}
+            )
             print(f"{model:10} {ours.label:12} {finding['text']}", flush=True)
 
 
@@ -61,8 +61,11 @@ def deviations(model: Model, tile: gpu_small.Tile) -> Iterator[Finding]:
             encoder.encode(*tile.tokens, out)
             checked.synchronize()
     except gpu_case.failures() as error:
-        yield {"op": checked.last, "deviation": math.inf,
-               "text": f"{checked.last} (op {checked.count}) fails: {error}"}  # fmt: skip
+        yield {
+            "op": checked.last,
+            "deviation": math.inf,
+            "text": f"{checked.last} (op {checked.count}) fails: {error}",
+        }
         return
     yield from checked.found[:1]
 
@@ -110,9 +113,13 @@ class Checked:
 
     def _fused(self, encode: Callable[..., None]) -> Callable[..., None]:
         def call(
-            network: FusedNetwork, name: str, tokens: Any, planned: Tensor, out: Tensor,
+            network: FusedNetwork,
+            name: str,
+            tokens: Any,
+            planned: Tensor,
+            out: Tensor,
             constant: Tensor,
-        ) -> None:  # fmt: skip
+        ) -> None:
             whole = network._operands[name]
             for layers in range(1, whole.layers + 1):
                 network._operands[name] = whole._replace(layers=layers)
@@ -130,9 +137,18 @@ class Checked:
         """A stream's pooled vectors after some of its layers, by the same expectations."""
         w, heads = self._streams[name], network._spec.num_heads
         x = gpu_expected.embed(
-            tokens.bands, tokens.orbit, tokens.doy, w.mean, w.std, w.embed1, w.embed2,
-            network._table, None, standardized=tokens.standardized, unsigned=tokens.unsigned,
-        )  # fmt: skip
+            tokens.bands,
+            tokens.orbit,
+            tokens.doy,
+            w.mean,
+            w.std,
+            w.embed1,
+            w.embed2,
+            network._table,
+            None,
+            standardized=tokens.standardized,
+            unsigned=tokens.unsigned,
+        )
         series = tokens.offsets, tokens.multiplicity
         for layer in w.layers[:layers]:
             x = gpu_expected.attention_block(
@@ -150,9 +166,15 @@ class Checked:
         allowed = GATES["op_deviation"](name, self._element)
         if not error <= allowed:
             text = f"{name} (op {self.count}; {shapes}) deviates by {error:.1e} of its largest"
-            self.found.append({"op": name, "count": self.count, "deviation": error,
-                               "allowed": allowed, "text": f"{text} output, {allowed:.1e} is "
-                               "allowed"})  # fmt: skip
+            self.found.append(
+                {
+                    "op": name,
+                    "count": self.count,
+                    "deviation": error,
+                    "allowed": allowed,
+                    "text": f"{text} output, {allowed:.1e} is allowed",
+                }
+            )
 
 
 def _copied(values: Any) -> list[Any]:
@@ -175,8 +197,11 @@ def _parts(values: Any) -> tuple[Tensor, ...]:
 
 def _shapes(args: tuple[Any, ...]) -> str:
     """Of the operands, for the line."""
-    shown = [list(a.weight.shape) if isinstance(a, Linear) else list(a.shape)
-             for a in args if isinstance(a, Linear | Tensor)]  # fmt: skip
+    shown = [
+        list(a.weight.shape) if isinstance(a, Linear) else list(a.shape)
+        for a in args
+        if isinstance(a, Linear | Tensor)
+    ]
     return " ".join("x".join(map(str, shape)) for shape in shown[:3])
 
 

@@ -75,39 +75,90 @@ class Options:
 def stages(options: Options) -> list[Stage]:
     """Of a whole check."""
     return [
-        _build(options, 55, [(m, "bf16") for m in (*MODELS, *TINY)]
-               + [(m, e) for m in FIRST for e in REDUCED]),
-        Stage("correct", "nano and small in bf16 against the reference", 40,
-              tuple(_correct(options, m, e) for m in FIRST for e in engines(m)), together=3),
-        Stage("peaks", "measured copies and products", 20,
-              (Task("peaks", _script("gpu_peaks.py", *options.common()), 20, work=4),)),
-        Stage("speed", "px/s of nano and small, bf16", 40,
-              tuple(_speed(options, m, (e,), 16, 4) for m in FIRST for e in engines(m))),
-        Stage("correct-wide", "medium, large and v1.1 in bf16 against the reference", 40,
-              tuple(_correct(options, m, e) for m in WIDE for e in engines(m)), together=3),
-        Stage("speed-wide", "px/s of medium, large and v1.1, bf16", 60,
-              tuple(_speed(options, m, engines(m), 20, 6) for m in WIDE)),
-        Stage("graphs", "small requests as CUDA graphs: the same bits, and their rate", 25,
-              tuple(_graphs(options, m) for m in FIRST), together=1),
-        Stage("reduced", "fp16, fp8 and int8 of nano and small: right, and px/s", 45,
-              tuple(_reduced(options, m) for m in FIRST)),
-        Stage("stock", "the stock engines beside ours", 55,
-              tuple(_stock(options, m) for m in (*FIRST, "v2-large"))),
-        Stage("tile", "arrays of a tile to int8 codes, wall clock", 30,
-              tuple(_tile(options, m) for m in FIRST)),
-        Stage("sanitize", "racecheck and memcheck on a few pixels", 40,
-              tuple(_sanitize(options, tool) for tool in ("racecheck", "memcheck")), together=2),
+        _build(
+            options,
+            55,
+            [(m, "bf16") for m in (*MODELS, *TINY)] + [(m, e) for m in FIRST for e in REDUCED],
+        ),
+        Stage(
+            "correct",
+            "nano and small in bf16 against the reference",
+            40,
+            tuple(_correct(options, m, e) for m in FIRST for e in engines(m)),
+            together=3,
+        ),
+        Stage(
+            "peaks",
+            "measured copies and products",
+            20,
+            (Task("peaks", _script("gpu_peaks.py", *options.common()), 20, work=4),),
+        ),
+        Stage(
+            "speed",
+            "px/s of nano and small, bf16",
+            40,
+            tuple(_speed(options, m, (e,), 16, 4) for m in FIRST for e in engines(m)),
+        ),
+        Stage(
+            "correct-wide",
+            "medium, large and v1.1 in bf16 against the reference",
+            40,
+            tuple(_correct(options, m, e) for m in WIDE for e in engines(m)),
+            together=3,
+        ),
+        Stage(
+            "speed-wide",
+            "px/s of medium, large and v1.1, bf16",
+            60,
+            tuple(_speed(options, m, engines(m), 20, 6) for m in WIDE),
+        ),
+        Stage(
+            "graphs",
+            "small requests as CUDA graphs: the same bits, and their rate",
+            25,
+            tuple(_graphs(options, m) for m in FIRST),
+            together=1,
+        ),
+        Stage(
+            "reduced",
+            "fp16, fp8 and int8 of nano and small: right, and px/s",
+            45,
+            tuple(_reduced(options, m) for m in FIRST),
+        ),
+        Stage(
+            "stock",
+            "the stock engines beside ours",
+            55,
+            tuple(_stock(options, m) for m in (*FIRST, "v2-large")),
+        ),
+        Stage(
+            "tile",
+            "arrays of a tile to int8 codes, wall clock",
+            30,
+            tuple(_tile(options, m) for m in FIRST),
+        ),
+        Stage(
+            "sanitize",
+            "racecheck and memcheck on a few pixels",
+            40,
+            tuple(_sanitize(options, tool) for tool in ("racecheck", "memcheck")),
+            together=2,
+        ),
         Stage("compile", "torch.compile of nano", 28, (_compile(options, "v2-nano"),)),
-    ]  # fmt: skip
+    ]
 
 
 def quick_stages(options: Options) -> list[Stage]:
     """Right or wrong, and px/s, of two models in a minute."""
     return [
         _build(options, 32, [(m, "bf16") for m in FIRST]),
-        Stage("quick", "nano and small in bf16: right or wrong, px/s", 28,
-              tuple(_speed(options, m, engines(m), 14, 5, "--check") for m in FIRST)),
-    ]  # fmt: skip
+        Stage(
+            "quick",
+            "nano and small in bf16: right or wrong, px/s",
+            28,
+            tuple(_speed(options, m, engines(m), 14, 5, "--check") for m in FIRST),
+        ),
+    ]
 
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
@@ -117,17 +168,31 @@ def _script(name: str, *arguments: str) -> tuple[str, ...]:
 def _build(options: Options, limit: float, networks: list[Network]) -> Stage:
     names = [f"{model}:{element}" for model, element in networks]
     return Stage(
-        "build", "the extensions and the Triton kernels, for this device alone", limit,
+        "build",
+        "the extensions and the Triton kernels, for this device alone",
+        limit,
         (
-            Task("native", _script("gpu_build.py", str(BUILD), "--architectures",
-                                   cmake_architecture(options.arch)),
-                 limit, work=NATIVE_SECONDS, starts=False, essential=True),
-            Task("kernels", _script("gpu_warm.py", "--arch", str(options.arch), *names), limit,
-                 networks=tuple(networks), compiles=True,
-                 environment={"PYTHONPATH": str(REPOSITORY / "python")}),
+            Task(
+                "native",
+                _script(
+                    "gpu_build.py", str(BUILD), "--architectures", cmake_architecture(options.arch)
+                ),
+                limit,
+                work=NATIVE_SECONDS,
+                starts=False,
+                essential=True,
+            ),
+            Task(
+                "kernels",
+                _script("gpu_warm.py", "--arch", str(options.arch), *names),
+                limit,
+                networks=tuple(networks),
+                compiles=True,
+                environment={"PYTHONPATH": str(REPOSITORY / "python")},
+            ),
         ),
         together=2,
-    )  # fmt: skip
+    )
 
 
 # Measured for sm_90a: encoder.cu and an instruction set take 7 s of a CPU each, everything 80 s,
@@ -171,9 +236,14 @@ def _name(model: str, contenders: tuple[str, ...]) -> str:
 
 def _correct(options: Options, model: str, contender: str) -> Task:
     asked = (f"{model}={contender}", *options.common())
-    return Task(_name(model, (contender,)), _script("gpu_small.py", *asked), 35, work=4,
-                networks=_networks(model, (contender,)),
-                diagnosis=_script("gpu_ops.py", *asked))  # fmt: skip
+    return Task(
+        _name(model, (contender,)),
+        _script("gpu_small.py", *asked),
+        35,
+        work=4,
+        networks=_networks(model, (contender,)),
+        diagnosis=_script("gpu_ops.py", *asked),
+    )
 
 
 def _model(
@@ -182,29 +252,45 @@ def _model(
     dates = ("--dates", *map(str, CASE))
     official = ("--official", str(options.official)) if options.official else ()
     asked = ("--contenders", *contenders) if contenders else ()
-    return _script("gpu_model.py", "--model", model, *dates, *asked, *more, *official,
-                   *options.common())  # fmt: skip
+    return _script(
+        "gpu_model.py", "--model", model, *dates, *asked, *more, *official, *options.common()
+    )
 
 
 def _speed(
     options: Options, model: str, contenders: tuple[str, ...], limit: float, work: float, *more: str
 ) -> Task:
-    return Task(_name(model, contenders), _model(options, model, contenders, *more), limit,
-                work=work, networks=_networks(model, contenders))  # fmt: skip
+    return Task(
+        _name(model, contenders),
+        _model(options, model, contenders, *more),
+        limit,
+        work=work,
+        networks=_networks(model, contenders),
+    )
 
 
 def _graphs(options: Options, model: str) -> Task:
     contenders = ("triton:bf16",)
-    return Task(model, _model(options, model, contenders, "--graphs"), 12, work=2,
-                networks=_networks(model, contenders))  # fmt: skip
+    return Task(
+        model,
+        _model(options, model, contenders, "--graphs"),
+        12,
+        work=2,
+        networks=_networks(model, contenders),
+    )
 
 
 def _reduced(options: Options, model: str) -> Task:
     contenders = engines(model, REDUCED)
     cases = (f"{model}={contender}" for contender in contenders)
-    return Task(model, _model(options, model, contenders, "--check"), 22, work=10,
-                networks=_networks(model, contenders),
-                diagnosis=_script("gpu_ops.py", *cases, *options.common()))  # fmt: skip
+    return Task(
+        model,
+        _model(options, model, contenders, "--check"),
+        22,
+        work=10,
+        networks=_networks(model, contenders),
+        diagnosis=_script("gpu_ops.py", *cases, *options.common()),
+    )
 
 
 def _stock(options: Options, model: str) -> Task:
@@ -213,18 +299,33 @@ def _stock(options: Options, model: str) -> Task:
 
 def _tile(options: Options, model: str) -> Task:
     contenders = ("triton:bf16",)
-    return Task(model, _model(options, model, contenders, "--tile"), 15, work=4,
-                networks=_networks(model, contenders))  # fmt: skip
+    return Task(
+        model,
+        _model(options, model, contenders, "--tile"),
+        15,
+        work=4,
+        networks=_networks(model, contenders),
+    )
 
 
 def _sanitize(options: Options, tool: str) -> Task:
     names = ["v2-nano=fused:bf16", *(f"{model}=triton:bf16" for model in TINY)]
-    command = ("compute-sanitizer", "--tool", tool, f"--error-exitcode={SANITIZER_ERROR}",
-               *_script("gpu_small.py", "--few", "--reference-device", "cpu", *names,
-                       *options.common()))  # fmt: skip
+    command = (
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        f"--error-exitcode={SANITIZER_ERROR}",
+        *_script("gpu_small.py", "--few", "--reference-device", "cpu", *names, *options.common()),
+    )
     networks = tuple((model, "bf16") for model in ("v2-nano", *TINY))
-    return Task(tool, command, 40, work=20, networks=networks,
-                environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})  # fmt: skip
+    return Task(
+        tool,
+        command,
+        40,
+        work=20,
+        networks=networks,
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
 
 
 def _compile(options: Options, model: str) -> Task:

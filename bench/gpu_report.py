@@ -34,9 +34,14 @@ GOALS = {
 def report(rows: list[Row]) -> str:
     """Everything, short enough to be read at the end of a log."""
     lines = [
-        *_correct(rows), *_ceilings(rows), *_models(rows), *_tiles(rows), *_ledger(rows),
-        *_outside(rows), *_compiled(rows),
-    ]  # fmt: skip
+        *_correct(rows),
+        *_ceilings(rows),
+        *_models(rows),
+        *_tiles(rows),
+        *_ledger(rows),
+        *_outside(rows),
+        *_compiled(rows),
+    ]
     return "\n".join(lines) if lines else "no figures"
 
 

@@ -47,10 +47,18 @@ def main() -> None:
         judge = torch.device(args.reference_device or device)
         tile = Tile.small(weights, args.few, judge)
         for form, verdict in tile.judged(loaded):
-            gpu_rows.append(args.rows, {
-                "bench": "gpu_small", "model": model, "contender": ours.label, "form": form,
-                **common, **verdict, "compiled": list(compiled),
-            })  # fmt: skip
+            gpu_rows.append(
+                args.rows,
+                {
+                    "bench": "gpu_small",
+                    "model": model,
+                    "contender": ours.label,
+                    "form": form,
+                    **common,
+                    **verdict,
+                    "compiled": list(compiled),
+                },
+            )
             print(line(model, ours.label, form, verdict), flush=True)
             wrong += [] if verdict["equal"] else [f"{model} {ours.label} {form}"]
     if wrong:
@@ -94,9 +102,10 @@ class Tile:
 
     def __init__(self, weights: Weights, observations: Observations, device: torch.device) -> None:
         arrays = {
-            "bands": observations.s2_bands, "masks": observations.s2_masks,
+            "bands": observations.s2_bands,
+            "masks": observations.s2_masks,
             "doys": observations.s2_doys,
-        }  # fmt: skip
+        }
         for orbit in observations.orbits:
             name = f"sar_{('ascending', 'descending')[orbit.index]}"
             arrays |= {name: orbit.bands, f"{name}_doy": orbit.doys}

@@ -87,10 +87,25 @@ def compile_cuda(source: Path) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kernel.cubin"
         done = subprocess.run(
-            ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Xptxas", "-v", "-cubin",
-             "-arch=sm_90a", f"-I{REPOSITORY / 'csrc'}", f"-I{CUDA}", source, "-o", out],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [
+                "nvcc",
+                "-std=c++17",
+                "-O3",
+                "-fmad=false",
+                "-Xptxas",
+                "-v",
+                "-cubin",
+                "-arch=sm_90a",
+                f"-I{REPOSITORY / 'csrc'}",
+                f"-I{CUDA}",
+                source,
+                "-o",
+                out,
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return out.read_bytes(), done.stderr
 
 
@@ -217,8 +232,10 @@ def cuda_digest(folder: Path = CUDA) -> str:
     return digest.hexdigest()[:16]
 
 
-_SHOWN = re.compile(r"\b(?:D|F|H|K|N|TOKENS|BM|P0|P1|BK|BF|ROWS|COLS|CHUNK|DEPTH|K0|K1|D0|D1"
-                    r"|SHORT_ONES)=\w+|\b(?:bf16|fp16)\b")  # fmt: skip
+_SHOWN = re.compile(
+    r"\b(?:D|F|H|K|N|TOKENS|BM|P0|P1|BK|BF|ROWS|COLS|CHUNK|DEPTH|K0|K1|D0|D1"
+    r"|SHORT_ONES)=\w+|\b(?:bf16|fp16)\b"
+)
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -100,12 +100,16 @@ class Launch:
     def arguments(self) -> str:
         """Types of the other arguments; ``/16`` where Triton counts on a multiple of 16."""
         data, names = self._parsed, self.kernel.arg_names
-        even = {key[0] for key, value in zip(data["attrs_keys"], data["attrs_vals"], strict=True)
-                if value}  # fmt: skip
+        even = {
+            key[0]
+            for key, value in zip(data["attrs_keys"], data["attrs_vals"], strict=True)
+            if value
+        }
         return " ".join(
             f"{name}:{kind}{'/16' if names.index(name) in even else ''}"
-            for name, kind in data["signature"].items() if kind != "constexpr"
-        )  # fmt: skip
+            for name, kind in data["signature"].items()
+            if kind != "constexpr"
+        )
 
     @cached_property
     def identity(self) -> str:

@@ -30,13 +30,25 @@ SUMMARY = BENCH / "results" / "triton_resources.md"
 # Bytes of shared memory that a block may have, by compute capability (CUDA programming guide).
 KIB = 1024
 SHARED_LIMIT = {
-    80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB,
-}  # fmt: skip
+    80: 163 * KIB,
+    86: 99 * KIB,
+    89: 99 * KIB,
+    90: 227 * KIB,
+    100: 227 * KIB,
+    120: 99 * KIB,
+}
 TENSOR_MEMORY_LIMIT = 512  # columns, on sm_100
 ARCHS = tuple(SHARED_LIMIT)
 MODELS = (
-    "v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat", "v1.0", "v2-teacher",
-)  # fmt: skip  # v1.1-aws has the shape of v1.1-mpc
+    "v2-nano",
+    "v2-small",
+    "v2-medium",
+    "v2-large",
+    "v1.1-mpc",
+    "v1.0-qat",
+    "v1.0",
+    "v2-teacher",
+)  # v1.1-aws has the shape of v1.1-mpc
 # Element -> what it is compiled for: the default for everything, the others to prove that they do.
 PLAN: dict[str, tuple[Sequence[str], Sequence[int]]] = {
     "bf16": (MODELS, ARCHS),

@@ -260,8 +260,11 @@ class FakeCuda(TorchFunctionMode):
                 return known[0].device, [], [], None
             return func(*args, **kwargs), [], [], None
         if name == "pin_memory" or kwargs.get("pin_memory"):
-            made = func(*args, **{**kwargs, "pin_memory": False}) if not tensors else (
-                tensors[0].clone())  # fmt: skip
+            made = (
+                func(*args, **{**kwargs, "pin_memory": False})
+                if not tensors
+                else (tensors[0].clone())
+            )
             self._know(made, _Memory(None, None))
             return made, [], [], None
         targets = [d for d in given if isinstance(d, torch.device) and d.type == "cuda"]

@@ -15,10 +15,14 @@ def isa_targets() -> dict[str, list[str]]:
         text = text.replace(f"${{{name}}}", values)
     found = re.findall(r"^\s*add_isa\((\w+) (\d+)([^)]*)\)", text, re.MULTILINE)
     return {
-        name: [*" ".join(common).split(), f"-DTESSERA_ISA={name}", f"-DTESSERA_LANES={lanes}",
-               *flags.split()]
+        name: [
+            *" ".join(common).split(),
+            f"-DTESSERA_ISA={name}",
+            f"-DTESSERA_LANES={lanes}",
+            *flags.split(),
+        ]
         for name, lanes, flags in found
-    }  # fmt: skip
+    }
 
 
 def cpu_sources() -> list[Path]:

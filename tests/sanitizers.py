@@ -45,8 +45,11 @@ EMULATOR = {
 KERNEL_CASES = ("none", "pack", "schedule", "network", "layer")
 COMMON = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-pthread"]
 INCLUDE = f"-I{REPOSITORY / 'csrc'}"
-KERNEL_FLAGS = [f"-I{REPOSITORY / 'tests'}", f"-I{REPOSITORY / 'kernels' / 'cuda'}",
-                "-Wno-unknown-pragmas"]  # fmt: skip
+KERNEL_FLAGS = [
+    f"-I{REPOSITORY / 'tests'}",
+    f"-I{REPOSITORY / 'kernels' / 'cuda'}",
+    "-Wno-unknown-pragmas",
+]
 FUZZ_SECONDS, RACE_SECONDS = 20, 3
 
 
@@ -71,8 +74,11 @@ def run(command: Sequence[object], **environment: str) -> str:
     """What a command prints; its output is shown where it fails."""
     done = subprocess.run(
         [str(c) for c in command],
-        env=os.environ | environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     if done.returncode:
         shown = " ".join(str(c) for c in command)
         raise Fault(f"{shown}\nexit {done.returncode}\n{done.stdout}{done.stderr}"[-12_000:])
@@ -126,8 +132,10 @@ def packing(kind: str) -> str:
     """pack_race.cc, built and run."""
     start = launcher(kind)
     program = BUILD / f"pack_race_{kind}"
-    sources = [*(REPOSITORY / "csrc" / "pack").glob("*.cc"),
-               REPOSITORY / "tests" / "sanitizers" / "pack_race.cc"]  # fmt: skip
+    sources = [
+        *(REPOSITORY / "csrc" / "pack").glob("*.cc"),
+        REPOSITORY / "tests" / "sanitizers" / "pack_race.cc",
+    ]
     built = objects({source: [] for source in sources}, kind)
     run([compiler(), *COMMON, *KINDS[kind], *built, "-o", program])
     return run([*start, program, RACE_SECONDS])
@@ -137,8 +145,11 @@ def packing(kind: str) -> str:
 def kernel_objects(kind: str) -> list[Path]:
     """The CUDA kernels, the emulator and its planted faults."""
     emulator = REPOSITORY / "tests" / "cuda_emulator"
-    sources = [*sorted((REPOSITORY / "kernels" / "cuda").glob("*.cu")), emulator / "emulator.cc",
-               emulator / "planted.cc"]  # fmt: skip
+    sources = [
+        *sorted((REPOSITORY / "kernels" / "cuda").glob("*.cu")),
+        emulator / "emulator.cc",
+        emulator / "planted.cc",
+    ]
     return objects({source: ["-xc++", *KERNEL_FLAGS] for source in sources}, kind)
 
 
@@ -166,25 +177,52 @@ def kernel_tests() -> str:
     start, kind = launcher("kernel-memory"), "kernel-memory"
     import pybind11
 
-    bound = [*(REPOSITORY / "csrc" / "bindings").glob("cuda_*.cc"),
-             REPOSITORY / "tests" / "cuda_emulator" / "emulator_bindings.cc"]  # fmt: skip
-    flags = [*KERNEL_FLAGS, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
-             "-fvisibility=hidden", "-DTESSERA_CUDA_EMULATED",
-             "-DTESSERA_CUDA_MODULE=_cuda_emulated",
-             '-DTESSERA_CUDA_ARCHITECTURES="emulated"']  # fmt: skip
+    bound = [
+        *(REPOSITORY / "csrc" / "bindings").glob("cuda_*.cc"),
+        REPOSITORY / "tests" / "cuda_emulator" / "emulator_bindings.cc",
+    ]
+    flags = [
+        *KERNEL_FLAGS,
+        f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_path('include')}",
+        "-fvisibility=hidden",
+        "-DTESSERA_CUDA_EMULATED",
+        "-DTESSERA_CUDA_MODULE=_cuda_emulated",
+        '-DTESSERA_CUDA_ARCHITECTURES="emulated"',
+    ]
     built = [*kernel_objects(kind), *objects({source: flags for source in bound}, kind)]
     folder = BUILD / "kernel_tests"
     package = package_copy(folder, keep="_cpu*.so")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    run([compiler(), *COMMON, *KINDS[kind], "-shared", *built,
-         "-o", package / f"_cuda_emulated{suffix}"])  # fmt: skip
+    run(
+        [
+            compiler(),
+            *COMMON,
+            *KINDS[kind],
+            "-shared",
+            *built,
+            "-o",
+            package / f"_cuda_emulated{suffix}",
+        ]
+    )
     tests = REPOSITORY / "tests"
     return run(
-        [*start, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
-         tests / "test_cuda_emulator.py", tests / "test_cuda_encoder.py",
-         "-k", "not (spills or overrun or underrun)"],
+        [
+            *start,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+            tests / "test_cuda_emulator.py",
+            tests / "test_cuda_encoder.py",
+            "-k",
+            "not (spills or overrun or underrun)",
+        ],
         **memory_environment(folder),
-    )  # fmt: skip
+    )
 
 
 def memory_environment(path: Path) -> dict[str, str]:
@@ -203,9 +241,10 @@ def package_copy(folder: Path, keep: str = "") -> Path:
     package = folder / "tessera_fast"
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(
-        REPOSITORY / "python" / "tessera_fast", package,
+        REPOSITORY / "python" / "tessera_fast",
+        package,
         ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-    )  # fmt: skip
+    )
     import tessera_fast
 
     for module in Path(tessera_fast.__file__).parent.glob(keep) if keep else ():
@@ -230,8 +269,15 @@ def bindings() -> str:
     ]
     for name, path in checkpoints().items():
         for way in ("raw", "tokens"):
-            told += [name, way, run([*python, tests / "borrowed_memory.py", way, RACE_SECONDS, 2,
-                                     path], TESSERA_FAST_ISA=isas[-1], **environment)]  # fmt: skip
+            told += [
+                name,
+                way,
+                run(
+                    [*python, tests / "borrowed_memory.py", way, RACE_SECONDS, 2, path],
+                    TESSERA_FAST_ISA=isas[-1],
+                    **environment,
+                ),
+            ]
     return " ".join(told)
 
 
@@ -258,8 +304,16 @@ def module() -> list[str]:
     # tables of the other instruction sets, which are never chosen here
     stubs = BUILD / "stubs.cc"
     tables = [f"const KernelTable& table_{n}() {{ std::abort(); }}" for n in flags if n not in isas]
-    text = "\n".join(["#include <cstdlib>", '#include "cpu/kernel_table.h"',
-                      "namespace tessera::cpu {", *tables, "}", ""])  # fmt: skip
+    text = "\n".join(
+        [
+            "#include <cstdlib>",
+            '#include "cpu/kernel_table.h"',
+            "namespace tessera::cpu {",
+            *tables,
+            "}",
+            "",
+        ]
+    )
     if not stubs.exists() or stubs.read_text() != text:
         stubs.write_text(text)
     sources = {path: [*includes, "-fvisibility=hidden"] for path in [*cpu_sources(), stubs]}

@@ -67,12 +67,21 @@ def configured(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]
         if absent:
             pytest.skip(f"{name} is not installed")
     return subprocess.run(
-        ["cmake", "-S", REPOSITORY, "-B", folder, "-DTESSERA_CUDA=ON",
-         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DPython_EXECUTABLE={sys.executable}",
-         f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
-         *options],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "cmake",
+            "-S",
+            REPOSITORY,
+            "-B",
+            folder,
+            "-DTESSERA_CUDA=ON",
+            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def reached(folder: Path) -> dict[str, set[str]]:

@@ -53,10 +53,27 @@ REDUCED_CASES = [
     if precision != "tf32" or not INTERPRETED  # which takes float32 for it
     if precision != "fp8" or MODELS[stem].d_model >= 144
 ]
-TINY = variant("v2-nano", name="v2-tiny", d_model=32, num_layers=1, num_heads=2, ff_dim=48,
-               out_dim=32, saved_dim=32, matryoshka=(8, 16, 32))  # fmt: skip
-TINY_GRU = variant("v1.1-mpc", name="v1.1-tiny", d_model=32, num_layers=1, num_heads=2, ff_dim=48,
-                   out_dim=24, saved_dim=16)  # fmt: skip
+TINY = variant(
+    "v2-nano",
+    name="v2-tiny",
+    d_model=32,
+    num_layers=1,
+    num_heads=2,
+    ff_dim=48,
+    out_dim=32,
+    saved_dim=32,
+    matryoshka=(8, 16, 32),
+)
+TINY_GRU = variant(
+    "v1.1-mpc",
+    name="v1.1-tiny",
+    d_model=32,
+    num_layers=1,
+    num_heads=2,
+    ff_dim=48,
+    out_dim=24,
+    saved_dim=16,
+)
 
 
 @lru_cache(maxsize=2)

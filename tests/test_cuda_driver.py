@@ -62,12 +62,16 @@ def test_a_driver_that_does_not_start_is_a_sentence(driver: Path, code: int) -> 
     for name in ("_cuda", "torch", "triton"):
         pytest.importorskip(f"tessera_fast.{name}" if name == "_cuda" else name)
     done = subprocess.run(
-        [sys.executable, "-c", ASK], capture_output=True, text=True,
-        env=os.environ | {
-            "LD_LIBRARY_PATH": str(driver), "FAKE_CUDA_ERROR": str(code),
+        [sys.executable, "-c", ASK],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "LD_LIBRARY_PATH": str(driver),
+            "FAKE_CUDA_ERROR": str(code),
             "PYTHONPATH": str(Path(tessera_fast.__file__).parents[1]),
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     count, reason, why_not = done.stdout.splitlines()
     assert count == "0"

@@ -90,9 +90,15 @@ def planned(shape: fused.Shape, tokens: DeviceTokens) -> Tensor:
 
 
 def encode(
-    tokens: DeviceTokens, element: str, block: int, *, stream: str = "s2", layers: int = 2,
-    constant: Tensor | None = None, storage: bool = False,
-) -> Tensor:  # fmt: skip
+    tokens: DeviceTokens,
+    element: str,
+    block: int,
+    *,
+    stream: str = "s2",
+    layers: int = 2,
+    constant: Tensor | None = None,
+    storage: bool = False,
+) -> Tensor:
     """Pooled [P, D] of nano in blocks of ``block`` tokens, between guard rows and columns."""
     weights = weights_of(element, layers)
     shape = fused.Shape(NANO.d_model, NANO.num_heads, NANO.ff_dim, block)
@@ -128,9 +134,11 @@ def expected(tokens: DeviceTokens, stream: str = "s2", layers: int = 2) -> Tenso
         mean, std = statistics.mean[orbit].double(), statistics.std[orbit].double()
         bands = ((tokens.bands[at].double() - mean) / (std + 1e-9))[None]
         x = ops.embed(
-            bands, tokens.doy[at].long()[None], weights.table.double(),
+            bands,
+            tokens.doy[at].long()[None],
+            weights.table.double(),
             parameters_under(tensors, f"{name}.embedding"),
-        )  # fmt: skip
+        )
         bias = tokens.multiplicity[at].double().log()[None]
         for i in range(layers):
             layer = parameters_under(tensors, spec.layer_name(name, i))
@@ -233,9 +241,16 @@ def test_layer_against_float64(element: str) -> None:
         room = torch.full((len(x) + 2, 256), float("nan"), dtype=x.dtype)
         room[1:-1] = x
         fused.encode_layer(
-            native, shape, operands, room[1:-1], room[1:-1], tokens.offsets, tokens.multiplicity,
-            planned(shape, tokens), 0,
-        )  # fmt: skip
+            native,
+            shape,
+            operands,
+            room[1:-1],
+            room[1:-1],
+            tokens.offsets,
+            tokens.multiplicity,
+            planned(shape, tokens),
+            0,
+        )
         assert room[[0, -1]].isnan().all()
         return room[1:-1].clone()
 
@@ -282,9 +297,16 @@ def test_unknown_shape_is_refused() -> None:
     operands = fused.network_operands(weights.s2, "bf16", 4)
     with pytest.raises(Exception, match="no kernel of this shape"):
         fused.encode_network(
-            native, fused.Shape(144, 4, 384, 64), operands, tokens, weights.table,
-            torch.zeros(3, dtype=torch.int32), torch.empty(1, 144), None, 0,
-        )  # fmt: skip
+            native,
+            fused.Shape(144, 4, 384, 64),
+            operands,
+            tokens,
+            weights.table,
+            torch.zeros(3, dtype=torch.int32),
+            torch.empty(1, 144),
+            None,
+            0,
+        )
 
 
 def test_compiles_without_spills() -> None:

@@ -99,9 +99,21 @@ def check_error(packer, observations: Observations, spec, **options) -> str:
     staging_bytes=st.sampled_from([1, 100, 1000, 1 << 16]),
 )
 def test_window_equals_the_host(
-    packer, name, seed, shape, s2_dates, asc, desc, clear, s2_dtype, s1_dtype, per_pixel_days,
-    masked, row0, staging_bytes,
-):  # fmt: skip
+    packer,
+    name,
+    seed,
+    shape,
+    s2_dates,
+    asc,
+    desc,
+    clear,
+    s2_dtype,
+    s1_dtype,
+    per_pixel_days,
+    masked,
+    row0,
+    staging_bytes,
+):
     window = random_window(
         seed, shape, (s2_dates, asc, desc), clear, s2_dtype, s1_dtype, per_pixel_days, masked
     )
@@ -282,16 +294,32 @@ def test_arguments_that_are_refused(packer):
 def test_the_binding_refuses_impossible_sizes():
     native = pytest.importorskip("tessera_fast._cuda_emulated", reason="TESSERA_TEST_ISAS is off")
     good = {
-        "series": [(64, 0, 64, False, 5, 0, 0)], "stream": 0, "is_float": False, "pixels": 6,
-        "columns": 3, "row0": 0, "sampling": "v2", "seed": 0, "binary_masks": False, "bits": 64,
-        "counts": 64, "skip": 0, "errors": 64,
-    }  # fmt: skip
+        "series": [(64, 0, 64, False, 5, 0, 0)],
+        "stream": 0,
+        "is_float": False,
+        "pixels": 6,
+        "columns": 3,
+        "row0": 0,
+        "sampling": "v2",
+        "seed": 0,
+        "binary_masks": False,
+        "bits": 64,
+        "counts": 64,
+        "skip": 0,
+        "errors": 64,
+    }
     native.PackInput(**good)
     twice = [(64, 0, 64, False, 5, 1, 0)] * 2
     bad = {
-        "series": [], "stream": 2, "pixels": 0, "columns": 4, "sampling": "v3", "bits": 0,
-        "counts": 0, "errors": 0,
-    }  # fmt: skip
+        "series": [],
+        "stream": 2,
+        "pixels": 0,
+        "columns": 4,
+        "sampling": "v3",
+        "bits": 0,
+        "counts": 0,
+        "errors": 0,
+    }
     for name, value in bad.items():
         with pytest.raises(ValueError):
             native.PackInput(**{**good, name: value})

@@ -282,9 +282,15 @@ def test_requests_beyond_a_halved_chunk_are_not_replayed(machine):
     assert loaded._replay is not None
 
 
-@pytest.mark.parametrize(("chunk_tokens", "chunk_pixels", "fits"), [
-    (64, 64, True), (63, 64, False), (64, 63, False), (1 << 19, 1 << 15, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chunk_tokens", "chunk_pixels", "fits"),
+    [
+        (64, 64, True),
+        (63, 64, False),
+        (64, 63, False),
+        (1 << 19, 1 << 15, True),
+    ],
+)
 def test_what_is_replayed_fits_a_chunk_when_rounded(machine, chunk_tokens, chunk_pixels, fits):
     s2, s1 = on_device(tokens(1, 1))
     assert max(s2.doy.numel(), s1.doy.numel()) < 63  # and rounds to 64

@@ -34,8 +34,12 @@ def python(*args: object, package: Path = PACKAGE, **env: str) -> str:
     """Output of Python without an inherited setting of Triton's."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     path = os.pathsep.join([str(package), str(BENCH)])
-    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True,
-                          env={**inherited, "PYTHONPATH": path, **env})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**inherited, "PYTHONPATH": path, **env},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -123,9 +123,20 @@ def test_graphs_give_the_bits_of_a_batch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu_model, "REPEATS", 1)
     args = gpu_model.arguments().parse_args(
-        ["--model", "v2-tiny", "--graphs", "--few", "--dates", "2", "2", "--device", PLACE,
-         "--rows", str(tmp_path / "rows")]
-    )  # fmt: skip
+        [
+            "--model",
+            "v2-tiny",
+            "--graphs",
+            "--few",
+            "--dates",
+            "2",
+            "2",
+            "--device",
+            PLACE,
+            "--rows",
+            str(tmp_path / "rows"),
+        ]
+    )
     gpu_model.Bench(args).ours(Ours.parse("triton:fp32"))
     (row,) = gpu_rows.read(tmp_path / "rows")
     assert row["contender"] == "triton fp32 graphs" and row["equal"], row

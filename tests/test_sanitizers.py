@@ -14,9 +14,15 @@ SLOW = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "name",
-    ["thread", "memory", "kernel-order", "kernel-memory",
-     pytest.param("bindings", marks=SLOW), pytest.param("kernel-tests", marks=SLOW)],
-)  # fmt: skip
+    [
+        "thread",
+        "memory",
+        "kernel-order",
+        "kernel-memory",
+        pytest.param("bindings", marks=SLOW),
+        pytest.param("kernel-tests", marks=SLOW),
+    ],
+)
 def test_clean(name):
     try:
         assert sanitizers.CHECKS[name]()

@@ -41,8 +41,11 @@ def encode(loaded, s2, s1, width=None):
 def test_fp32_is_the_official_output(stem):
     loaded = load(stem)
     for case in [c for c in CASES if c.stem == stem]:
-        tokens = case.model_input() if case.input == MODEL_INPUT else pack(
-            case.observations(), case.spec)[:2]  # fmt: skip
+        tokens = (
+            case.model_input()
+            if case.input == MODEL_INPUT
+            else pack(case.observations(), case.spec)[:2]
+        )
         out, observed = encode(loaded, *tokens), case.compared()
         assert_golden(out[observed], case.expected("f32")[observed])
         assert np.isnan(out[~observed]).all()
@@ -52,8 +55,9 @@ def test_fp32_is_the_official_output(stem):
 def test_reduced_precisions_through_the_public_call(precision):
     tile = synthetic_tile(8, 9)
     plain = tf.embed(tile, "v2-nano", weights="untrained", precision="fp32", backend="cpu")
-    with tf.load_model("v2-nano", EMULATED, weights="untrained", backend="tensorrt",
-                       precision=precision) as model:  # fmt: skip
+    with tf.load_model(
+        "v2-nano", EMULATED, weights="untrained", backend="tensorrt", precision=precision
+    ) as model:
         assert (model.backend, model.precision, model.device) == ("tensorrt", precision, EMULATED)
         facts = model.provenance()
         assert ("calibration" in facts) == (precision != "fp16") and "onnxruntime" in facts

@@ -102,8 +102,14 @@ def test_quantised_engines_are_not_refitted(builds, tmp_path):
     spec, form = MODELS["v2_qknorm"], Form("int8", "dense")
     one, other = untrained_weights(spec, 1), untrained_weights(spec, 2)
     calibration = ActivationRanges("a tile", synthetic_calibration(one, "int8").ranges)
-    write(one, tmp_path / "engines" / "one", form, device="A card", refittable=True,
-          calibration=calibration)  # fmt: skip
+    write(
+        one,
+        tmp_path / "engines" / "one",
+        form,
+        device="A card",
+        refittable=True,
+        calibration=calibration,
+    )
     assert get(one, form)[1] == tmp_path / "engines" / "one"
     built = len(builds)
     _, where = get(other, form)
@@ -155,8 +161,14 @@ needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt-rtx is not installe
 def test_engines_build_for_cards_that_are_not_here(model, precision, tmp_path):
     """For compute capabilities 8.6 (not fp8, which it lacks), 8.9 and 12.0."""
     targets = ["8.9", "12.0"] if precision == "fp8" else ["8.6", "8.9", "12.0"]
-    path = tf.export(model, tmp_path / "x", weights="untrained", format="tensorrt",
-                     precision=precision, targets=targets)  # fmt: skip
+    path = tf.export(
+        model,
+        tmp_path / "x",
+        weights="untrained",
+        format="tensorrt",
+        precision=precision,
+        targets=targets,
+    )
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["engines"]["targets"] == targets
     for graph in manifest["graphs"].values():
@@ -173,15 +185,18 @@ def test_engines_of_every_kind_of_model_build(stem, precision, tmp_path):
     weights = golden_weights(stem)
     calibration = synthetic_calibration(weights, precision) if form.quantized else None
     engines.write_engines(weights, form, RTX, tmp_path, targets=("8.9",), calibration=calibration)
-    assert all((tmp_path / f"{part}.engine").stat().st_size for part in
-               ("s2_encoder", "s1_encoder", "head"))  # fmt: skip
+    assert all(
+        (tmp_path / f"{part}.engine").stat().st_size
+        for part in ("s2_encoder", "s1_encoder", "head")
+    )
 
 
 @needs_rtx
 def test_an_unknown_target_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match=r"builds for 7\.5, .*, got 9\.0"):
-        tf.export("v2-nano", tmp_path / "y", weights="untrained", format="tensorrt",
-                  targets=["9.0"])  # fmt: skip
+        tf.export(
+            "v2-nano", tmp_path / "y", weights="untrained", format="tensorrt", targets=["9.0"]
+        )
     assert not (tmp_path / "y").exists()
 
 
@@ -194,7 +209,8 @@ def test_what_tensorrt_refuses_comes_with_its_words(tmp_path):
 
 @needs_rtx
 def test_rtx_engines_are_not_for_the_inference_server(tmp_path):
-    path = tf.export("v2-nano", tmp_path / "x", weights="untrained", format="tensorrt",
-                     targets=["8.9"])  # fmt: skip
+    path = tf.export(
+        "v2-nano", tmp_path / "x", weights="untrained", format="tensorrt", targets=["8.9"]
+    )
     with pytest.raises(InputError, match="runs engines of tensorrt, not of tensorrt_rtx"):
         write_repository(path, tmp_path / "models")

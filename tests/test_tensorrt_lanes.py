@@ -159,15 +159,18 @@ def test_a_build_is_told_how_much_memory_an_operation_may_take(tmp_path):
     assert calls["set_memory_pool_limit"] == [("workspace", adapter.SCRATCH_BYTES)]
 
 
-@pytest.mark.parametrize(("name", "version", "old"), [
-    ("tensorrt", "8.6.2", True),  # of JetPack 6.0
-    ("tensorrt", "10.0.1", True),
-    ("tensorrt", "9.3.0.post12.dev1", True),
-    ("tensorrt", "10.1.0", False),
-    ("tensorrt", "10.13.3.9", False),
-    ("tensorrt", "11.0", False),
-    ("tensorrt_rtx", "1.0.0.21", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "version", "old"),
+    [
+        ("tensorrt", "8.6.2", True),  # of JetPack 6.0
+        ("tensorrt", "10.0.1", True),
+        ("tensorrt", "9.3.0.post12.dev1", True),
+        ("tensorrt", "10.1.0", False),
+        ("tensorrt", "10.13.3.9", False),
+        ("tensorrt", "11.0", False),
+        ("tensorrt_rtx", "1.0.0.21", False),
+    ],
+)
 def test_a_tensorrt_that_is_too_old_is_a_reason(machine, monkeypatch, tmp_path, name, version, old):
     found = package(version, name)
     monkeypatch.setattr(adapter, "installed", lambda: found)

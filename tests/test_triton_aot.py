@@ -43,9 +43,12 @@ def python(
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     path = os.pathsep.join([str(PACKAGE), str(BENCH), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=cwd,
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
         env={**inherited, "PYTHONPATH": path, **env},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +216,17 @@ def test_a_spill_is_seen(tmp_path):
 
 
 FITTING = {
-    "kernel": "k", "arch": 86, "for": [], "constants": "N=1", "registers": 255, "stack": 0,
-    "spilled": 0, "shared": 99 * 1024, "tensor_memory": 0, "scratch": 0,
-}  # fmt: skip
+    "kernel": "k",
+    "arch": 86,
+    "for": [],
+    "constants": "N=1",
+    "registers": 255,
+    "stack": 0,
+    "spilled": 0,
+    "shared": 99 * 1024,
+    "tensor_memory": 0,
+    "scratch": 0,
+}
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,14 @@ def test_a_pixel_alone_equals_the_same_pixel_in_company(element):
         mine = slice(offsets[p], offsets[p + 1])
         alone = Guarded((n, width), dtype)
         attention(
-            qkv[mine].clone(), offsets_of([n]), multiplicity[mine].clone(), alone.view, heads,
-            element, longest=n,
-        )  # fmt: skip
+            qkv[mine].clone(),
+            offsets_of([n]),
+            multiplicity[mine].clone(),
+            alone.view,
+            heads,
+            element,
+            longest=n,
+        )
         assert torch.equal(alone.values(), together[mine])
 
 
@@ -171,9 +176,17 @@ class Block:
         x = self.x[mine].clone()
         out = Guarded(x.shape, self.dtype)
         attention_block(
-            x, self.wqkv, self.wout, self.gamma, self.beta, offsets_of(lengths),
-            self.multiplicity[mine].clone(), out.view, self.heads, max(lengths),
-        )  # fmt: skip
+            x,
+            self.wqkv,
+            self.wout,
+            self.gamma,
+            self.beta,
+            offsets_of(lengths),
+            self.multiplicity[mine].clone(),
+            out.view,
+            self.heads,
+            max(lengths),
+        )
         return out.values()
 
     def expected(self) -> torch.Tensor:

@@ -128,9 +128,18 @@ def _check_embed(element: str, m: int, d: int, c: int, kind: str, standardized: 
     table = random.normal(367, d)
     out = Guarded((m, d), storage, pad=3)
     embed(
-        bands, orbit, doy, mean, std, w1, w2, table, out.view,
-        standardized=standardized, unsigned=kind == "uint16",
-    )  # fmt: skip
+        bands,
+        orbit,
+        doy,
+        mean,
+        std,
+        w1,
+        w2,
+        table,
+        out.view,
+        standardized=standardized,
+        unsigned=kind == "uint16",
+    )
 
     row = orbit.long().cpu()
     s = raw.cpu().to(torch.float32)

@@ -58,10 +58,12 @@ class Case:
         inputs = torch.cat([self.inputs[first[p] : first[p + 1]] for p in pixels])
         order = np.argsort([-c for c in counts], kind="stable").astype(np.int32)
         active = [sum(c > t for c in counts) for t in range(max(counts))]
-        scratch = Scratch(**{
-            name: torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
-            for name, (shape, dtype) in scratch_sizes(len(counts), d, self.element).items()
-        })  # fmt: skip
+        scratch = Scratch(
+            **{
+                name: torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+                for name, (shape, dtype) in scratch_sizes(len(counts), d, self.element).items()
+            }
+        )
         if self.kind == "custom_gru":
             recurrent = [
                 prepare(self.recurrent[: 2 * d], None, self.element),
@@ -73,11 +75,20 @@ class Case:
         step_offsets = starts(counts)
         token_offsets = starts([self.tokens[p] for p in pixels])
         gru(
-            self.kind, inputs, recurrent, self.norm, self.query, self.query_bias,
-            torch.cat([self.steps[p] for p in pixels]), torch.tensor(step_offsets, device=DEVICE),
-            torch.tensor(token_offsets, device=DEVICE), torch.tensor(order, device=DEVICE),
-            active, scratch, logits.view[:, 0],
-        )  # fmt: skip
+            self.kind,
+            inputs,
+            recurrent,
+            self.norm,
+            self.query,
+            self.query_bias,
+            torch.cat([self.steps[p] for p in pixels]),
+            torch.tensor(step_offsets, device=DEVICE),
+            torch.tensor(token_offsets, device=DEVICE),
+            torch.tensor(order, device=DEVICE),
+            active,
+            scratch,
+            logits.view[:, 0],
+        )
         values = logits.values()[:, 0]
         return [values[a:b] for a, b in itertools.pairwise(step_offsets)]
 
@@ -90,9 +101,12 @@ class Case:
                 w[f"W_h{gate}.weight"] = wide(self.recurrent)[rows]
                 w[f"b_{gate}"] = wide(self.bias)[rows]
         else:
-            w = {"weight_ih_l0": wide(self.input), "bias_ih_l0": wide(self.bias),
-                 "weight_hh_l0": wide(self.recurrent),
-                 "bias_hh_l0": wide(self.recurrent_bias)}  # fmt: skip
+            w = {
+                "weight_ih_l0": wide(self.input),
+                "bias_ih_l0": wide(self.bias),
+                "weight_hh_l0": wide(self.recurrent),
+                "bias_hh_l0": wide(self.recurrent_bias),
+            }
         logits = []
         for p, steps in enumerate(self.steps):
             if len(steps) == 0:

@@ -49,9 +49,14 @@ class Pooled:
             lengths = [lengths[pixel]]
         out = Guarded((len(lengths), self.width), self.dtype, pad=self.width)
         pool(
-            self.x[mine].clone(), self.query, self.query_bias, offsets_of(lengths),
-            self.multiplicity[mine].clone(), self.constant, out.view,
-        )  # fmt: skip
+            self.x[mine].clone(),
+            self.query,
+            self.query_bias,
+            offsets_of(lengths),
+            self.multiplicity[mine].clone(),
+            self.constant,
+            out.view,
+        )
         return out.values()
 
     def expected(self) -> torch.Tensor:

@@ -205,11 +205,15 @@ class CudaEncoder:
         """Memory for the largest chunk of these tokens; chunks shrink to what the device has."""
         assert self._network is not None
         tokens = max(int(s.host_offsets[-1]) for s in (s2, s1))
-        steps = max(
-            int(np.diff(s.host_step_offsets).max(initial=0))
-            for s in (s2, s1)
-            if s.host_step_offsets is not None
-        ) if self._spec.needs_steps else 0  # fmt: skip
+        steps = (
+            max(
+                int(np.diff(s.host_step_offsets).max(initial=0))
+                for s in (s2, s1)
+                if s.host_step_offsets is not None
+            )
+            if self._spec.needs_steps
+            else 0
+        )
         steps = max(steps, self._spec.empty_steps)
         while True:
             chunk = min(rounded(tokens), self._chunk_tokens)

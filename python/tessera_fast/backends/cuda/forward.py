@@ -149,10 +149,18 @@ class Network:
             series = Series(tokens.offsets, tokens.multiplicity, tokens.longest)
             with self.ranges("embed"):
                 embed(
-                    tokens.bands, tokens.orbit, tokens.doy, w.mean, w.std, w.embed1, w.embed2,
-                    self.weights.table, x, standardized=tokens.standardized,
+                    tokens.bands,
+                    tokens.orbit,
+                    tokens.doy,
+                    w.mean,
+                    w.std,
+                    w.embed1,
+                    w.embed2,
+                    self.weights.table,
+                    x,
+                    standardized=tokens.standardized,
                     unsigned=tokens.unsigned,
-                )  # fmt: skip
+                )
             for layer in w.layers:
                 x, spare = self._layer(layer, x, spare, series, self.spec.num_heads, arena)
             if w.gru is None:
@@ -262,11 +270,20 @@ class Network:
             scratch = {name: arena.empty(*s, dtype=d) for name, (s, d) in sizes.items()}
             with self.ranges("gru"):
                 gru(
-                    w.gru.kind, inputs, w.gru.recurrent, w.gru.norm, w.query, w.query_bias,
-                    tokens.steps, tokens.step_offsets, tokens.offsets,
-                    on_device(order, x.device), active.tolist(),
-                    Scratch(**scratch), logits,
-                )  # fmt: skip
+                    w.gru.kind,
+                    inputs,
+                    w.gru.recurrent,
+                    w.gru.norm,
+                    w.query,
+                    w.query_bias,
+                    tokens.steps,
+                    tokens.step_offsets,
+                    tokens.offsets,
+                    on_device(order, x.device),
+                    active.tolist(),
+                    Scratch(**scratch),
+                    logits,
+                )
             with self.ranges("pool"):
                 pool_steps(
                     x, logits, tokens.steps, tokens.step_offsets, tokens.offsets, constant, out

@@ -142,9 +142,16 @@ class FusedNetwork:
             stream = torch.cuda.current_stream(self._device).cuda_stream
         schedule(self._native, shape, tokens.offsets, planned, stream)
         encode_network(
-            self._native, shape, self._operands[name], tokens, self._table, planned, out,
-            constant, stream,
-        )  # fmt: skip
+            self._native,
+            shape,
+            self._operands[name],
+            tokens,
+            self._table,
+            planned,
+            out,
+            constant,
+            stream,
+        )
 
 
 def _shared_memory(device: torch.device) -> int:
@@ -168,9 +175,12 @@ def blocks(shape: Shape, pixels: int, tokens: int) -> int:
 def schedule(native: Any, shape: Shape, offsets: Tensor, out: Tensor, stream: int) -> None:
     """Assign P pixels to blocks. offsets [P + 1] int32, out [schedule_size(P)] int32."""
     native.schedule_pixels(
-        offsets=offsets.data_ptr(), pixels=offsets.numel() - 1, tokens=shape.tokens,
-        schedule=out.data_ptr(), stream=stream,
-    )  # fmt: skip
+        offsets=offsets.data_ptr(),
+        pixels=offsets.numel() - 1,
+        tokens=shape.tokens,
+        schedule=out.data_ptr(),
+        stream=stream,
+    )
 
 
 def encode_network(
@@ -194,16 +204,27 @@ def encode_network(
     else:
         kind = 1 if tokens.unsigned else 0
     native.encode_network(
-        shape=shape, float16=operands.float16, stream=stream,
+        shape=shape,
+        float16=operands.float16,
+        stream=stream,
         blocks=blocks(shape, tokens.pixels, len(tokens.doy)),
-        bands=tokens.bands.data_ptr(), band_kind=kind, channels=tokens.bands.shape[1],
-        orbit=tokens.orbit.data_ptr(), doy=tokens.doy.data_ptr(),
-        multiplicity=tokens.multiplicity.data_ptr(), offsets=tokens.offsets.data_ptr(),
-        schedule=planned.data_ptr(), table=table.data_ptr(), weights=operands.weights.data_ptr(),
-        parameters=operands.parameters.data_ptr(), layers=operands.layers,
-        constant=0 if constant is None else constant.data_ptr(), pooled=out.data_ptr(),
-        stride=out.stride(0), float_output=out.dtype == torch.float32,
-    )  # fmt: skip
+        bands=tokens.bands.data_ptr(),
+        band_kind=kind,
+        channels=tokens.bands.shape[1],
+        orbit=tokens.orbit.data_ptr(),
+        doy=tokens.doy.data_ptr(),
+        multiplicity=tokens.multiplicity.data_ptr(),
+        offsets=tokens.offsets.data_ptr(),
+        schedule=planned.data_ptr(),
+        table=table.data_ptr(),
+        weights=operands.weights.data_ptr(),
+        parameters=operands.parameters.data_ptr(),
+        layers=operands.layers,
+        constant=0 if constant is None else constant.data_ptr(),
+        pooled=out.data_ptr(),
+        stride=out.stride(0),
+        float_output=out.dtype == torch.float32,
+    )
 
 
 def encode_layer(
@@ -219,12 +240,18 @@ def encode_layer(
 ) -> None:
     """One transformer layer: x and out [N, D] contiguous, of the element; out may be x."""
     native.encode_layer(
-        shape=shape, float16=operands.float16, stream=stream,
-        blocks=blocks(shape, offsets.numel() - 1, len(x)), x=x.data_ptr(), y=out.data_ptr(),
-        multiplicity=multiplicity.data_ptr(), offsets=offsets.data_ptr(),
-        schedule=planned.data_ptr(), weights=operands.weights.data_ptr(),
+        shape=shape,
+        float16=operands.float16,
+        stream=stream,
+        blocks=blocks(shape, offsets.numel() - 1, len(x)),
+        x=x.data_ptr(),
+        y=out.data_ptr(),
+        multiplicity=multiplicity.data_ptr(),
+        offsets=offsets.data_ptr(),
+        schedule=planned.data_ptr(),
+        weights=operands.weights.data_ptr(),
         parameters=operands.parameters.data_ptr(),
-    )  # fmt: skip
+    )
 
 
 def _operands(

@@ -33,9 +33,14 @@ class _Series(NamedTuple):
     def arguments(self) -> tuple[int, int, int, bool, int, int, int]:
         mask = 0 if self.mask is None else self.mask.data_ptr()
         return (
-            self.bands.data_ptr(), mask, self.days.data_ptr(), self.days.dim() > 1,
-            len(self.bands), self.column, self.orbit,
-        )  # fmt: skip
+            self.bands.data_ptr(),
+            mask,
+            self.days.data_ptr(),
+            self.days.dim() > 1,
+            len(self.bands),
+            self.column,
+            self.orbit,
+        )
 
 
 class _Stream(NamedTuple):
@@ -166,10 +171,16 @@ class DevicePacker:
         if self._spec.sampling == "v1.0":
             skip = self._empty(pixels, dtype=torch.uint8)
         window = {
-            "pixels": pixels, "columns": shape[1], "row0": row0, "sampling": self._spec.sampling,
-            "seed": seed, "binary_masks": binary_masks, "counts": counts.data_ptr(),
-            "skip": 0 if skip is None else skip.data_ptr(), "errors": errors.data_ptr(),
-        }  # fmt: skip
+            "pixels": pixels,
+            "columns": shape[1],
+            "row0": row0,
+            "sampling": self._spec.sampling,
+            "seed": seed,
+            "binary_masks": binary_masks,
+            "counts": counts.data_ptr(),
+            "skip": 0 if skip is None else skip.data_ptr(),
+            "errors": errors.data_ptr(),
+        }
         streams = [
             self._count(0, [optical], optical.bands.dtype, len(S2_BANDS), window),
             self._count(1, radar, radar_dtype, len(S1_BANDS), window),
@@ -217,9 +228,12 @@ class DevicePacker:
         if not pixels:
             return _Stream(number, series, dtype, channels, None, bits, *offsets)
         arguments = self._native.PackInput(
-            series=[s.arguments() for s in series], stream=number,
-            is_float=dtype == torch.float32, bits=bits.data_ptr(), **window,
-        )  # fmt: skip
+            series=[s.arguments() for s in series],
+            stream=number,
+            is_float=dtype == torch.float32,
+            bits=bits.data_ptr(),
+            **window,
+        )
         if number == 0 and window["skip"]:
             self._native.mark_all_zero(arguments, self._handle())
         tokens, steps = (self._empty(pixels, dtype=torch.int32) for _ in range(2))
@@ -244,9 +258,14 @@ class DevicePacker:
         )
         if tokens:
             arrays: list[Any] = [
-                packed.bands, packed.doy, packed.orbit, packed.multiplicity, packed.offsets,
-                packed.steps, packed.step_offsets,
-            ]  # fmt: skip
+                packed.bands,
+                packed.doy,
+                packed.orbit,
+                packed.multiplicity,
+                packed.offsets,
+                packed.steps,
+                packed.step_offsets,
+            ]
             pointers = [0 if a is None else a.data_ptr() for a in arrays]
             self._native.fill_tokens(stream.input, *pointers, self._handle())
         return packed

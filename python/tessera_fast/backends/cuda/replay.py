@@ -58,9 +58,11 @@ class Replay:
         captures them, and later ones replay."""
         parts = _parts(target)
         key = (
-            rounded(s2.pixels), *_form(s2), *_form(s1),
+            rounded(s2.pixels),
+            *_form(s2),
+            *_form(s1),
             *((p.dtype, p.shape[1:]) for p in parts),
-        )  # fmt: skip
+        )
         entry = self._entries.pop(key, None)
         known = entry is not None
         if entry is None:

@@ -186,8 +186,11 @@ class _Messages:
     def __init__(self, trt: ModuleType) -> None:
         self._errors: list[str] = []
         severity = trt.ILogger.Severity
-        levels = {severity.WARNING: logging.DEBUG, severity.ERROR: logging.DEBUG,
-                  severity.INTERNAL_ERROR: logging.DEBUG}  # fmt: skip
+        levels = {
+            severity.WARNING: logging.DEBUG,
+            severity.ERROR: logging.DEBUG,
+            severity.INTERNAL_ERROR: logging.DEBUG,
+        }
         kept = (severity.ERROR, severity.INTERNAL_ERROR)
         errors = self._errors
 

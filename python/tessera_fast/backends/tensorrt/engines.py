@@ -105,9 +105,13 @@ def write_engines(
     for part, graph in manifest["graphs"].items():
         _log.info("TensorRT: building %s of %s", part, weights.spec.name)
         plan = build(
-            package, folder / graph["file"], profiles(weights.spec, part), targets=targets,
-            exact_fp32=form.precision == "fp32", refittable=refittable,
-        )  # fmt: skip
+            package,
+            folder / graph["file"],
+            profiles(weights.spec, part),
+            targets=targets,
+            exact_fp32=form.precision == "fp32",
+            refittable=refittable,
+        )
         graph["engine"] = f"{part}.engine"
         (folder / graph["engine"]).write_bytes(plan)
         graph["engine_sha256"] = hashlib.sha256(plan).hexdigest()

@@ -21,8 +21,11 @@ from .engines import BATCH_SLOTS, batch_pixels, engines, group_of
 
 # Of the encoders' inputs, and of the rows that a batch's results belong to.
 _TYPES = {
-    "bands": torch.float32, "doy": torch.int32, "orbit": torch.int32, "rows": torch.int64,
-}  # fmt: skip
+    "bands": torch.float32,
+    "doy": torch.int32,
+    "orbit": torch.int32,
+    "rows": torch.int64,
+}
 _LEAST_WORKSPACE = 256  # bytes: an engine that needs none is given an address all the same
 
 
@@ -165,12 +168,16 @@ class Lane:
         with self._on_stream():
             self._host, self._buffers = (
                 {
-                    name: torch.empty(BATCH_SLOTS * widths.get(name, 1), dtype=_TYPES[name],
-                                      device=place, pin_memory=self._cuda and place == "cpu")
+                    name: torch.empty(
+                        BATCH_SLOTS * widths.get(name, 1),
+                        dtype=_TYPES[name],
+                        device=place,
+                        pin_memory=self._cuda and place == "cpu",
+                    )
                     for name in (*self.inputs, "rows")
                 }
                 for place in ("cpu", device)
-            )  # fmt: skip
+            )
         self._output: Tensor | None = None
 
     def follow(self) -> None:
