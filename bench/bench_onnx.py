@@ -26,7 +26,7 @@ from tessera_fast.exports import feeds, runtime
 from tessera_fast.packing import PackedTokens, pack
 from tessera_fast.weights import load_weights
 
-GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
+GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "helpers" / "oracle.py"))
 Run = Callable[[np.ndarray], None]  # fills (P, E)
 SWEEP_ROUNDS = 2
 

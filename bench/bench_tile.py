@@ -21,7 +21,7 @@ import timing
 from tessera_fast.synthetic import synthetic_tile, write_tile
 
 # The golden gate of the test suite: float32 engines differ from each other by less.
-ORACLE = Path(__file__).resolve().parents[1] / "tests" / "oracle.py"
+ORACLE = Path(__file__).resolve().parents[1] / "tests" / "helpers" / "oracle.py"
 ATOL = runpy.run_path(str(ORACLE))["GOLDEN_ATOL"]
 
 

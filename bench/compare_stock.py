@@ -10,7 +10,7 @@ the lengths they have. Stock engines get standardised sequences, padded by the o
 batched by lengths, each at the fastest of --batches (and of one batch after the other or as many
 side by side as there are threads, where the engine has that); ours gets packed raw tokens. Packing,
 padding, exports and compilation are not timed. A contender counts if its embeddings pass its gate
-in tests/oracle.py, against official eager fp32.
+in tests/helpers/oracle.py, against official eager fp32.
 
 All on AVX2, on a processor with more, as far as the engines allow it:
 
@@ -50,7 +50,7 @@ from tessera_fast.packing import pack
 from tessera_fast.spec import ModelSpec
 from tessera_fast.weights import load_weights
 
-GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
+GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "helpers" / "oracle.py"))
 ATOL, MIN_COSINE = GATES["GOLDEN_ATOL"], GATES["REDUCED_MIN_COSINE"]
 
 SWEEP_ROUNDS = 2

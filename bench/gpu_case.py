@@ -24,7 +24,7 @@ from tessera_fast.packing import PackedTokens, pack
 from tessera_fast.spec import MAX_DOY, ModelSpec
 from tessera_fast.weights import Weights
 
-GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
+GATES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "helpers" / "oracle.py"))
 V1_0_DATES = (40, 40)  # what v1.0 draws of each stream, however many there are
 SAMPLE = 48  # pixels that are compared with the reference
 CLEAR = 0.5  # share of a tile's Sentinel-2 dates that a pixel sees
@@ -210,7 +210,7 @@ def first_row(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> tuple[PackedTok
 
 
 def gate(got: np.ndarray, expected: np.ndarray, precision: str, ours: bool) -> dict[str, Any]:
-    """Agreement with the reference, and whether it is enough: tests/oracle.py says what is.
+    """Agreement with the reference, and whether it is enough: tests/helpers/oracle.py says what is.
 
     Stock engines in a reduced precision are held to the mean cosine alone.
     """

@@ -5,7 +5,7 @@
     ncu --profile-from-start off python bench/gpu_small.py --profiled v2-nano=triton:bf16
 
 The function that users call packs, encodes and quantises; its float32 and int8 embeddings are held
-to the gates of tests/oracle.py. A contender outside its gate makes the exit status 1.
+to the gates of tests/helpers/oracle.py. A contender outside its gate makes the exit status 1.
 """
 
 import argparse

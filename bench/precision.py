@@ -5,7 +5,7 @@
 Pixels are spread evenly over every tile. The weights of released models are seeded and
 untrained (--weights takes a checkpoint instead): they prove the arithmetic, and say little about
 how peaked a trained model's attention is. Those of demo-nano are trained. The verdict is the gate
-of tests/oracle.py.
+of tests/helpers/oracle.py.
 """
 
 import argparse
@@ -21,7 +21,9 @@ import workloads
 from tessera_fast.packing import pack
 from tessera_fast.spec import RELEASED
 
-ORACLE = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py"))
+ORACLE = runpy.run_path(
+    str(Path(__file__).resolve().parents[1] / "tests" / "helpers" / "oracle.py")
+)
 MODELS = ["v2-nano", "v2-small", "v2-medium", "v2-large", "v1.1-mpc", "v1.0-qat"]
 
 

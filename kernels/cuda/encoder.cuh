@@ -227,7 +227,7 @@ __device__ __forceinline__ void relu(float (&c)[S::kTiles][S::kColumns][4]) {
 
 // Called before the loads of n8 tile j: some stay below this point. Hoisted together, a row's
 // parameters take the registers of its sums. The places are those where ptxas 13.0 spills least,
-// found by trying (tests/test_cuda_encoder.py); results do not depend on them.
+// found by trying (tests/backends/cuda/test_cuda_encoder.py); results do not depend on them.
 template <class S>
 __device__ __forceinline__ void hold_loads(int j) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900

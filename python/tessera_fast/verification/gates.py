@@ -1,7 +1,7 @@
 """When two runs count as the same embedding: the limits of docs/correctness.md, as data.
 
-A gate names the laxest arithmetic of the two runs. `tests/oracle.py` has the same limits for the
-tests, and `tests/test_verify_figures.py` holds the two together.
+A gate names the laxest arithmetic of the two runs. `tests/helpers/oracle.py` has the same limits
+for the tests, and `tests/verification/test_verify_figures.py` holds the two together.
 """
 
 from __future__ import annotations
