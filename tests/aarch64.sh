@@ -102,9 +102,9 @@ if (($#)); then
   pytest "$@"
   exit
 fi
-pytest tests/test_cpu_ops.py tests/test_cpu_reduced_ops.py tests/test_packing.py tests/test_quantize.py
+pytest tests/backends/cpu/test_cpu_ops.py tests/backends/cpu/test_cpu_reduced_ops.py tests/packing/test_packing.py tests/ground/test_quantize.py
 # Whole models: the small ones, each kind of layer once.
-pytest tests/test_cpu_golden.py \
+pytest tests/backends/cpu/test_cpu_golden.py \
   -k "(mini and (series or tile)) or prefix or forced or random_models or every_golden"
-pytest tests/test_cpu_reduced.py -k "mini or auto"
-pytest tests/test_invariance.py -k "order_of_the_pixels and (softmax or custom_gru or torch_gru)"
+pytest tests/backends/cpu/test_cpu_reduced.py -k "mini or auto"
+pytest tests/model/test_invariance.py -k "order_of_the_pixels and (softmax or custom_gru or torch_gru)"

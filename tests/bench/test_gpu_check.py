@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tessera_fast
-from places import HELPERS, REPOSITORY
+from places import REPOSITORY
 
 BENCH = REPOSITORY / "bench"
 PACKAGE = Path(tessera_fast.__file__).parents[1]
@@ -143,7 +143,7 @@ check.run(stage(
 def test_rows_survive_when_the_check_itself_is_killed(tmp_path):
     import gpu_rows
 
-    program = DRIVER.format(tests=str(HELPERS), bench=str(BENCH))
+    program = DRIVER.format(tests=str(Path(__file__).parent), bench=str(BENCH))
     driver = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.DEVNULL
     )

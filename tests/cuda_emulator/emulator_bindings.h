@@ -1,5 +1,5 @@
 // The emulator's own seam in tessera_fast._cuda_emulated: its setting, and kernels with planted
-// errors (tests/test_cuda_emulator.py). Call from the module's definition.
+// errors (tests/backends/cuda/test_cuda_emulator.py). Call from the module's definition.
 #pragma once
 
 #include <pybind11/pybind11.h>

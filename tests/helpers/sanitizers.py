@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 
 from native_flags import cpu_sources, isa_targets
-from places import REPOSITORY
+from places import HELPERS, REPOSITORY, TESTS
 
 BUILD = REPOSITORY / "build" / "sanitizers"
 KINDS = {
@@ -207,7 +207,6 @@ def kernel_tests() -> str:
             package / f"_cuda_emulated{suffix}",
         ]
     )
-    tests = REPOSITORY / "tests"
     return run(
         [
             *start,
@@ -218,8 +217,8 @@ def kernel_tests() -> str:
             "-p",
             "no:cacheprovider",
             "--no-header",
-            tests / "test_cuda_emulator.py",
-            tests / "test_cuda_encoder.py",
+            TESTS / "backends" / "cuda" / "test_cuda_emulator.py",
+            TESTS / "backends" / "cuda" / "test_cuda_encoder.py",
             "-k",
             "not (spills or overrun or underrun)",
         ],
@@ -263,11 +262,10 @@ def bindings() -> str:
     start = launcher("memory")
     isas = module()
     environment = memory_environment(BUILD)
-    tests = REPOSITORY / "tests"
     python = [*start, sys.executable]
     told = [
         "fuzz",
-        run([*python, tests / "binding_fuzz.py", 1, FUZZ_SECONDS, *isas], **environment),
+        run([*python, HELPERS / "binding_fuzz.py", 1, FUZZ_SECONDS, *isas], **environment),
     ]
     for name, path in checkpoints().items():
         for way in ("raw", "tokens"):
@@ -275,7 +273,7 @@ def bindings() -> str:
                 name,
                 way,
                 run(
-                    [*python, tests / "borrowed_memory.py", way, RACE_SECONDS, 2, path],
+                    [*python, HELPERS / "borrowed_memory.py", way, RACE_SECONDS, 2, path],
                     TESSERA_FAST_ISA=isas[-1],
                     **environment,
                 ),

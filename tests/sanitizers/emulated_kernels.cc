@@ -1,4 +1,4 @@
-// The CUDA kernels on the emulator, for the sanitizers (tests/sanitizers.py): their operands have
+// The CUDA kernels on the emulator, for the sanitizers (sanitizers.py): their operands have
 // no byte more than the host gives them. `emulated_kernels CASE...`, where a case is pack,
 // schedule, network or layer, or a fault of cuda_emulator/planted.h.
 //

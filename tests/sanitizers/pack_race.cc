@@ -1,5 +1,5 @@
 // Packing while another thread writes the arrays: csrc/pack alone, for the thread sanitizer and for
-// the address sanitizer (tests/sanitizers.py). `pack_race SECONDS`
+// the address sanitizer (tests/helpers/sanitizers.py). `pack_race SECONDS`
 //
 // The packer reads the caller's memory by relaxed atomic loads, and the writer here stores
 // likewise: then every report of the thread sanitizer is a fault of the packer, and nothing is
