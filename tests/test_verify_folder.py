@@ -45,6 +45,8 @@ def negative(scales):
 FOLDER_DAMAGE = {
     "truncated": (lambda p: (p / "a.npy").write_bytes((p / "a.npy").read_bytes()[:5000]),
                   "a.npy", "cannot be read (5,000 bytes"),
+    "no values": (lambda p: np.save(p / "a.npy", np.zeros((9, 7, 0), np.int8)), "a.npy",
+                  "an array without values"),
     "no scales": (lambda p: (p / "a_scales.npy").unlink(), "a.npy", "without a_scales.npy"),
     "no codes": (lambda p: (p / "a.npy").unlink(), "a_scales.npy", "neither"),
     "other size": (lambda p: np.save(p / "a_scales.npy", np.ones((3, 3), np.float32)),
