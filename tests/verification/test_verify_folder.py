@@ -48,6 +48,11 @@ FOLDER_DAMAGE = {
         "a.npy",
         "cannot be read (5,000 bytes",
     ),
+    "no values": (
+        lambda p: np.save(p / "a.npy", np.zeros((9, 7, 0), np.int8)),
+        "a.npy",
+        "an array without values",
+    ),
     "no scales": (lambda p: (p / "a_scales.npy").unlink(), "a.npy", "without a_scales.npy"),
     "no codes": (lambda p: (p / "a.npy").unlink(), "a_scales.npy", "neither"),
     "other size": (

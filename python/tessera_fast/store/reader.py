@@ -289,6 +289,11 @@ def _open_folder(path: Path) -> Embeddings:
         values = _mapped(file)
         if values.ndim != 3:  # scales, or something else
             continue
+        if 0 in values.shape:
+            raise StoreError(
+                f"{file}: expected embeddings (H, W, E), got an array without values, of shape "
+                f"{values.shape}; write it again"
+            )
         height, width, dims = values.shape
         scales = file.with_name(f"{file.stem}{_SCALES}.npy")
         arrays = {"embeddings": values}

@@ -66,7 +66,10 @@ def _record(out: Check) -> dict[str, Any] | None:
 
 def _opened(out: Check, file: Path, again: str) -> np.ndarray | None:
     try:
-        return map_npy(file)
+        array = map_npy(file)
+        if 0 in array.shape:
+            raise Unreadable(f"an array without values, of shape {array.shape}")
+        return array
     except (OSError, ValueError) as error:  # ValueError: no array at all, or an empty one
         out.problem(file, f"cannot be read ({file.stat().st_size:,} bytes: {error})", again)
         return None
