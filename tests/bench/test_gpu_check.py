@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tessera_fast
-from places import REPOSITORY
+from places import HELPERS, REPOSITORY
 
 BENCH = REPOSITORY / "bench"
 PACKAGE = Path(tessera_fast.__file__).parents[1]
@@ -127,7 +127,7 @@ def test_rows_survive_a_crash_a_hang_and_a_wrong_result(check, tmp_path, capfd, 
 
 DRIVER = """
 import sys
-sys.path[:0] = [{tests!r}, {bench!r}]
+sys.path[:0] = [{tests!r}, {helpers!r}, {bench!r}]
 from pathlib import Path
 import gpu_check
 from test_gpu_check import stage, task
@@ -143,7 +143,8 @@ check.run(stage(
 def test_rows_survive_when_the_check_itself_is_killed(tmp_path):
     import gpu_rows
 
-    program = DRIVER.format(tests=str(Path(__file__).parent), bench=str(BENCH))
+    places = {"tests": str(Path(__file__).parent), "helpers": str(HELPERS), "bench": str(BENCH)}
+    program = DRIVER.format(**places)
     driver = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.DEVNULL
     )

@@ -222,6 +222,6 @@ def test_command_line(made, tmp_path, run, capsys):
 
 
 def test_the_module_of_pictures_is_still_there():
-    import tessera_fast.quicklook as module
+    import tessera_fast.drawing.quicklook as module
 
     assert module.quicklook and tf.quantize

@@ -35,13 +35,13 @@ int cuGetProcAddress_v2(const char* name, void** found, int version, unsigned lo
 ASK = """
 import tessera_fast as tf
 from tessera_fast import _cuda
-from tessera_fast.backends.base import Plan
+from tessera_fast.backends.base import RunOptions
 from tessera_fast.backends.cuda import cuda
 from tessera_fast.spec import released
 
 print(_cuda.device_count())
 print(_cuda.why_no_device())
-print(cuda.why_not(released("v2-nano"), Plan()))
+print(cuda.why_not(released("v2-nano"), RunOptions()))
 """
 
 
