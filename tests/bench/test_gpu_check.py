@@ -1,6 +1,5 @@
 """bench/gpu_check.py where there is no GPU: the driver, the plan, gates, contenders, tables."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,29 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import tessera_fast
-from places import HELPERS, REPOSITORY
+from bench_programs import BENCH, bench_modules, needs_torch, python  # noqa: F401
+from places import HELPERS
 
-BENCH = REPOSITORY / "bench"
-PACKAGE = Path(tessera_fast.__file__).parents[1]
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="stock engines and the reference need torch"
-)
-
-
-@pytest.fixture(autouse=True)
-def _bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-
-
-def python(*args: object) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join([str(PACKAGE), str(BENCH)])
-    return subprocess.run(
-        [sys.executable, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+pytestmark = pytest.mark.usefixtures("bench_modules")
 
 
 # ---- the driver, with made-up stages

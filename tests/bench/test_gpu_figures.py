@@ -1,39 +1,14 @@
 """Figures of the GPU check where there is no GPU: gates, ceilings, contenders, tables."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tessera_fast
-from places import REPOSITORY
+from bench_programs import BENCH, bench_modules, needs_torch, python  # noqa: F401
 
-BENCH = REPOSITORY / "bench"
-PACKAGE = Path(tessera_fast.__file__).parents[1]
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="stock engines and the reference need torch"
-)
-
-
-@pytest.fixture(autouse=True)
-def _bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-
-
-def python(*args: object) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join([str(PACKAGE), str(BENCH)])
-    return subprocess.run(
-        [sys.executable, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+pytestmark = pytest.mark.usefixtures("bench_modules")
 
 
 @needs_torch
