@@ -32,6 +32,25 @@ from train_configs import writer
 
 Format = tuple[Callable[[random.Random], Any], Callable[[Any], Any]]
 UTM = ("EPSG:32631", (10.0, 0.0, 5e5, 0.0, -10.0, 5.6e6))
+PLAN_ROW = PlanRow(
+    "a_2024",
+    "/tiles/a_2024",
+    2024,
+    *UTM,
+    500,
+    400,
+    70,
+    30,
+    31,
+    200_000,
+    6_000_000,
+    11_000_000,
+    1.25e12,
+    365_000_000,
+    50_000_000,
+    "ab12",
+    1234.5,
+)
 
 
 def use(tile: Any) -> None:
@@ -162,29 +181,10 @@ def plan_file(scratch: Path) -> Format:
     import pyarrow
     import pyarrow.parquet
 
-    row = PlanRow(
-        "a_2024",
-        "/tiles/a_2024",
-        2024,
-        *UTM,
-        500,
-        400,
-        70,
-        30,
-        31,
-        200_000,
-        6_000_000,
-        11_000_000,
-        1.25e12,
-        365_000_000,
-        50_000_000,
-        "ab12",
-        1234.5,
-    )
     other = PlanRow("b", "s3://b", None, None, None, 5, 4, 7, 3, 0, 20, 8, 5, 1e6, 9, 5, "cd")
     options = {"model": "v2-nano", "workers": 4, "dims": None, "open": {"year": None}}
     path = scratch / "plan.parquet"
-    Plan([row, other], [Failure("c", "no")], options, (1, 2), None, 84).save(path)
+    Plan([PLAN_ROW, other], [Failure("c", "no")], options, (1, 2), None, 84).save(path)
     data, table = path.read_bytes(), pyarrow.parquet.read_table(path)
     head = table.schema.metadata[b"tessera_fast.plan"]
 

@@ -5,31 +5,12 @@ import sys
 
 import pytest
 
+from fuzz_files import PLAN_ROW as ROW
 from tessera_fast.errors import InputError, StoreError, TesseraError
 from tessera_fast.planning import plan as planning
 from tessera_fast.planning.rows import Calibration, Failure, PlanRow
 from tessera_fast.planning.table import Plan, count, duration, size
 
-ROW = PlanRow(
-    "a_2024",
-    "/tiles/a_2024",
-    2024,
-    "EPSG:32631",
-    (10.0, 0.0, 5e5, 0.0, -10.0, 5e6),
-    500,
-    400,
-    70,
-    30,
-    31,
-    200_000,
-    6_000_000,
-    11_000_000,
-    1.25e12,
-    365_000_000,
-    50_000_000,
-    "ab12",
-    1234.5,
-)
 BARE = PlanRow(
     "b", "s3://tiles/b", None, None, None, 5, 4, 7, 3, 0, 20, 80, 55, 1.5e6, 9_000, 5_000, "cd34"
 )

@@ -13,6 +13,7 @@ import pytest
 
 import fuzz
 import tessera_fast as tf
+from fuzz_files import PLAN_ROW as ROW
 from fuzz_files import UTM
 from tessera_fast.errors import InputError, TesseraError
 from tessera_fast.planning.rows import PlanRow
@@ -210,25 +211,6 @@ def test_netcdf_that_is_cut_or_none(tmp_path):
 
 # ---- plans
 
-ROW = PlanRow(
-    "a_2024",
-    "/tiles/a_2024",
-    2024,
-    *UTM,
-    500,
-    400,
-    70,
-    30,
-    31,
-    200_000,
-    6_000_000,
-    11_000_000,
-    1.25e12,
-    365_000_000,
-    50_000_000,
-    "ab12",
-    1234.5,
-)
 OPTIONS = {"model": "v2-nano", "dims": None, "workers": 4, "open": {"year": None}}
 
 
